@@ -1,0 +1,260 @@
+"""The tables: one Arrow schema each, with a version and a digest. Torch-free.
+
+Adding a nullable column is a minor version; any other change is a new table name. Meaning, unit and writer of
+every column: docs/contracts.md. Times named `t*_ns` are CLOCK_MONOTONIC of the writer's host, `*unix_ns` are Unix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import pyarrow as pa
+
+VERSION: Final = "1.0"
+"""`insitu.version` in a segment's schema metadata."""
+
+IDENTITY: Final = (
+    ("epoch", pa.uint64()),
+    ("rank", pa.int16()),
+    ("stage", pa.int16()),
+    ("row_seq", pa.int64()),
+)
+"""First columns of every table: who wrote the row, and which row of that writer and table it is."""
+
+ROW_MAP = pa.list_(
+    pa.struct(
+        [
+            ("request", pa.utf8()),
+            ("row", pa.int32()),
+            ("count", pa.int32()),
+            ("position", pa.int64()),
+            ("phase", pa.uint8()),
+            ("sample_row", pa.int32()),
+        ]
+    )
+)
+ROW_COUNTS = pa.list_(pa.struct([("table", pa.utf8()), ("rows", pa.int64())]))
+DROP_COUNTS = pa.list_(pa.struct([("table", pa.utf8()), ("reason", pa.utf8()), ("rows", pa.int64())]))
+
+Columns = tuple[tuple[str, pa.DataType], ...]
+
+_COLUMNS: Final[dict[str, Columns]] = {
+    "sources": (
+        ("run", pa.utf8()),
+        ("role", pa.utf8()),
+        ("host", pa.utf8()),
+        ("boot_id", pa.utf8()),
+        ("pid", pa.int32()),
+        ("replica", pa.int16()),
+        ("dp_rank", pa.int16()),
+        ("tp_rank", pa.int16()),
+        ("pp_rank", pa.int16()),
+        ("ep_rank", pa.int16()),
+        ("model", pa.utf8()),
+        ("config_digest", pa.utf8()),
+        ("plan_digest", pa.utf8()),
+        ("param_bytes", pa.int64()),
+        ("version", pa.utf8()),
+        ("unix_anchor_ns", pa.int64()),
+        ("mono_anchor_ns", pa.int64()),
+    ),
+    "sites": (
+        ("site", pa.uint16()),
+        ("name", pa.utf8()),
+        ("layer", pa.int16()),
+        ("fqn", pa.utf8()),
+        ("io", pa.utf8()),
+        ("index", pa.int16()),
+        ("shard", pa.utf8()),
+        ("axis", pa.utf8()),
+        ("dtype", pa.utf8()),
+    ),
+    "steps": (
+        ("step_id", pa.int64()),
+        ("mb", pa.int16()),
+        ("phase", pa.uint8()),
+        ("t0_ns", pa.int64()),
+        ("num_rows", pa.int32()),
+        ("num_padded", pa.int32()),
+        ("variant", pa.uint8()),
+        ("dropped", pa.uint8()),
+        ("rows", ROW_MAP),
+    ),
+    "intervals": (
+        ("t0_ns", pa.int64()),
+        ("t1_ns", pa.int64()),
+        ("cls", pa.uint8()),
+        ("step_id", pa.int64()),
+        ("mb", pa.int16()),
+        ("peer", pa.int16()),
+        ("bytes", pa.int64()),
+        ("cpu_ns", pa.int64()),
+    ),
+    "requests": (
+        ("request", pa.utf8()),
+        ("trace_id", pa.utf8()),
+        ("event", pa.uint8()),
+        ("t_ns", pa.int64()),
+        ("step_id", pa.int64()),
+        ("num_tokens", pa.int32()),
+    ),
+    "summaries": (
+        ("step_id", pa.int64()),
+        ("site", pa.uint16()),
+        ("num_rows", pa.int32()),
+        ("canary", pa.float32()),
+        ("row_sum", pa.float64()),
+        ("absmax", pa.float32()),
+        ("nonfinite_rows", pa.list_(pa.int32())),
+    ),
+    "captures": (
+        ("step_id", pa.int64()),
+        ("site", pa.uint16()),
+        ("request", pa.utf8()),
+        ("row", pa.int32()),
+        ("position", pa.int64()),
+        ("dtype", pa.utf8()),
+        ("shape", pa.list_(pa.int32())),
+        ("data", pa.large_binary()),
+    ),
+    "health": (
+        ("t_ns", pa.int64()),
+        ("cpu_ns", pa.int64()),
+        ("step_cpu_ns", pa.int64()),
+        ("run_delay_ns", pa.int64()),
+        ("involuntary_switches", pa.int64()),
+        ("major_faults", pa.int64()),
+        ("rss_bytes", pa.int64()),
+        ("throttled_ns", pa.int64()),
+        ("host_busy_ns", pa.int64()),
+        ("host_steal_ns", pa.int64()),
+        ("host_cores", pa.int16()),
+        ("host_pressure_ns", pa.int64()),
+        ("open_cls", pa.uint8()),
+        ("open_since_ns", pa.int64()),
+        ("open_step_id", pa.int64()),
+        ("open_mb", pa.int16()),
+        ("open_peer", pa.int16()),
+        ("num_steps", pa.int64()),
+        ("hook_ns", pa.int64()),
+        ("drain_cpu_ns", pa.int64()),
+        ("produced", ROW_COUNTS),
+        ("dropped", DROP_COUNTS),
+        ("closing", pa.bool_()),
+    ),
+    "clocks": (
+        ("host_a", pa.utf8()),
+        ("host_b", pa.utf8()),
+        ("offset_ns", pa.int64()),
+        ("error_ns", pa.int64()),
+        ("t_ns", pa.int64()),
+    ),
+    "events": (
+        ("t_ns", pa.int64()),
+        ("kind", pa.utf8()),
+        ("step_id", pa.int64()),
+        ("text", pa.utf8()),
+    ),
+    "verdicts": (
+        ("verdict", pa.utf8()),
+        ("revision", pa.int32()),
+        ("state", pa.utf8()),
+        ("kind", pa.utf8()),
+        ("on_stage", pa.int16()),
+        ("on_rank", pa.int16()),
+        ("layer", pa.int16()),
+        ("site", pa.utf8()),
+        ("step_id", pa.int64()),
+        ("phase", pa.utf8()),
+        ("confidence", pa.float64()),
+        ("text", pa.utf8()),
+        ("remedy", pa.utf8()),
+        ("window_start_unix_ns", pa.int64()),
+        ("window_end_unix_ns", pa.int64()),
+        ("detected_unix_ns", pa.int64()),
+        ("num_requests", pa.int64()),
+        ("requests", pa.list_(pa.utf8())),
+    ),
+    "gaps": (
+        ("source_epoch", pa.uint64()),
+        ("table", pa.utf8()),
+        ("seq_from", pa.uint64()),
+        ("seq_to", pa.uint64()),
+        ("num_rows", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("reason", pa.utf8()),
+        ("file", pa.utf8()),
+        ("unix_ns", pa.int64()),
+    ),
+    "spans": (
+        ("trace_id", pa.utf8()),
+        ("span_id", pa.utf8()),
+        ("service", pa.utf8()),
+        ("name", pa.utf8()),
+        ("unix_ns", pa.int64()),
+        ("otlp", pa.large_binary()),
+    ),
+    "metrics": (
+        ("service", pa.utf8()),
+        ("name", pa.utf8()),
+        ("unit", pa.utf8()),
+        ("kind", pa.utf8()),
+        ("unix_ns", pa.int64()),
+        ("otlp", pa.large_binary()),
+    ),
+    "logs": (
+        ("trace_id", pa.utf8()),
+        ("service", pa.utf8()),
+        ("severity", pa.utf8()),
+        ("name", pa.utf8()),
+        ("unix_ns", pa.int64()),
+        ("otlp", pa.large_binary()),
+    ),
+}
+
+TABLES: Final[tuple[str, ...]] = tuple(_COLUMNS)
+"""Every table; a table's position is its stream number on the wire, so only append."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """One table: its name, its stream number, its Arrow schema and the digest both ends compare."""
+
+    name: str
+    stream: int
+    schema: pa.Schema
+    digest: int
+    """u64: the first 8 bytes (big-endian) of SHA-256 over the canonical text of the schema."""
+
+
+def canonical_text(schema: pa.Schema) -> str:
+    """Return `name: type[ not null]` a line; what the digest is taken over."""
+    return "\n".join(f"{f.name}: {f.type}{'' if f.nullable else ' not null'}" for f in schema)
+
+
+def digest_of(schema: pa.Schema) -> int:
+    """Return the u64 digest of a schema (see `TableSpec.digest`)."""
+    return int.from_bytes(hashlib.sha256(canonical_text(schema).encode()).digest()[:8], "big")
+
+
+@cache
+def table_spec(name: str) -> TableSpec:
+    """Return the table called `name`. Raises KeyError naming the known tables."""
+    if name not in _COLUMNS:
+        raise KeyError(f"no table {name!r}; the tables are {', '.join(TABLES)}")
+    identity = [pa.field(column, kind, nullable=False) for column, kind in IDENTITY]
+    schema = pa.schema(identity + [pa.field(column, kind) for column, kind in _COLUMNS[name]])
+    return TableSpec(name, TABLES.index(name), schema, digest_of(schema))
+
+
+def schema_of(name: str) -> pa.Schema:
+    """Return the Arrow schema of a table."""
+    return table_spec(name).schema
+
+
+def spec_by_digest(digest: int) -> TableSpec | None:
+    """Return the table whose schema has this digest, or None when this version does not know it."""
+    return next((spec for spec in map(table_spec, TABLES) if spec.digest == digest), None)

@@ -1,0 +1,155 @@
+"""The names and numbers that are stored. Every process and every stored file depends on them: only append.
+
+Plain Python, so that any part can import it for nothing. See docs/contracts.md, "Names that are stored".
+"""
+
+from enum import IntEnum, StrEnum
+
+
+class IntervalClass(IntEnum):
+    """What a rank's step thread was doing during an interval (`intervals.cls`)."""
+
+    IDLE = 0
+    """Blocked for work, and there was none."""
+    SCHEDULE = 1
+    """Choosing what runs next."""
+    RECV_WAIT = 2
+    """Waiting for a peer that has not sent yet (`peer` says which rank; -1 is the driver)."""
+    RECV_XFER = 3
+    """The peer has sent; bytes are on their way."""
+    COMPUTE = 4
+    """The model's forward pass."""
+    COLLECTIVE_WAIT = 5
+    """Inside a collective of the tensor- or expert-parallel group."""
+    HOST = 6
+    """Preparing inputs and reading outputs around the forward pass."""
+    SAMPLE = 7
+    """Turning logits into token ids."""
+    SEND_WAIT = 8
+    """Waiting for a peer to accept what an earlier send holds (back-pressure)."""
+    SEND_XFER = 9
+    """Handing bytes to the transport."""
+    GC = 10
+    """Python's cyclic garbage collector ran and held the interpreter."""
+    COMPILE = 11
+    """Compiling or capturing a graph."""
+
+
+class Phase(IntEnum):
+    """What a step or a row of it computes (`steps.phase`)."""
+
+    PREFILL = 0
+    DECODE = 1
+    MIXED = 2
+
+
+class Variant(IntEnum):
+    """Which of the two step variants ran (`steps.variant`)."""
+
+    QUIET = 0
+    """T0 only."""
+    FULL = 1
+    """T0, T1 and rows."""
+
+
+class RequestEvent(IntEnum):
+    """What happened to a request (`requests.event`)."""
+
+    ARRIVED = 0
+    QUEUED = 1
+    SCHEDULED = 2
+    FIRST_TOKEN = 3
+    TOKEN = 4
+    PREEMPTED = 5
+    RESUMED = 6
+    FINISHED = 7
+    FAILED = 8
+
+
+class Role(StrEnum):
+    """What a process is (`sources.role`)."""
+
+    DRIVER = "driver"
+    RANK = "rank"
+    CLIENT = "client"
+
+
+class DropReason(StrEnum):
+    """Why a produced row is not stored. What sampling left out is not dropped."""
+
+    SLAB_FULL = "slab_full"
+    RING_FULL = "ring_full"
+    QUEUE_FULL = "queue_full"
+    SPOOL_FULL = "spool_full"
+    COLLECTOR_UNREACHABLE = "collector_unreachable"
+    REFUSED_QUOTA = "refused_quota"
+    REFUSED_MEMORY = "refused_memory"
+    REFUSED_INVALID = "refused_invalid"
+    DISK_FULL = "disk_full"
+    SHUTDOWN = "shutdown"
+    TORN_TAIL = "torn_tail"
+    EXPIRED_UNSENT = "expired_unsent"
+    PROBE_ERROR = "probe_error"
+
+
+class VerdictKind(StrEnum):
+    """What a verdict says. `SEVERITY` gives the order in which views list them."""
+
+    HEALTHY = "healthy"
+    INCONCLUSIVE = "inconclusive"
+    STAGE_LIMITS = "stage_limits"
+    PIPELINE_UNDERFILLED = "pipeline_underfilled"
+    STRAGGLER_RANK = "straggler_rank"
+    GC_PAUSE = "gc_pause"
+    KV_STARVED = "kv_starved"
+    PREFILL_DELAYS_DECODE = "prefill_delays_decode"
+    STUCK = "stuck"
+    FAIL_SLOW = "fail_slow"
+    FIRST_NONFINITE = "first_nonfinite"
+    EXPERT_IMBALANCE = "expert_imbalance"
+    SITE_NEVER_FIRED = "site_never_fired"
+    RECORDS_DROPPED = "records_dropped"
+    HOST_CONTENDED = "host_contended"
+    CLOCK_UNCERTAIN = "clock_uncertain"
+
+
+SEVERITY: tuple[VerdictKind, ...] = (
+    VerdictKind.STUCK,
+    VerdictKind.FIRST_NONFINITE,
+    VerdictKind.STAGE_LIMITS,
+    VerdictKind.STRAGGLER_RANK,
+    VerdictKind.FAIL_SLOW,
+    VerdictKind.GC_PAUSE,
+    VerdictKind.KV_STARVED,
+    VerdictKind.PREFILL_DELAYS_DECODE,
+    VerdictKind.PIPELINE_UNDERFILLED,
+    VerdictKind.EXPERT_IMBALANCE,
+    VerdictKind.HOST_CONTENDED,
+    VerdictKind.RECORDS_DROPPED,
+    VerdictKind.SITE_NEVER_FIRED,
+    VerdictKind.CLOCK_UNCERTAIN,
+    VerdictKind.INCONCLUSIVE,
+    VerdictKind.HEALTHY,
+)
+"""Most severe first: wrong or missing output, then speed, then the quality of the record, then the rest."""
+
+
+class LedgerClass(StrEnum):
+    """Where a rank's wall time went: exactly one class for each nanosecond of a window."""
+
+    COMPUTE = "compute"
+    HOST = "host"
+    GC = "gc"
+    COMPILE = "compile"
+    COLLECTIVE = "collective"
+    WAIT_UPSTREAM = "wait_upstream"
+    WAIT_DOWNSTREAM = "wait_downstream"
+    TRANSFER = "transfer"
+    NO_DEMAND = "no_demand"
+    CONTENDED = "contended"
+    UNRECORDED = "unrecorded"
+    OTHER = "other"
+
+
+NO_RANK = -1
+"""Rank or stage of a process that has none (driver, client), and `peer` of the driver."""

@@ -1,0 +1,102 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Level(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PENDING: _ClassVar[Level]
+    RECEIVED: _ClassVar[Level]
+    DURABLE: _ClassVar[Level]
+PENDING: Level
+RECEIVED: Level
+DURABLE: Level
+
+class ToCollector(_message.Message):
+    __slots__ = ("hello", "frame")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    frame: Frame
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("protocol", "epoch", "source", "schemas")
+    class SourceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SCHEMAS_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    epoch: int
+    source: _containers.ScalarMap[str, str]
+    schemas: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, protocol: _Optional[int] = ..., epoch: _Optional[int] = ..., source: _Optional[_Mapping[str, str]] = ..., schemas: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("stream", "seq", "schema", "num_rows", "crc32", "body")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    seq: int
+    schema: int
+    num_rows: int
+    crc32: int
+    body: bytes
+    def __init__(self, stream: _Optional[int] = ..., seq: _Optional[int] = ..., schema: _Optional[int] = ..., num_rows: _Optional[int] = ..., crc32: _Optional[int] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class ToProbe(_message.Message):
+    __slots__ = ("ack", "refusal", "rules")
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    ack: Ack
+    refusal: Refusal
+    rules: Rules
+    def __init__(self, ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ...) -> None: ...
+
+class Ack(_message.Message):
+    __slots__ = ("stream", "seq", "level", "window_bytes")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    seq: int
+    level: Level
+    window_bytes: int
+    def __init__(self, stream: _Optional[int] = ..., seq: _Optional[int] = ..., level: _Optional[_Union[Level, str]] = ..., window_bytes: _Optional[int] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("stream", "seq", "reason", "retry")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    seq: int
+    reason: str
+    retry: bool
+    def __init__(self, stream: _Optional[int] = ..., seq: _Optional[int] = ..., reason: _Optional[str] = ..., retry: _Optional[bool] = ...) -> None: ...
+
+class Rules(_message.Message):
+    __slots__ = ("version", "toml")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOML_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    toml: bytes
+    def __init__(self, version: _Optional[int] = ..., toml: _Optional[bytes] = ...) -> None: ...
