@@ -1,1 +1,41 @@
-"""x"""
+"""insitu: see inside a model while it serves.
+
+    import insitu
+
+    session = insitu.attach(model, to="grpc://127.0.0.1:4317")
+    with session.step(rows=[insitu.Rows("req-1", start=0, count=5)], phase="prefill"):
+        model(x)
+    session.close()
+
+Importing this package loads neither torch nor pyarrow nor grpc; the first verb that needs them does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from insitu.attach import attach, interval, observe, off, start, tap
+    from insitu.rows import Rows
+    from insitu.rules import Rule
+    from insitu.session import Session
+
+__all__ = ["Rows", "Rule", "Session", "attach", "interval", "observe", "off", "start", "tap"]
+
+_HOMES = {
+    "Rows": "insitu.rows",
+    "Rule": "insitu.rules",
+    "Session": "insitu.session",
+    **dict.fromkeys(("attach", "interval", "observe", "off", "start", "tap"), "insitu.attach"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'insitu' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,263 @@
+"""The verbs: attach to a model, start without one, observe by decorator, tap and time by name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+
+from insitu.exporters import Exporter
+from insitu.identity import Source
+from insitu.intervals import Interval
+from insitu.rules import Rule
+from insitu.session import Session
+from insitu.silent import SilentSession
+from insitu.vocabulary import Role
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+logger = logging.getLogger("insitu")
+
+T = TypeVar("T")
+DEFAULT_TO: Final = "file://./insitu-store"
+DEFAULT_MAX_ROWS: Final = 2048
+_current: Session | None = None
+"""The session that `tap` and `interval` speak to: the one attached or started last in this process."""
+
+
+def destination(to: str | Exporter | None) -> str | Exporter:
+    """Return where records go: the argument, else `INSITU_TO`, else a store in the current folder (said once)."""
+    chosen = to or os.environ.get("INSITU_TO")
+    if chosen:
+        return chosen
+    logger.warning("insitu: no destination given (to= or INSITU_TO); writing to %s", DEFAULT_TO)
+    return DEFAULT_TO
+
+
+def disabled() -> bool:
+    return os.environ.get("INSITU_DISABLED", "") not in ("", "0")
+
+
+def off() -> Session:
+    """Return the session that does nothing: no thread, no hook, the same methods."""
+    return SilentSession()
+
+
+def start(
+    *, to: str | Exporter | None = None, role: str = "client", model: str | None = None, **source: Any
+) -> Session:
+    """Start a session for a process without a model (a driver, a judge); its rank and stage are -1.
+
+    `source` sets further fields of `insitu.identity.Source`. Raises ValueError for a bad destination, OSError for
+    one that cannot be written.
+    """
+    if disabled():
+        logger.warning("insitu: INSITU_DISABLED is set; nothing is observed")
+        return off()
+    return _remember(Session(Source.without_rank(Role(role), model=model, **source), destination(to)))
+
+
+def attach(
+    model: nn.Module,
+    *,
+    to: str | Exporter | None = None,
+    rules: Sequence[Rule] = (),
+    role: str = "rank",
+    rank: int = 0,
+    stage: int = 0,
+    model_name: str | None = None,
+    max_rows: int = DEFAULT_MAX_ROWS,
+    axes: Mapping[str, str] | None = None,
+    **source: Any,
+) -> Session:
+    """Observe an existing model; every outermost forward is a step unless the caller opens `session.step(...)`.
+
+    max_rows: most rows of one step whose per-row statistics and raw rows are kept (a slab's size follows from it).
+    axes: site glob -> "tokens" | "samples" | "batch", where the default is wrong (`{"logits": "samples"}`).
+    Raises ValueError for a bad rule or destination (a rule whose sites resolve nowhere lists the nearest), OSError
+    for a destination that cannot be written; never after that.
+    """
+    if disabled():
+        logger.warning("insitu: INSITU_DISABLED is set; the model stays untouched")
+        return off()
+    from insitu.observer import Observer
+
+    observer = Observer(model, rules, max_rows, axes)
+    identity = Source(
+        role=Role(role),
+        rank=rank,
+        stage=stage,
+        model=model_name or type(model).__name__,
+        plan_digest=observer.plan.digest,
+        param_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        **source,
+    )
+    session = Session(identity, destination(to))
+    session.observe_with(observer)
+    session.on_detach(_enter_forward(model, session, observer))
+    return _remember(session)
+
+
+def _remember(session: Session) -> Session:
+    global _current
+    _current = session
+    return session
+
+
+def _enter_forward(model: nn.Module, session: Session, observer: Any) -> Callable[[], None]:
+    """Give this instance a private subclass whose forward opens a step; return the undo.
+
+    A function object of its own, with a code object of its own: a compiled twin of the class shares no graph and
+    no recompile limit with it.
+    """
+    original = type(model)
+    root_tap = observer.root_tap
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if session.in_step:
+            output = original.forward(self, *args, **kwargs)
+            _tap_root(root_tap, observer, output)
+            return output
+        with session.step():
+            output = original.forward(self, *args, **kwargs)
+            _tap_root(root_tap, observer, output)
+        return output
+
+    functools.update_wrapper(forward, original.forward)
+    private = type(
+        original.__name__,
+        (original,),
+        {"forward": forward, "__module__": original.__module__, "__qualname__": original.__qualname__},
+    )
+    model.__class__ = private
+
+    def undo() -> None:
+        if type(model) is private:
+            model.__class__ = original
+
+    return undo
+
+
+def _tap_root(root_tap: Callable[[torch.Tensor], None] | None, observer: Any, output: Any) -> None:
+    import torch
+
+    current = observer.current
+    if root_tap is None or current.views is None:
+        return
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(first, torch.Tensor):
+        try:
+            root_tap(first)
+        except Exception as error:
+            current.views = None
+            observer.guard.contain(error)
+
+
+@overload
+def observe(target: type[T], /) -> type[T]: ...
+@overload
+def observe(target: Callable[..., T], /) -> Callable[..., T]: ...
+@overload
+def observe(**options: Any) -> Callable[[T], T]: ...
+def observe(target: Any = None, /, **options: Any) -> Any:
+    """Decorate an `nn.Module` class, a factory that returns a module, or a plain step function.
+
+    Instances of the class, or what the factory returns, are attached with `options` (those of `attach`); each call
+    of a plain function is a step. The session is `instance.insitu`, or `function.insitu` of a step function.
+    """
+    if target is None:
+        return functools.partial(observe, **options)
+    return _observe_class(target, options) if inspect.isclass(target) else _observe_function(target, options)
+
+
+def _observe_class(cls: Any, options: dict[str, Any]) -> Any:
+    original = cls.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if type(self) is cls:
+            object.__setattr__(self, "insitu", attach(self, **options))
+
+    cls.__init__ = init
+    return cls
+
+
+def _observe_function(function: Any, options: dict[str, Any]) -> Any:
+    session: Session | None = None
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal session
+        if session is None:
+            result = function(*args, **kwargs)
+            if _is_module(result):
+                object.__setattr__(result, "insitu", attach(result, **options))
+                return result
+            names = {"role": "rank", "rank": 0, "stage": 0, **options}
+            session = start_steps(**names)
+            call.insitu = session  # type: ignore[attr-defined]
+            return result
+        with session.step():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def start_steps(
+    *, to: str | Exporter | None = None, rank: int = 0, stage: int = 0, role: str = "rank", **source: Any
+) -> Session:
+    """Start a session for a step function: steps and intervals, no sites."""
+    if disabled():
+        return off()
+    return _remember(Session(Source(role=Role(role), rank=rank, stage=stage, **source), destination(to)))
+
+
+def _is_module(result: Any) -> bool:
+    import sys
+
+    torch_nn = sys.modules.get("torch.nn")
+    return torch_nn is not None and isinstance(result, torch_nn.Module)
+
+
+def tap(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Observe a tensor inside model code under a name of its own; returns it unchanged.
+
+    Outside a step, or where nothing is attached, it does nothing.
+    """
+    if _current is not None and _current.in_step:
+        _current.explicit_tap(tensor, name)
+    return tensor
+
+
+class interval:
+    """Time a stretch of the step thread: `with insitu.interval("host"): ...`, or as a decorator."""
+
+    def __init__(self, cls: str, **fields: int) -> None:
+        self._cls = cls
+        self._fields = fields
+        self._open: list[Interval] = []
+
+    def __enter__(self) -> Interval | None:
+        if _current is None:
+            return None
+        opened = _current.interval(self._cls, **self._fields)
+        self._open.append(opened)
+        return opened.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._open:
+            self._open.pop().__exit__(*error)
+
+    def __call__(self, function: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> T:
+            with interval(self._cls, **self._fields):
+                return function(*args, **kwargs)
+
+        return call

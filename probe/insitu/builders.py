@@ -1,0 +1,106 @@
+"""Rows to Arrow: pure functions from what the rings hold to record batches of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from insitu.identity import Source
+from insitu.intervals import BYTES, CLS, CPU, MB, PEER, STEP, T0, T1, Rows64
+from insitu.records import ROW_MAP, schema_of
+from insitu.rows import Rows
+from insitu.sites import Site
+
+
+def batch(table: str, source: Source, row_seq: Sequence[int] | range, columns: Mapping[str, Any]) -> pa.RecordBatch:
+    """Return one record batch; `columns` maps column names to arrays, missing ones are null."""
+    num_rows = len(row_seq)
+    identity: dict[str, Any] = {
+        "epoch": np.full(num_rows, source.epoch, np.uint64),
+        "rank": np.full(num_rows, source.rank, np.int16),
+        "stage": np.full(num_rows, source.stage, np.int16),
+        "row_seq": np.asarray(row_seq, np.int64),
+    }
+    schema = schema_of(table)
+    given = {**identity, **columns}
+    unknown = set(given) - set(schema.names)
+    assert not unknown, f"table {table} has no column {sorted(unknown)}"
+    arrays = [
+        _array(given[field.name], field.type) if field.name in given else pa.nulls(num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
+    if isinstance(values, np.ndarray):
+        return pa.array(values).cast(kind, safe=False)
+    return pa.array(values, kind)
+
+
+def from_rows(
+    table: str, source: Source, row_seq: Sequence[int] | range, rows: Sequence[Mapping[str, Any]]
+) -> pa.RecordBatch:
+    """Return a batch from dictionaries: for rare rows."""
+    unknown = {key for row in rows for key in row} - set(schema_of(table).names)
+    assert not unknown, f"table {table} has no column {sorted(unknown)}"
+    names = {key for row in rows for key in row}
+    return batch(table, source, row_seq, {name: [row.get(name) for row in rows] for name in names})
+
+
+def intervals(source: Source, row_seq: range, rows: Rows64) -> pa.RecordBatch:
+    """Return a batch of `intervals` from ring rows [n, 9]."""
+    named = {
+        "t0_ns": T0,
+        "t1_ns": T1,
+        "cls": CLS,
+        "step_id": STEP,
+        "mb": MB,
+        "peer": PEER,
+        "bytes": BYTES,
+        "cpu_ns": CPU,
+    }
+    columns = {name: np.ascontiguousarray(rows[:, at]) for name, at in named.items()}
+    return batch("intervals", source, row_seq, columns)
+
+
+def row_maps(maps: Sequence[Sequence[Rows] | None]) -> pa.Array:
+    """Return the `steps.rows` column: one list a step, null where the step has no row map."""
+    entries = [entry for rows in maps if rows for entry in rows]
+    columns = [
+        pa.array([entry.request for entry in entries], pa.utf8()),
+        pa.array([entry.start for entry in entries], pa.int32()),
+        pa.array([entry.count for entry in entries], pa.int32()),
+        pa.array([entry.position for entry in entries], pa.int64()),
+        pa.array([entry.phase_number() for entry in entries], pa.uint8()),
+        pa.array([entry.sample_row for entry in entries], pa.int32()),
+    ]
+    values = pa.StructArray.from_arrays(columns, fields=list(ROW_MAP.value_type))
+    lengths = np.array([len(rows) if rows else 0 for rows in maps], np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    missing = pa.array([rows is None for rows in maps], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=ROW_MAP, mask=missing)
+
+
+def sites(source: Source, row_seq: range, found: Sequence[tuple[Site, str | None]]) -> pa.RecordBatch:
+    """Return a batch of `sites` from (site, dtype name or None while it never fired)."""
+    rows = [
+        {
+            "site": site.number,
+            "name": site.name,
+            "layer": site.layer,
+            "fqn": site.fqn,
+            "io": site.io,
+            "index": site.index,
+            "shard": site.shard,
+            "axis": site.axis,
+            "dtype": dtype,
+        }
+        for site, dtype in found
+    ]
+    return from_rows("sites", source, row_seq, rows)

@@ -1,0 +1,272 @@
+"""The drain: one daemon thread that takes finished steps and rows, makes Arrow of them and ships them.
+
+It collects when slabs run low and ships once a second: shipping costs CPU by the batch. While an interval has been
+open for over a second (a hang in the making) it beats five times a second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from threading import Event, Thread
+from typing import Any, Final
+
+import numpy as np
+
+from insitu import builders, health
+from insitu.gc_pauses import GcPauses
+from insitu.guard import Guard
+from insitu.identity import Source
+from insitu.intervals import T1, Recorder, Rows64, carve
+from insitu.observer import Harvest, Observer
+from insitu.outbox import Outbox
+from insitu.step import StepRecord
+from insitu.vocabulary import DropReason
+
+SHIP_EVERY_S: Final = 1.0
+BEAT_WHEN_OPEN_S: Final = 0.2
+LONG_OPEN_NS: Final = 1_000_000_000
+MAX_QUEUED: Final = 8192
+"""Finished steps, or rare rows, that may wait for the drain."""
+
+
+@dataclass
+class Inlet:
+    """What the step thread hands over; appends and pops of a deque are atomic."""
+
+    steps: deque[StepRecord] = field(default_factory=deque)
+    rows: deque[tuple[str, dict[str, Any]]] = field(default_factory=deque)
+    lost: Counter[str] = field(default_factory=Counter)
+    """Rows by table that found the inlet full."""
+    step_thread: int | None = None
+    step_ns: int = 0
+    """Wall time inside steps, all together: what overhead is a share of."""
+    enter_ns: int = 0
+    """Host time spent by `step()` itself around the model's own."""
+
+    def put_step(self, record: StepRecord) -> None:
+        if len(self.steps) < MAX_QUEUED:
+            self.steps.append(record)
+        else:
+            self.lost["steps"] += 1
+
+    def put_row(self, table: str, row: dict[str, Any]) -> None:
+        if len(self.rows) < MAX_QUEUED:
+            self.rows.append((table, row))
+        else:
+            self.lost[table] += 1
+
+
+class Drain:
+    """Collects, ships, beats. All methods but `start`, `wake` and `stop` run on the drain's own thread."""
+
+    def __init__(
+        self,
+        source: Source,
+        outbox: Outbox,
+        inlet: Inlet,
+        recorder: Recorder,
+        pauses: GcPauses,
+        observer: Callable[[], Observer | None],
+    ) -> None:
+        self.produced: Counter[str] = Counter()
+        self.cpu_ns = 0
+        self.guard = Guard("drain")
+        self._source = source
+        self._outbox = outbox
+        self._inlet = inlet
+        self._recorder = recorder
+        self._pauses = pauses
+        self._observer = observer
+        self._lost_intervals = 0
+        self._collected: list[Rows64] = []
+        self._steps: list[StepRecord] = []
+        self._harvest = Harvest()
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._described: set[int] = set()
+        self._wake = Event()
+        self._stopping = Event()
+        self._closing = False
+        self._thread: Thread | None = None
+
+    # -- other threads -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, or start it again after `stop`."""
+        self._stopping.clear()
+        self._thread = Thread(target=self._run, name="insitu-drain", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self, *, closing: bool) -> None:
+        """End the thread once everything so far is collected and queued; `closing` marks the last heartbeat."""
+        self._closing = closing
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        next_beat = time.monotonic() + SHIP_EVERY_S
+        while not self._stopping.is_set():
+            self._wake.wait(max(0.0, min(next_beat - time.monotonic(), BEAT_WHEN_OPEN_S)))
+            self._wake.clear()
+            try:
+                now = time.monotonic()
+                due = now >= next_beat or self._long_open()
+                self.collect()
+                if due:
+                    next_beat = now + SHIP_EVERY_S
+                    self.beat(closing=False)
+                    self.ship()
+                else:
+                    self._outbox.settle()
+            except Exception as error:
+                self.guard.contain(error)
+            self.cpu_ns = time.thread_time_ns()
+        self.collect()
+        self.beat(closing=self._closing)
+        self.ship()
+
+    def _long_open(self) -> bool:
+        top = self._recorder.open
+        return top is not None and time.monotonic_ns() - top.t0_ns > LONG_OPEN_NS
+
+    def collect(self) -> None:
+        """Take everything that is finished out of the rings."""
+        self._collect_intervals()
+        self._collect_steps()
+        while self._inlet.rows:
+            table, row = self._inlet.rows.popleft()
+            self._rows.setdefault(table, []).append(row)
+
+    def _collect_intervals(self) -> None:
+        rows = self._recorder.take()
+        if len(rows):
+            rows = carve(rows, self._pauses.take_until(int(rows[-1, T1])))
+            self._collected.append(rows)
+
+    def _collect_steps(self) -> None:
+        observer = self._observer()
+        while self._inlet.steps:
+            record = self._inlet.steps[0]
+            if record.ready is not None and not record.ready.query():
+                return
+            self._inlet.steps.popleft()
+            if observer is not None:
+                observer.harvest(record, self._harvest)
+            self._steps.append(record)
+
+    def ship(self) -> None:
+        """Make batches of what was collected and hand them to the outbox."""
+        self._describe_sites()
+        self._count_lost()
+        for table in sorted(self._rows, key=lambda name: name != "sources"):
+            self._put(table, self._rows[table])
+        self._rows.clear()
+        harvest, self._harvest = self._harvest, Harvest()
+        self._put_steps()
+        self._put("summaries", harvest.summaries)
+        self._put("captures", harvest.captures)
+        self._count_drops("captures", DropReason.SLAB_FULL, harvest.num_crowded)
+        self._count_drops("summaries", DropReason.SLAB_FULL, harvest.num_unseen)
+        if self._collected:
+            rows = np.concatenate(self._collected)
+            self._collected.clear()
+            batch = builders.intervals(self._source, self._number("intervals", len(rows)), rows)
+            self._outbox.put("intervals", batch)
+        self._outbox.ship()
+
+    def _number(self, table: str, num_rows: int) -> range:
+        """Give the next `row_seq`s of a table: rows are produced here."""
+        first = self.produced[table]
+        self.produced[table] += num_rows
+        return range(first, first + num_rows)
+
+    def _put(self, table: str, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            numbers = self._number(table, len(rows))
+            self._outbox.put(table, builders.from_rows(table, self._source, numbers, rows))
+
+    def _put_steps(self) -> None:
+        records, self._steps = self._steps, []
+        if not records:
+            return
+        columns: Mapping[str, Any] = {
+            "step_id": [r.step_id for r in records],
+            "mb": [r.mb for r in records],
+            "phase": [r.phase for r in records],
+            "t0_ns": [r.t0_ns for r in records],
+            "num_rows": [r.num_rows for r in records],
+            "num_padded": [r.num_padded for r in records],
+            "variant": [int(r.variant) for r in records],
+            "dropped": [int(r.slab is None and self._observer() is not None) for r in records],
+            "rows": builders.row_maps([r.rows if self._source.stage <= 0 else None for r in records]),
+        }
+        self._outbox.put("steps", builders.batch("steps", self._source, self._number("steps", len(records)), columns))
+
+    def _describe_sites(self) -> None:
+        """Ship a `sites` row for each site once its dtype is known, or at the end without one."""
+        observer = self._observer()
+        if observer is None or (observer.current.learning and not self._closing):
+            return
+        new = [site for site in observer.sites if site.number not in self._described]
+        if not new:
+            return
+        self._described |= {site.number for site in new}
+        shapes = observer.taps.shapes
+        names = [str(shapes[s.number][1]).removeprefix("torch.") if s.number in shapes else None for s in new]
+        numbers = self._number("sites", len(new))
+        self._outbox.put("sites", builders.sites(self._source, numbers, list(zip(new, names, strict=True))))
+
+    def _count_lost(self) -> None:
+        lost = self._recorder.num_lost - self._lost_intervals
+        self._lost_intervals += lost
+        self._count_drops("intervals", DropReason.RING_FULL, lost)
+        for table, num_rows in list(self._inlet.lost.items()):
+            self._inlet.lost[table] -= num_rows
+            self._count_drops(table, DropReason.RING_FULL, num_rows)
+
+    def _count_drops(self, table: str, reason: DropReason, num_rows: int) -> None:
+        self.produced[table] += num_rows
+        self._outbox.drop(table, reason, num_rows)
+
+    def beat(self, *, closing: bool) -> None:
+        """Append one `health` row: the heartbeat."""
+        observer, top = self._observer(), self._recorder.open
+        row: dict[str, Any] = dict(health.reading(self._inlet.step_thread))
+        if top is not None:
+            row |= {
+                "open_cls": top.cls,
+                "open_since_ns": top.t0_ns,
+                "open_step_id": top.step_id,
+                "open_mb": top.mb,
+                "open_peer": top.peer,
+            }
+        produced = self.produced.copy()
+        produced["health"] += 1
+        row |= {
+            "num_steps": observer.num_steps if observer else None,
+            "hook_ns": hook_ns(observer, self._inlet),
+            "drain_cpu_ns": self.cpu_ns,
+            "produced": [{"table": table, "rows": rows} for table, rows in produced.items()],
+            "dropped": [
+                {"table": table, "reason": reason, "rows": rows}
+                for table, reasons in self._outbox.dropped.items()
+                for reason, rows in reasons.items()
+            ],
+            "closing": closing,
+        }
+        self._rows.setdefault("health", []).append(row)
+
+
+def hook_ns(observer: Observer | None, inlet: Inlet) -> int:
+    """Return the time the step thread spent in the probe: measured around steps, calibrated inside taps."""
+    return inlet.enter_ns + (observer.num_steps * observer.hook_ns if observer else 0)

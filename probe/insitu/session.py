@@ -1,0 +1,363 @@
+"""A session: one process's probe, from the rings on the step thread to the exporter."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import get_ident, get_native_id
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from insitu.drain import Drain, Inlet, hook_ns
+from insitu.exporters import Exporter, open_exporter
+from insitu.gc_pauses import GcPauses
+from insitu.identity import Source
+from insitu.intervals import Interval, Recorder
+from insitu.outbox import Outbox
+from insitu.records import schema_of
+from insitu.rows import Rows
+from insitu.step import StepRecord, phase_of
+from insitu.vocabulary import RequestEvent
+
+if TYPE_CHECKING:
+    import torch
+
+    from insitu.observer import Observer
+    from insitu.sites import Site
+
+logger = logging.getLogger("insitu")
+
+_EVENTS: Final = {event.name.lower(): int(event) for event in RequestEvent}
+EXIT_DEADLINE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class FlushReport:
+    """Rows so far: safe on disk at the destination, still on their way, and given up (see `stats().dropped`)."""
+
+    durable: int
+    pending: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The session's own account. `produced` = durable + pending + dropped, a table at a time."""
+
+    epoch: int
+    role: str
+    rank: int
+    stage: int
+    produced: dict[str, int]
+    durable: dict[str, int]
+    dropped: dict[str, dict[str, int]]
+    num_steps: int
+    concurrent_forward: int
+    overhead_share: float
+    """(drain CPU + time in hooks and around steps) / wall time inside steps."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Which sites were seen to fire."""
+
+    fired: int
+    never_fired: list[str]
+    steps: int
+
+
+class Step:
+    """An open step; a context manager."""
+
+    __slots__ = ("_began_ns", "_record", "_session")
+
+    def __init__(self, session: Session, record: StepRecord) -> None:
+        self._session = session
+        self._record = record
+        self._began_ns = 0
+
+    @property
+    def step_id(self) -> int:
+        return self._record.step_id
+
+    def __enter__(self) -> Step:
+        began = time.monotonic_ns()
+        self._session._begin(self._record)
+        self._began_ns = time.monotonic_ns()
+        self._session._inlet.enter_ns += self._began_ns - began
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ended = time.monotonic_ns()
+        self._session._end(self._record)
+        inlet = self._session._inlet
+        inlet.step_ns += ended - self._began_ns
+        inlet.enter_ns += time.monotonic_ns() - ended
+
+
+class Session:
+    """What `insitu.attach` and `insitu.start` return. Use from the step thread, except where said."""
+
+    def __init__(self, source: Source, to: str | Exporter) -> None:
+        self.source = source
+        self.to = to
+        self.concurrent_forward = 0
+        self._observer: Observer | None = None
+        self._undo: list[Callable[[], None]] = []
+        self._open_thread = 0
+        self._next_step = 0
+        self._closed = False
+        self._running = False
+        self._assemble()
+        self._run()
+        _LIVE.add(self)
+
+    def _assemble(self) -> None:
+        self._inlet = Inlet()
+        self._recorder = Recorder()
+        self._pauses = GcPauses()
+        self._exporter = open_exporter(self.to, self.source) if isinstance(self.to, str) else self.to
+        self._outbox = Outbox(self.source.epoch, self._exporter)
+        self._drain = Drain(
+            self.source, self._outbox, self._inlet, self._recorder, self._pauses, lambda: self._observer
+        )
+
+    def _run(self) -> None:
+        """Start the drain: at once, and in a forked child when the child first uses the session."""
+        self._running = True
+        self._inlet.put_row("sources", self.source.row())
+        self._pauses.install()
+        self._drain.start()
+
+    def observe_with(self, observer: Observer) -> None:
+        """Give the session its model's observer (`insitu.attach` does)."""
+        self._observer = observer
+
+    def on_detach(self, undo: Callable[[], None]) -> None:
+        """Remember how to undo a change to the model; `detach` undoes the latest first."""
+        self._undo.append(undo)
+
+    # -- recording -----------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        step_id: int | None = None,
+        *,
+        mb: int = 0,
+        phase: str | None = None,
+        rows: Sequence[Rows] | None = None,
+        num_rows: int | None = None,
+        num_padded: int = 0,
+    ) -> Step:
+        """Return the context in which the model runs one step.
+
+        step_id: the scheduler's number, the same on every rank; None counts this session's own. rows: the row map,
+        stated from what really runs. num_rows: valid rows (default: what the row map covers; else all).
+        phase: "prefill", "decode" or "mixed".
+        """
+        if step_id is None:
+            step_id = self._next_step
+        self._next_step = max(self._next_step, step_id + 1)
+        if num_rows is None and rows:
+            num_rows = max(entry.start + entry.count for entry in rows)
+        samples = sum(entry.sample_row >= 0 for entry in rows) if rows else 0
+        record = StepRecord(
+            step_id, mb, phase_of(phase, rows), time.monotonic_ns(), rows, num_rows, num_padded, samples
+        )
+        return Step(self, record)
+
+    def _begin(self, record: StepRecord) -> None:
+        if not self._running:
+            self._run()
+        if self._open_thread:
+            self.concurrent_forward += 1
+            record.observed = False
+            return
+        self._open_thread = get_ident()
+        if self._inlet.step_thread is None:
+            self._inlet.step_thread = get_native_id()
+        if self._observer is not None and not self._observer.guard.num_errors:
+            self._observer.begin(record)
+
+    def _end(self, record: StepRecord) -> None:
+        if not record.observed:
+            return
+        self._open_thread = 0
+        observer = self._observer
+        if observer is not None:
+            if not observer.guard.num_errors:
+                observer.end(record)
+            if 2 * observer.slabs.ring.num_taken >= observer.slabs.ring.size or (
+                observer.row_slabs and 2 * observer.row_slabs.ring.num_taken >= observer.row_slabs.ring.size
+            ):
+                self._drain.wake()
+        self._inlet.put_step(record)
+
+    @property
+    def in_step(self) -> bool:
+        """True on the thread whose step is open."""
+        return self._open_thread == get_ident()
+
+    def interval(self, cls: str, *, step_id: int = -1, mb: int = -1, peer: int = -1, num_bytes: int = 0) -> Interval:
+        """Return the context of a timed stretch of the step thread; `cls` is a name of `IntervalClass`.
+
+        An inner interval takes its time from the outer one. Other threads record nothing.
+        """
+        return self._recorder.interval(cls, step_id, mb, peer, num_bytes)
+
+    def request(
+        self,
+        event: str,
+        request: str,
+        *,
+        step_id: int = -1,
+        num_tokens: int | None = None,
+        trace_id: str | None = None,
+        t_ns: int | None = None,
+    ) -> None:
+        """Record what happened to a request (a name of `RequestEvent`). Any thread."""
+        self.append(
+            "requests",
+            {
+                "request": request,
+                "trace_id": trace_id,
+                "event": _EVENTS[event],
+                "t_ns": time.monotonic_ns() if t_ns is None else t_ns,
+                "step_id": step_id,
+                "num_tokens": num_tokens,
+            },
+        )
+
+    def event(self, kind: str, text: str = "", *, step_id: int = -1) -> None:
+        """Record a named moment. Any thread."""
+        self.append("events", {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": step_id, "text": text})
+
+    def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:
+        """Tap a tensor under a name; what `insitu.tap` calls inside an open step."""
+        if self._observer is not None:
+            self._observer.explicit_tap(tensor, name)
+
+    def append(self, table: str, row: Mapping[str, Any]) -> None:
+        """Append one row to any table; for rare rows. Raises KeyError for an unknown table or column."""
+        unknown = set(row) - set(schema_of(table).names)
+        if unknown:
+            raise KeyError(f"table {table} has no column {', '.join(sorted(unknown))}")
+        if not self._running:
+            self._run()
+        self._inlet.put_row(table, dict(row))
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def sites(self) -> tuple[Site, ...]:
+        """Return the resolved sites, in order of execution."""
+        return self._observer.sites if self._observer else ()
+
+    def coverage(self) -> Coverage:
+        """Return which sites fired in the steps drained so far."""
+        observer = self._observer
+        if observer is None:
+            return Coverage(0, [], 0)
+        silent = [site.name for site in observer.sites if not observer.num_fired[site.number]]
+        return Coverage(len(observer.sites) - len(silent), silent, observer.num_steps)
+
+    def stats(self) -> Stats:
+        """Return the session's account; exact once `close` has returned."""
+        observer, inlet = self._observer, self._inlet
+        spent = self._drain.cpu_ns + hook_ns(observer, inlet)
+        return Stats(
+            epoch=self.source.epoch,
+            role=str(self.source.role),
+            rank=self.source.rank,
+            stage=self.source.stage,
+            produced=dict(self._drain.produced),
+            durable=dict(self._outbox.durable),
+            dropped={table: dict(reasons) for table, reasons in self._outbox.dropped.items() if reasons},
+            num_steps=observer.num_steps if observer else 0,
+            concurrent_forward=self.concurrent_forward,
+            overhead_share=spent / inlet.step_ns if inlet.step_ns else 0.0,
+        )
+
+    # -- ending --------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout_s: float = 5.0) -> FlushReport:
+        """Return once everything produced so far is durable, or the time is over; says what is not."""
+        if self._closed:
+            return self._report()
+        self._drain.stop(closing=False)
+        self._outbox.flush(timeout_s)
+        self._drain.start()
+        return self._report()
+
+    def _report(self) -> FlushReport:
+        outbox = self._outbox
+        return FlushReport(sum(outbox.durable.values()), outbox.num_pending, outbox.num_dropped)
+
+    def detach(self) -> None:
+        """Undo every change to the model. The session goes on without it."""
+        while self._undo:
+            self._undo.pop()()
+        if self._observer is not None:
+            self._observer.taps.remove()
+
+    def close(self, timeout_s: float = 5.0) -> FlushReport:
+        """Detach, make everything durable within the deadline, and let go. Safe to call twice."""
+        if self._closed:
+            return self._report()
+        self._closed = True
+        _LIVE.discard(self)
+        self.detach()
+        self._pauses.remove()
+        if not self._running:
+            return self._report()
+        self._drain.stop(closing=True)
+        self._outbox.flush(timeout_s)
+        self._exporter.close(max(0.1, timeout_s))
+        self._outbox.settle()
+        pending = self._outbox.num_pending
+        self._outbox.abandon()
+        if pending:
+            logger.warning("insitu: %d rows were not durable at exit and are counted as dropped", pending)
+        return self._report()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _after_fork(self) -> None:
+        """Start over in a forked child: the same place in the grid, a new epoch, a thread of its own."""
+        self._pauses.remove()
+        self.source = self.source.after_fork()
+        self._open_thread = 0
+        self._running = False
+        self._assemble()
+
+
+_LIVE: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _fork_child() -> None:
+    for session in list(_LIVE):
+        session._after_fork()
+
+
+def _at_exit() -> None:
+    for session in list(_LIVE):
+        session.close(EXIT_DEADLINE_S)
+
+
+os.register_at_fork(after_in_child=_fork_child)
+atexit.register(_at_exit)

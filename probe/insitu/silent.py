@@ -1,0 +1,97 @@
+"""The session that does nothing: a different object instead of a branch at each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from insitu.intervals import Interval, Recorder
+from insitu.rows import Rows
+from insitu.session import Coverage, FlushReport, Session, Stats, Step
+from insitu.step import StepRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from insitu.sites import Site
+
+
+class _SilentInterval(Interval):
+    def __enter__(self) -> Interval:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def turn(self, cls: str, at_ns: int | None = None, *, peer: int | None = None, num_bytes: int = 0) -> None:
+        return None
+
+
+class _SilentStep(Step):
+    def __init__(self, step_id: int) -> None:
+        self._record = StepRecord(step_id, 0, None, 0, None, None, 0, 0)
+
+    def __enter__(self) -> Step:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class SilentSession(Session):
+    """No thread, no hook, no record; every method of a session, at the cost of a call."""
+
+    def __init__(self) -> None:
+        self._interval = _SilentInterval(Recorder(capacity=1), 0, -1, -1, -1, 0)
+        self._next_step = 0
+
+    def step(
+        self,
+        step_id: int | None = None,
+        *,
+        mb: int = 0,
+        phase: str | None = None,
+        rows: Sequence[Rows] | None = None,
+        num_rows: int | None = None,
+        num_padded: int = 0,
+    ) -> Step:
+        if step_id is None:
+            step_id = self._next_step
+        self._next_step = step_id + 1
+        return _SilentStep(step_id)
+
+    @property
+    def in_step(self) -> bool:
+        return False
+
+    def interval(self, cls: str, *, step_id: int = -1, mb: int = -1, peer: int = -1, num_bytes: int = 0) -> Interval:
+        return self._interval
+
+    def append(self, table: str, row: Mapping[str, Any]) -> None:
+        return None
+
+    def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:
+        return None
+
+    def sites(self) -> tuple[Site, ...]:
+        return ()
+
+    def coverage(self) -> Coverage:
+        return Coverage(0, [], 0)
+
+    def stats(self) -> Stats:
+        return Stats(0, "off", -1, -1, {}, {}, {}, 0, 0, 0.0)
+
+    def flush(self, timeout_s: float = 5.0) -> FlushReport:
+        return FlushReport(0, 0, 0)
+
+    def detach(self) -> None:
+        return None
+
+    def close(self, timeout_s: float = 5.0) -> FlushReport:
+        return FlushReport(0, 0, 0)

@@ -1,0 +1,262 @@
+"""Slabs: preallocated memory that holds one step's taps, in a ring.
+
+Layout of one slab, offsets in bytes, fixed by the frozen `Plan` and 64-byte aligned:
+
+    stamp      int64[num_sites]      the step id, written by each tap as it fires: proof of identity
+    count      int64[num_sites]      valid rows the tap saw; boundary and row sites only
+    canary     f32[num_sites]        sum of the valid rows: not finite if any element is not
+    row_sum    f32[num_boundaries, max_rows]
+    row_absmax f32[num_boundaries, max_rows]
+
+Raw rows live in a second ring of `RowSlab`s, made once widths are known: per row site [max_rows + 1, width], the
+last row being the trash row. The step thread takes slabs in order and the drain frees them in order, so two
+counters are all the coordination there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from insitu.rules import Rule, matches
+from insitu.sites import Site
+
+MAX_SLABS: Final = 256
+MAX_VIEWS: Final = 16_384
+"""Bound on preallocated views (two a site and slab); big models get fewer slabs."""
+NUM_EXPLICIT: Final = 32
+"""Places kept for `insitu.tap(...)` sites, which are known only when they first fire."""
+_ALIGN: Final = 64
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGN) * _ALIGN
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Row sites that share one destination vector: one rule on one axis."""
+
+    rule: Rule
+    axis: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which site writes where in a slab. Both sides use it; nothing is ever matched by order."""
+
+    sites: tuple[Site, ...]
+    rules: tuple[Rule, ...]
+    max_rows: int
+
+    @property
+    def num_sites(self) -> int:
+        return len(self.sites) + NUM_EXPLICIT
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        return tuple(site.number for site in self.sites if site.boundary)
+
+    @property
+    def num_slabs(self) -> int:
+        return max(8, min(MAX_SLABS, MAX_VIEWS // (2 * self.num_sites)))
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return tuple(dict.fromkeys(group for site in self.sites if (group := self.group_of(site))))
+
+    def group_of(self, site: Site) -> Group | None:
+        """Return the destination group of a site: the first rule that names it, on the site's axis."""
+        rule = next((rule for rule in self.rules if matches(rule.sites, site.name, site.fqn)), None)
+        return None if rule is None else Group(rule, site.axis)
+
+    @property
+    def offsets(self) -> dict[str, tuple[int, int]]:
+        """Map area name to (offset, size) in bytes; `end` has size 0."""
+        rows = 4 * len(self.boundaries) * self.max_rows
+        sizes = {
+            "stamp": 8 * self.num_sites,
+            "count": 8 * self.num_sites,
+            "canary": 4 * self.num_sites,
+            "row_sum": rows,
+            "row_absmax": rows,
+            "end": 0,
+        }
+        offsets, at = {}, 0
+        for name, size in sizes.items():
+            offsets[name] = (at, size)
+            at += _aligned(size)
+        return offsets
+
+    @property
+    def slab_bytes(self) -> int:
+        return self.offsets["end"][0]
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over sites, rules and row capacity."""
+        return hashlib.sha256(repr((self.sites, self.rules, self.max_rows)).encode()).hexdigest()[:16]
+
+
+class Ring:
+    """Counters of a ring of `size` places: one thread takes, one frees, both in order."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._taken = 0
+        self._freed = 0
+
+    def take(self) -> int | None:
+        """Return a free place, or None when there is none."""
+        if self._taken - self._freed >= self.size:
+            return None
+        place = self._taken % self.size
+        self._taken += 1
+        return place
+
+    def free(self) -> None:
+        """Give back the place that was taken first."""
+        assert self._freed < self._taken, "a slab was freed that nobody had taken"
+        self._freed += 1
+
+    @property
+    def num_taken(self) -> int:
+        return self._taken - self._freed
+
+
+@dataclass(frozen=True)
+class Views:
+    """One slab as the taps see it: device tensors at fixed addresses."""
+
+    stamp: tuple[torch.Tensor, ...]
+    count: torch.Tensor
+    canary: tuple[torch.Tensor, ...]
+    row_sum: dict[int, torch.Tensor]
+    row_absmax: dict[int, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One slab as the drain sees it, on the host."""
+
+    stamp: NDArray[np.int64]
+    count: NDArray[np.int64]
+    canary: NDArray[np.float32]
+    row_sum: NDArray[np.float32]
+    row_absmax: NDArray[np.float32]
+
+
+def _area(buffer: torch.Tensor, span: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    return buffer[span[0] : span[0] + span[1]].view(dtype)
+
+
+class Slabs:
+    """The ring of slabs on one device, with a host mirror where the device is not the host."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self.plan = plan
+        self.device = device
+        self.ring = Ring(plan.num_slabs)
+        on_host = device.type == "cpu"
+        shape = (plan.num_slabs, plan.slab_bytes)
+        with torch.inference_mode(False):
+            self._memory = torch.zeros(shape, dtype=torch.uint8, device=device)
+            self._mirror = self._memory if on_host else torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+            self.views = tuple(self._views(row) for row in self._memory)
+
+    def _views(self, memory: torch.Tensor) -> Views:
+        offsets, boundaries = self.plan.offsets, self.plan.boundaries
+        shape = (len(boundaries), self.plan.max_rows)
+        row_sum = _area(memory, offsets["row_sum"], torch.float32).view(shape)
+        row_absmax = _area(memory, offsets["row_absmax"], torch.float32).view(shape)
+        return Views(
+            stamp=_area(memory, offsets["stamp"], torch.int64).unbind(),
+            count=_area(memory, offsets["count"], torch.int64),
+            canary=_area(memory, offsets["canary"], torch.float32).unbind(),
+            row_sum=dict(zip(boundaries, row_sum.unbind(), strict=True)),
+            row_absmax=dict(zip(boundaries, row_absmax.unbind(), strict=True)),
+        )
+
+    def read(self, place: int) -> Readings:
+        """Return one finished slab on the host; a copy, so that its place can be freed at once."""
+        if self._mirror is not self._memory:
+            self._mirror[place].copy_(self._memory[place])
+        memory = self._mirror[place].numpy().copy()
+        offsets = self.plan.offsets
+
+        def area(name: str, dtype: type) -> NDArray[np.generic]:
+            at, size = offsets[name]
+            return memory[at : at + size].view(dtype)
+
+        shape = (len(self.plan.boundaries), self.plan.max_rows)
+        return Readings(
+            stamp=area("stamp", np.int64),  # type: ignore[arg-type]
+            count=area("count", np.int64),  # type: ignore[arg-type]
+            canary=area("canary", np.float32),  # type: ignore[arg-type]
+            row_sum=area("row_sum", np.float32).reshape(shape),  # type: ignore[arg-type]
+            row_absmax=area("row_absmax", np.float32).reshape(shape),  # type: ignore[arg-type]
+        )
+
+
+class RowSlabs:
+    """The ring of raw-row memory: one tensor a row site, [num_slabs, max_rows + 1, width]."""
+
+    def __init__(
+        self,
+        widths: dict[int, tuple[int, torch.dtype]],
+        max_rows: int,
+        budget_bytes: int,
+        device: torch.device,
+    ) -> None:
+        one = sum((max_rows + 1) * width * dtype.itemsize for width, dtype in widths.values())
+        num_slabs = max(2, min(MAX_SLABS, budget_bytes // max(one, 1)))
+        self.ring = Ring(num_slabs)
+        self.num_bytes = num_slabs * one
+        with torch.inference_mode(False):
+            self.areas = {
+                site: torch.zeros((num_slabs, max_rows + 1, width), dtype=dtype, device=device)
+                for site, (width, dtype) in widths.items()
+            }
+        self.views = tuple({site: area[place] for site, area in self.areas.items()} for place in range(num_slabs))
+
+    def read(self, place: int, site: int, num_rows: int) -> torch.Tensor:
+        """Return the first rows of a site on the host; a copy."""
+        return self.areas[site][place, :num_rows].to("cpu", copy=True)
+
+
+class ControlBlock:
+    """Device int64[8]: step_id, slab, num_rows, num_samples, variant, 0, 0, 0. One async copy a step.
+
+    A ring of pinned blocks feeds it: a host that runs ahead of the device must not overwrite one in flight.
+    """
+
+    def __init__(self, device: torch.device, num_groups: int, max_rows: int) -> None:
+        pinned = device.type != "cpu"
+        with torch.inference_mode(False):
+            self.block = torch.zeros(8, dtype=torch.int64, device=device)
+            self._staged = torch.zeros((8, 8), dtype=torch.int64, pin_memory=pinned)
+            self._staged_rows = torch.zeros((8, num_groups, max_rows), dtype=torch.int64, pin_memory=pinned)
+            self.dest = torch.full((num_groups, max_rows), max_rows, dtype=torch.int64, device=device)
+        self._numbers = self._staged.numpy()
+        self._rows = self._staged_rows.numpy()
+        self._turn = 0
+        self.step_id = self.block[0]
+
+    def write(self, step_id: int, slab: int, num_rows: int, num_samples: int, variant: int) -> None:
+        self._turn = (self._turn + 1) % 8
+        self._numbers[self._turn, :5] = step_id, slab, num_rows, num_samples, variant
+        self.block.copy_(self._staged[self._turn], non_blocking=True)
+
+    def aim(self, wanted: Sequence[Sequence[int]]) -> None:
+        """Send row `wanted[g][i]` of group g to place i; every other row to the trash row."""
+        rows = self._rows[self._turn]
+        rows.fill(rows.shape[1])
+        for group, indices in enumerate(wanted):
+            rows[group, np.asarray(indices, np.int64)] = np.arange(len(indices))
+        self.dest.copy_(self._staged_rows[self._turn], non_blocking=True)

@@ -1,0 +1,47 @@
+"""One step: what the host states before the forward pass, and what the drain finds after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from insitu.rows import Place, Rows
+from insitu.vocabulary import Phase, Variant
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """One finished step, on its way from the step thread to the drain."""
+
+    step_id: int
+    mb: int
+    phase: int | None
+    t0_ns: int
+    rows: Sequence[Rows] | None
+    num_rows: int | None
+    """Valid rows; None: all the model saw (a step without a row map)."""
+    num_padded: int
+    num_samples: int
+    variant: Variant = Variant.QUIET
+    slab: int | None = None
+    """Place in the ring of slabs; None: there was no free one."""
+    row_slab: int | None = None
+    places: list[list[Place] | None] = field(default_factory=list)
+    """By destination group: the wanted rows, in the order of their places; None: every row, anonymous."""
+    num_crowded: int = 0
+    """Rows that were wanted and did not fit."""
+    observed: bool = True
+    """False for a forward that ran while another step was open."""
+    ready: Any = None
+    """CUDA event recorded after the step, or None on the host."""
+
+
+def phase_of(phase: str | None, rows: Sequence[Rows] | None) -> int | None:
+    """Return the step's phase number: as stated, else from its rows; None when nobody says."""
+    if phase is not None:
+        return Phase[phase.upper()].value
+    named = {entry.phase for entry in rows or () if entry.phase is not None}
+    if not named:
+        return None
+    return Phase[next(iter(named)).upper()].value if len(named) == 1 else Phase.MIXED.value
