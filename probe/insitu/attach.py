@@ -167,8 +167,9 @@ def observe(**options: Any) -> Callable[[T], T]: ...
 def observe(target: Any = None, /, **options: Any) -> Any:
     """Decorate an `nn.Module` class, a factory that returns a module, or a plain step function.
 
-    Instances of the class, or what the factory returns, are attached with `options` (those of `attach`); each call
-    of a plain function is a step. The session is `instance.insitu`, or `function.insitu` of a step function.
+    Instances of the class, or what the factory returns, are attached with `options` (those of `attach`). Each call
+    of a plain function is a step, from its second call on: the first tells what it is. The session is
+    `instance.insitu`, or `function.insitu` of a step function.
     """
     if target is None:
         return functools.partial(observe, **options)

@@ -32,6 +32,8 @@ MAX_VIEWS: Final = 16_384
 """Bound on preallocated views (two a site and slab); big models get fewer slabs."""
 NUM_EXPLICIT: Final = 32
 """Places kept for `insitu.tap(...)` sites, which are known only when they first fire."""
+NEVER: Final = -1
+"""Stamp of a site that has not fired yet: no step has this id."""
 _ALIGN: Final = 64
 
 
@@ -169,6 +171,9 @@ class Slabs:
             self._memory = torch.zeros(shape, dtype=torch.uint8, device=device)
             self._mirror = self._memory if on_host else torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
             self.views = tuple(self._views(row) for row in self._memory)
+            for view in self.views:
+                for stamp in view.stamp:
+                    stamp.fill_(NEVER)
 
     def _views(self, memory: torch.Tensor) -> Views:
         offsets, boundaries = self.plan.offsets, self.plan.boundaries

@@ -1,0 +1,226 @@
+"""Attached models: same outputs, true rows, the first bad site, nothing left behind."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import insitu
+from insitu.testing import Recording, expect, oracle_model, oracle_values
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_are_bit_identical_attached_and_detached(
+    insitu_records: Recording, dtype: torch.dtype, grad: bool
+) -> None:
+    net, x = small_net().to(dtype), torch.randn(5, 8).to(dtype)
+    with torch.set_grad_enabled(grad):
+        before = net(x)
+        with insitu.attach(net, to=insitu_records, rules=[insitu.Rule(sites="*", requests="all")]):
+            during = [net(x) for _ in range(3)]
+        after = net(x)
+    assert all(torch.equal(before, output) for output in [*during, after])
+
+
+def test_detach_leaves_the_model_as_found(insitu_records: Recording) -> None:
+    net = small_net()
+    session = insitu.attach(net, to=insitu_records)
+    assert type(net) is not nn.Sequential
+    assert isinstance(net, nn.Sequential)
+    session.detach()
+    assert type(net) is nn.Sequential
+    assert not any(module._forward_hooks for module in net.modules())
+    session.close()
+
+
+def test_captured_rows_are_those_of_the_request(insitu_records: Recording) -> None:
+    model = oracle_model(num_layers=3, width=4)
+    rules = [insitu.Rule(sites="L*.mlp_out", requests="opt-in")]
+    with insitu.attach(model, to=insitu_records, rules=rules) as session:
+        model(torch.zeros(1, 1, 4))
+        rows = [
+            insitu.Rows("quiet", start=0, count=2, position=0),
+            insitu.Rows("wanted", start=2, count=3, position=40, capture=True),
+        ]
+        with session.step(77, rows=rows, phase="prefill"):
+            model(torch.zeros(1, 5, 4))
+    names = {row["site"]: row["name"] for row in insitu_records.rows("sites")}
+    captures = insitu_records.rows("captures", step_id=77)
+    assert {row["request"] for row in captures} == {"wanted"}
+    assert len(captures) == 9
+    for row in captures:
+        layer = int(names[row["site"]][1])
+        assert row["position"] == 40 + row["row"] - 2
+        assert np.frombuffer(row["data"], np.float32).tolist() == oracle_values(layer, 5, 4)[row["row"]].tolist()
+
+
+def test_padded_rows_are_not_looked_at(insitu_records: Recording) -> None:
+    net = small_net()
+    x = torch.randn(6, 8)
+    x[4:] = float("nan")
+    with (
+        insitu.attach(net, to=insitu_records) as session,
+        session.step(rows=[insitu.Rows("a", start=0, count=4)], num_padded=2),
+    ):
+        net(x)
+    assert [row["nonfinite_rows"] for row in insitu_records.rows("summaries")] == [[]]
+
+
+def test_the_first_bad_site_and_row_of_a_step_are_named(insitu_records: Recording) -> None:
+    model = oracle_model(num_layers=4, width=4)
+    with insitu.attach(model, to=insitu_records) as session:
+        model(torch.zeros(3, 4))
+
+        def poison(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+            output = output.clone()
+            output[1, 2] = float("nan")
+            return output
+
+        handle = model.model.layers[2].mlp.register_forward_hook(poison, prepend=True)
+        with session.step(9):
+            model(torch.zeros(3, 4))
+        handle.remove()
+        model(torch.zeros(3, 4))
+    names = {row["site"]: row["name"] for row in insitu_records.rows("sites")}
+    flagged = insitu_records.rows("summaries", step_id=9)
+    bad = [names[row["site"]] for row in flagged if not np.isfinite(row["canary"])]
+    assert bad[0] == "L2.mlp_out"
+    assert expect(flagged, nonfinite_rows=[1])["num_rows"] == 3
+    assert len(insitu_records.rows("summaries", step_id=10)) == 1, "a clean step ships its boundary only"
+
+
+def test_a_site_that_never_fires_is_named(insitu_records: Recording) -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.used(x)
+            return output
+
+    net = Idle()
+    with insitu.attach(net, to=insitu_records) as session:
+        net(torch.zeros(1, 2))
+        session.flush()
+        coverage = session.coverage()
+    assert (coverage.fired, coverage.never_fired, coverage.steps) == (2, ["unused"], 1)
+
+
+def test_a_second_thread_runs_unobserved_and_is_counted(insitu_records: Recording) -> None:
+    net = small_net()
+    with insitu.attach(net, to=insitu_records) as session:
+        with session.step(1):
+            thread = threading.Thread(target=net, args=(torch.full((1, 8), float("nan")),))
+            thread.start()
+            thread.join()
+            net(torch.zeros(1, 8))
+        session.flush()
+        assert session.stats().concurrent_forward == 1
+    assert [row["nonfinite_rows"] for row in insitu_records.rows("summaries")] == [[]]
+
+
+def test_an_explicit_tap_is_a_site_of_its_own(insitu_records: Recording) -> None:
+    class Tapped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return insitu.tap(x * 2, "doubled") + 1
+
+    net = Tapped()
+    with insitu.attach(net, to=insitu_records) as session:
+        for _ in range(2):
+            assert net(torch.ones(2)).tolist() == [3.0, 3.0]
+        net(torch.full((2,), float("inf")))
+        session.flush()
+        assert session.coverage().never_fired == []
+    number = expect(insitu_records.rows("sites"), name="doubled")["site"]
+    flagged = insitu_records.rows("summaries", step_id=2, site=number)
+    assert [row["canary"] for row in flagged] == [float("inf")]
+
+
+def test_an_exception_in_the_model_passes_through_and_the_next_step_is_observed(
+    insitu_records: Recording,
+) -> None:
+    net = small_net()
+    with insitu.attach(net, to=insitu_records):
+        with pytest.raises(RuntimeError, match="shapes"):
+            net(torch.zeros(1, 3))
+        net(torch.zeros(1, 8))
+    assert [row["step_id"] for row in insitu_records.rows("summaries")] == [1]
+
+
+def test_observe_decorates_a_class_a_factory_and_a_step_function(insitu_records: Recording) -> None:
+    @insitu.observe(to=insitu_records, stage=3)
+    class Ranker(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.net(x)
+            return output
+
+    @insitu.observe(to=insitu_records)
+    def make() -> nn.Module:
+        return small_net()
+
+    @insitu.observe(to=insitu_records)
+    def step(x: int) -> int:
+        with insitu.interval("host"):
+            return x + 1
+
+    ranker, net = Ranker(), make()
+    ranker(torch.zeros(1, 2))
+    net(torch.zeros(1, 8))
+    assert [step(1), step(2)] == [2, 3]
+    for observed in (ranker, net, step):
+        vars(observed)["insitu"].close()
+    stages = {row["epoch"]: row["stage"] for row in insitu_records.rows("sources")}
+    assert sorted(stages.values()) == [0, 0, 3]
+    assert len(insitu_records.rows("steps")) == 3
+    epoch = vars(step)["insitu"].source.epoch
+    assert len(insitu_records.rows("intervals", epoch=epoch)) == 1, "a step function is observed from its second call"
+
+
+def test_disabled_leaves_everything_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSITU_DISABLED", "1")
+    net, threads = small_net(), threading.active_count()
+    session = insitu.attach(net, to="grpc://127.0.0.1:1")
+    assert type(net) is nn.Sequential
+    assert threading.active_count() == threads
+    with session.step(rows=[insitu.Rows("a", 0, 1)]), session.interval("compute") as interval:
+        interval.turn("host")
+        net(torch.zeros(1, 8))
+    session.request("arrived", "a")
+    assert session.close().durable == 0
+
+
+def test_a_bad_rule_or_destination_says_so_at_once(insitu_records: Recording) -> None:
+    with pytest.raises(ValueError, match="no site matches 'L9'"):
+        insitu.attach(small_net(), to=insitu_records, rules=[insitu.Rule(sites="L9")])
+    with pytest.raises(ValueError, match="no known scheme"):
+        insitu.attach(small_net(), to="ftp://nowhere")
+
+
+def test_import_loads_neither_torch_nor_arrow_nor_grpc() -> None:
+    code = "import insitu, sys; print(sorted({'torch', 'pyarrow', 'grpc'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,140 @@
+"""The session's account is exact, its heartbeat shows a hang, and a fork starts a new identity."""
+
+import gc
+import multiprocessing
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import insitu
+from insitu.session import Session
+from insitu.testing import Recording, expect
+from insitu.vocabulary import IntervalClass
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    """Wait until a condition of another thread holds; fail after `timeout_s`."""
+    pause = threading.Event()
+    for _ in range(int(timeout_s / 0.02)):
+        if condition():
+            return
+        pause.wait(0.02)
+    raise AssertionError("the condition did not come true in time")
+
+
+def test_produced_is_stored_plus_dropped(insitu_records: Recording) -> None:
+    session = insitu.start(to=insitu_records, role="driver")
+    for number in range(20_000):
+        session.request("token", f"r{number % 7}", num_tokens=number)
+    report = session.close()
+    stats = session.stats()
+    stored = len(insitu_records.rows("requests"))
+    lost = stats.dropped.get("requests", {}).get("ring_full", 0)
+    assert stats.produced["requests"] == stored + lost == 20_000
+    assert report.pending == 0
+    assert sum(stats.produced.values()) == report.durable + report.dropped
+
+
+def test_row_seq_has_no_gap_and_starts_at_zero(insitu_records: Recording) -> None:
+    net = nn.Linear(4, 4)
+    with insitu.attach(net, to=insitu_records) as session:
+        for _ in range(300):
+            with session.interval("compute"):
+                net(torch.zeros(2, 4))
+    stats = session.stats()
+    for table, produced in stats.produced.items():
+        assert [row["row_seq"] for row in insitu_records.rows(table)] == list(range(produced)), table
+
+
+def test_more_steps_than_slabs_are_counted_not_blocked(insitu_records: Recording) -> None:
+    net = nn.Linear(4, 4)
+    with torch.no_grad(), insitu.attach(net, to=insitu_records, max_rows=8) as session:
+        session._drain.stop(closing=False)  # the drain is away: nobody frees a slab
+        for _ in range(400):
+            net(torch.zeros(2, 4))
+        session._drain.start()
+    stats = session.stats()
+    steps = insitu_records.rows("steps")
+    blind = sum(step["dropped"] for step in steps)
+    assert len(steps) == 400
+    assert blind > 0
+    assert stats.dropped["summaries"] == {"slab_full": blind}
+    assert stats.produced["summaries"] == len(insitu_records.rows("summaries")) + blind
+
+
+def test_a_collection_is_carved_out_of_the_interval_it_struck(insitu_records: Recording) -> None:
+    ballast = [[number] for number in range(200_000)]
+    session = insitu.start(to=insitu_records)
+    with session.interval("compute", step_id=5):
+        gc.collect()
+    session.close()
+    rows = insitu_records.rows("intervals", step_id=5)
+    assert [row["cls"] for row in rows] == [IntervalClass.COMPUTE, IntervalClass.GC, IntervalClass.COMPUTE]
+    assert all(a["t1_ns"] == b["t0_ns"] for a, b in pairwise(rows))
+    assert len(ballast) == 200_000
+
+
+def test_the_heartbeat_shows_an_open_interval_while_it_lasts(insitu_records: Recording) -> None:
+    session = insitu.start(to=insitu_records)
+
+    def beats() -> list[dict[str, Any]]:
+        return [row for row in insitu_records.rows("health") if row["open_cls"] == IntervalClass.RECV_WAIT]
+
+    with session.interval("recv_wait", step_id=8, mb=1, peer=3):
+        wait_for(lambda: len(beats()) >= 4)
+    last = beats()[-1]
+    assert (last["open_step_id"], last["open_mb"], last["open_peer"]) == (8, 1, 3)
+    open_ns = [row["t_ns"] - row["open_since_ns"] for row in beats()]
+    assert open_ns == sorted(open_ns)
+    session.close()
+    assert expect(insitu_records.rows("health"), closing=True)["open_cls"] is None
+
+
+def test_flush_makes_everything_so_far_durable_and_goes_on(insitu_records: Recording) -> None:
+    session = insitu.start(to=insitu_records)
+    session.event("one")
+    assert session.flush().pending == 0
+    assert [row["kind"] for row in insitu_records.rows("events")] == ["one"]
+    session.event("two")
+    session.close()
+    assert [row["kind"] for row in insitu_records.rows("events")] == ["one", "two"]
+
+
+def test_closing_twice_is_safe(insitu_records: Recording) -> None:
+    session = insitu.start(to=insitu_records)
+    assert session.close() == session.close()
+
+
+def test_an_unknown_column_is_refused(insitu_records: Recording) -> None:
+    session = insitu.start(to=insitu_records)
+    with pytest.raises(KeyError, match="colour"):
+        session.append("events", {"colour": "red"})
+    session.close()
+
+
+def _child(session: Session, answers: Any) -> None:
+    session.event("child")
+    session.close()
+    recording = session.to
+    assert isinstance(recording, Recording)
+    answers.put((session.source.epoch, [row["kind"] for row in recording.rows("events")]))
+
+
+def test_a_forked_child_starts_its_own_identity(insitu_records: Recording) -> None:
+    session = insitu.start(to=insitu_records)
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_child, args=(session, answers))
+    child.start()
+    epoch, kinds = answers.get(timeout=30)
+    child.join()
+    session.event("parent")
+    session.close()
+    assert epoch != session.source.epoch
+    assert kinds == ["child"]
+    assert [row["kind"] for row in insitu_records.rows("events")] == ["parent"]
