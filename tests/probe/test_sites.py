@@ -16,6 +16,7 @@ def llama() -> nn.Module:
 
 def gpt2() -> nn.Module:
     model: nn.Module = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32, n_positions=32))
+    return model
 
 
 def bert() -> nn.Module:
