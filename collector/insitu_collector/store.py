@@ -1,0 +1,171 @@
+"""Reading a store: tables, SQL, and what is new. Never writes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from insitu.records import TABLES, schema_of
+from insitu.segment_layout import FORMAT, OPEN, SEALED, SegmentName, list_segments
+from insitu.segment_reader import Damage, TailReader
+from insitu_collector.ranges import Ranges
+
+if TYPE_CHECKING:
+    from insitu.exporters.base import Batch
+
+_log = logging.getLogger("insitu")
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Return the store at `path`, which may be written to meanwhile.
+
+    Raises FileNotFoundError, with one line for the user, when there is none.
+    """
+    root = Path(path)
+    if not (root / FORMAT).is_dir():
+        raise FileNotFoundError(f"no store at {root}: expected a folder {FORMAT!r} in it, made by a probe or collector")
+    return Store(root)
+
+
+class Store:
+    """The rows of all shards of a store, open and sealed. Every row once, every checksum compared."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damage: list[Damage] = []
+        """What could not be read by the last call of `table` or `sql`; it is left out, and logged."""
+
+    def tables(self) -> list[str]:
+        """Return the tables that have segments, in order of `insitu.records.TABLES`."""
+        found = {name.table for state in (OPEN, SEALED) for name in list_segments(self.path, state)}
+        return [table for table in TABLES if table in found]
+
+    def table(self, name: str) -> pa.Table:
+        """Return every row of a table as it is now, with today's columns. Raises KeyError for an unknown name."""
+        tail = self.tail([name])
+        rows = tail.poll(final=True).get(name, schema_of(name).empty_table())
+        tail.close()
+        self.damage = tail.damage
+        return rows
+
+    def sql(self, query: str) -> pa.Table:
+        """Run one query of DuckDB over the tables it names, and return its rows."""
+        import duckdb
+
+        with duckdb.connect() as connection:
+            damage: list[Damage] = []
+            for name in TABLES:
+                if re.search(rf"\b{name}\b", query, re.IGNORECASE):
+                    connection.register(name, self.table(name))
+                    damage += self.damage
+            self.damage = damage
+            return connection.sql(query).to_arrow_table()
+
+    def tail(self, tables: Iterable[str] | None = None) -> StoreTail:
+        """Return a reader whose first `poll` gives all rows there are, and each later one those that are new."""
+        return StoreTail(self.path, TABLES if tables is None else tables)
+
+
+class StoreTail:
+    """Follows tables of a store while they are written. Not for several threads at once."""
+
+    def __init__(self, path: Path, tables: Iterable[str]) -> None:
+        self.damage: list[Damage] = []
+        """Everything that could not be read so far."""
+        self._path = path
+        self._tables = [table for table in tables if schema_of(table)]
+        self._reading: dict[SegmentName, TailReader] = {}
+        self._finished: set[SegmentName] = set()
+        self._seen = SeenRows()
+
+    def poll(self, *, final: bool = False) -> dict[str, pa.Table]:
+        """Return the new rows by table; tables without any are left out.
+
+        `final`: one look is all there will be, so go past what looks incomplete.
+        """
+        rows: dict[str, pa.Table] = {}
+        for table in self._tables:
+            batches = [self._seen.new_rows(batch) for batch in self._new_batches(table, final)]
+            fresh = [batch for batch in batches if batch.num_rows]
+            if fresh:
+                rows[table] = pa.Table.from_batches(fresh, schema=schema_of(table))
+        return rows
+
+    def close(self) -> None:
+        """Let go of every file."""
+        for reader in self._reading.values():
+            reader.close()
+        self._reading.clear()
+
+    def _new_batches(self, table: str, final: bool) -> list[Batch]:
+        # Open before sealed: a segment sealed in between is then seen at least once.
+        being_written = set(list_segments(self._path, OPEN, table))
+        names = sorted(being_written | set(list_segments(self._path, SEALED, table)) | self._reading_of(table))
+        batches: list[Batch] = []
+        for name in names:
+            if name not in self._finished:
+                batches += self._read(name, is_done=name not in being_written, final=final)
+        return batches
+
+    def _reading_of(self, table: str) -> set[SegmentName]:
+        return {name for name in self._reading if name.table == table}
+
+    def _read(self, name: SegmentName, *, is_done: bool, final: bool) -> list[Batch]:
+        try:
+            reader = self._reading.get(name) or TailReader(self._path, name)
+        except FileNotFoundError:  # moved away between the listing and now
+            return []
+        self._reading[name] = reader
+        batches = reader.read(final=is_done or final)
+        # The end of a file still being written is not damage, however it looks.
+        lost = [damage for damage in reader.damage if is_done or not damage.torn]
+        for damage in lost:
+            _log.warning("insitu: %s, %d bytes at %d cannot be read", name, damage.num_bytes, damage.offset)
+        self.damage += lost
+        reader.damage.clear()
+        if reader.finished:
+            self._finished.add(name)
+            self._reading.pop(name).close()
+        return batches
+
+
+class SeenRows:
+    """Which rows of which (table, epoch) have been returned."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, int], Ranges] = {}
+
+    def new_rows(self, batch: Batch) -> pa.RecordBatch:
+        """Return the rows of a batch that were never returned before, and remember them."""
+        seen = self._rows.setdefault((batch.table, batch.epoch), Ranges())
+        numbers = batch.data.column("row_seq").to_numpy()
+        starts, ends = _runs(np.unique(numbers))
+        is_new = sum(ends - starts) == len(numbers)
+        if not is_new or any(seen.overlaps(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)):
+            return self._unseen(batch.data, numbers, seen)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            seen.add(start, end)
+        return batch.data
+
+    def _unseen(self, data: pa.RecordBatch, numbers: Any, seen: Ranges) -> pa.RecordBatch:
+        keep = []
+        for i, number in enumerate(numbers.tolist()):
+            if number not in seen:
+                keep.append(i)
+                seen.add(number, number + 1)
+        return data.take(pa.array(keep, pa.int64()))
+
+
+def _runs(numbers: Any) -> tuple[Any, Any]:
+    """Return starts and ends (half-open) of the runs of consecutive numbers in a sorted array."""
+    if not len(numbers):
+        return numbers, numbers
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    return numbers[np.r_[0, breaks]], numbers[np.r_[breaks - 1, len(numbers) - 1]] + 1

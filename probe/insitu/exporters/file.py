@@ -1,0 +1,136 @@
+"""`file://STORE`: a process writes its own shard of a store, without a server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
+from insitu.identity import Source
+from insitu.segments import Key, Limits, ShardWriter, StoreFull, shard_name
+from insitu.vocabulary import DropReason
+
+COMMIT_S: Final = 0.05
+COMMIT_BYTES: Final = 8 << 20
+RETRY_S: Final = 1.0
+
+_log = logging.getLogger("insitu")
+
+
+class FileExporter:
+    """Writes batches into shard `<host>-<pid>` of a store.
+
+    No thread: a group commit happens in `export` or `durable` once the oldest uncommitted batch is 50 ms old or
+    8 MiB are uncommitted, and in `flush`. A full disk raises `Retry` with reason `disk_full`, and goes on when room
+    returns. In a forked child the first call begins the child's own shard. Raises OSError when the store cannot be
+    written.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        source: Source,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = path
+        self._host = source.host
+        self._limits = limits
+        self._clock = clock
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._writer = ShardWriter(
+            self._path, shard_name(self._host, self._pid), limits=self._limits, clock=self._clock
+        )
+        self._uncommitted_since: float | None = None
+        self._pending: dict[int, set[int]] = {}
+        self._last: dict[int, int] = {}
+        self._refused: list[tuple[int, int, DropReason]] = []
+        self._is_failing = False
+        self._is_closed = False
+
+    def export(self, batch: Batch) -> Ack:
+        """Append one batch; see `Exporter.export`."""
+        self._in_this_process()
+        if self._is_closed:
+            raise Refused(DropReason.SHUTDOWN)
+        try:
+            self._writer.append(batch)
+        except ValueError as error:
+            raise Refused(DropReason.REFUSED_INVALID, str(error)) from None
+        except OSError as error:
+            self._commit()
+            self._note_failure(error)
+            reason = DropReason.DISK_FULL if isinstance(error, StoreFull) else DropReason.PROBE_ERROR
+            raise Retry(RETRY_S, reason) from None
+        self._is_failing = False
+        self._pending.setdefault(batch.stream, set()).add(batch.seq)
+        self._last[batch.stream] = max(batch.seq, self._last.get(batch.stream, -1))
+        if self._uncommitted_since is None:
+            self._uncommitted_since = self._clock()
+        self._commit_if_due()
+        level = Level.DURABLE if batch.seq <= self._durable(batch.stream) else Level.RECEIVED
+        return Ack(batch.stream, batch.seq, level)
+
+    def durable(self, stream: int) -> int:
+        """Return the highest seq up to which everything exported is durable or refused, or -1."""
+        self._in_this_process()
+        self._commit_if_due()
+        return self._durable(stream)
+
+    def refused(self) -> list[tuple[int, int, DropReason]]:
+        """Return, once each, the batches whose sync failed."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def flush(self, timeout_s: float) -> bool:
+        """Commit now. The disk sets the pace: `timeout_s` cannot cut a sync short."""
+        self._in_this_process()
+        self._commit()
+        return not any(self._pending.values())
+
+    def close(self, timeout_s: float) -> None:
+        """Commit, seal and let go of the shard."""
+        if self._is_closed or self._pid != os.getpid():
+            return
+        self._is_closed = True
+        done = self._writer.close()
+        self._settle(done.durable, done.failed)
+
+    def _in_this_process(self) -> None:
+        if self._pid != os.getpid():
+            self._begin()
+
+    def _commit_if_due(self) -> None:
+        since = self._uncommitted_since
+        if since is None:
+            return
+        if self._clock() - since >= COMMIT_S or self._writer.unsynced_bytes >= COMMIT_BYTES:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._is_closed:
+            return
+        self._uncommitted_since = None
+        done = self._writer.sync()
+        self._settle(done.durable, done.failed)
+
+    def _settle(self, durable: list[Key], failed: list[Key]) -> None:
+        for key in [*durable, *failed]:
+            self._pending.get(key.stream, set()).discard(key.seq)
+        self._refused += [(key.stream, key.seq, DropReason.DISK_FULL) for key in failed]
+
+    def _durable(self, stream: int) -> int:
+        pending = self._pending.get(stream)
+        return min(pending) - 1 if pending else self._last.get(stream, -1)
+
+    def _note_failure(self, error: OSError) -> None:
+        if not self._is_failing:
+            _log.warning("insitu: store %s takes no records: %s; make room there", self._path, error.strerror)
+            self._is_failing = True

@@ -1,0 +1,189 @@
+"""Where segments lie in a store, who may write them, and the room kept for a full disk. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+FORMAT: Final = "v1"
+OPEN: Final = "open"
+SEALED: Final = "sealed"
+QUARANTINE: Final = "quarantine"
+STATES: Final = (OPEN, SEALED, QUARANTINE)
+
+_FILE_NAME: Final = re.compile(r"(?P<shard>.+)-(?P<number>\d{10})\.arrow")
+_NOT_IN_SHARD: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class StoreFull(OSError):
+    """The disk has no room. Nothing of the batch was kept; what was durable stays."""
+
+
+class ShardLocked(OSError):
+    """Another live process writes this shard."""
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether an error says that there is no room (disk, quota or file size limit)."""
+    return isinstance(error, StoreFull) or error.errno in _FULL
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SegmentName:
+    """One segment: the same in every state."""
+
+    table: str
+    shard: str
+    number: int
+
+    def path(self, store: Path, state: str) -> Path:
+        """Return `STORE/v1/<state>/<table>/<shard>-<number>.arrow`."""
+        return store / FORMAT / state / self.table / f"{self.shard}-{self.number:010}.arrow"
+
+
+def shard_name(host: str, pid: int) -> str:
+    """Return the shard of a process that writes its own files."""
+    return f"{_NOT_IN_SHARD.sub('_', host)}-{pid}"
+
+
+def list_segments(store: Path, state: str, table: str | None = None) -> list[SegmentName]:
+    """Return the segments of a state in order of name; files that are none are left out."""
+    root = store / FORMAT / state
+    tables = [table] if table is not None else _names_in(root)
+    found: list[SegmentName] = []
+    for name in tables:
+        for file in _names_in(root / name):
+            match = _FILE_NAME.fullmatch(file)
+            if match:
+                found.append(SegmentName(name, match["shard"], int(match["number"])))
+    return sorted(found)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes an ordinary user may still write where `folder` lies."""
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize
+
+
+class ShardLock:
+    """`STORE/v1/<shard>.lock`, held by flock for the life of a writer.
+
+    Raises ShardLocked when another process holds it, OSError when the store cannot be written.
+    """
+
+    def __init__(self, store: Path, shard: str) -> None:
+        self.path = store / FORMAT / f"{shard}.lock"
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._fd: int | None = None
+        while self._fd is None:
+            self._fd = self._try()
+        with contextlib.suppress(OSError):  # a full disk holds the lock all the same
+            os.truncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        _HELD.add(self)
+
+    def _try(self) -> int | None:
+        """Return a locked descriptor, or None when the file was unlinked under us and it must be made anew."""
+        fd = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            shard = self.path.stem
+            raise ShardLocked(
+                errno.EWOULDBLOCK, f"process {holder} already writes shard {shard!r} of this store", str(self.path)
+            ) from None
+        if os.path.exists(self.path) and os.path.samestat(os.fstat(fd), os.stat(self.path)):
+            return fd
+        os.close(fd)
+        return None
+
+    def release(self) -> None:
+        """Let go and remove the file. Safe to call twice."""
+        if self._fd is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = None
+        _HELD.discard(self)
+
+    def forget(self) -> None:
+        """Close the descriptor only: what a forked child does, so that it cannot outlive the holder's lock."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+_HELD: weakref.WeakSet[ShardLock] = weakref.WeakSet()
+
+
+def _forget_locks_of_parent() -> None:
+    for lock in list(_HELD):
+        lock.forget()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks_of_parent)
+
+
+class Reserve:
+    """`STORE/v1/<shard>.reserve`: room that is given back at ENOSPC, so that open files can still be sealed.
+
+    While it is not held, the shard takes no batches.
+    """
+
+    def __init__(self, store: Path, shard: str) -> None:
+        self._path = store / FORMAT / f"{shard}.reserve"
+        room = os.statvfs(self._path.parent)
+        self.num_bytes = min(4 << 20, max(64 << 10, room.f_blocks * room.f_frsize // 16))
+        self._path.unlink(missing_ok=True)
+        self.held = False
+
+    def take(self, spare_bytes: int) -> bool:
+        """Take the room if as much again and `spare_bytes` stay free; return whether it is held."""
+        if not self.held and free_bytes(self._path.parent) >= 2 * self.num_bytes + spare_bytes:
+            self.held = self._allocate()
+        return self.held
+
+    def _allocate(self) -> bool:
+        try:
+            fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, self.num_bytes)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self._path.unlink(missing_ok=True)
+            if not is_full(error):
+                raise
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give the room back. Safe to call twice."""
+        self._path.unlink(missing_ok=True)
+        self.held = False
