@@ -1,0 +1,71 @@
+# The project's commands, for people and for CI. Needs only Python >= 3.11, git and make; the rest is installed
+# into $(VENV) on first use, and again when constraints.txt or pyproject.toml change.
+#
+#   make demo                             serve a real model, slow one stage, see the verdict name it
+#   make demo ARGS="--headless --json"    the same as one JSON document on stdout
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+
+MAKEFLAGS += --no-print-directory
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboard/insitu_dashboard
+TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
+
+.PHONY: help venv demo test check format bench trials clean
+
+help:
+	@echo "make demo | test | check | format | bench | trials | clean | venv"
+	@echo "     ARGS=... goes to the command: make demo ARGS='--seconds 60', make test ARGS='-k ledger'"
+
+venv: $(READY)
+
+demo: $(READY)
+	@$(BIN)/insitu demo $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(TYPED)
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(READY)
+	@set -e; for script in benchmarks/*_cost.py; do echo "==> $$script"; $(BIN)/python $$script $(ARGS); done
+
+trials: $(READY)
+	@$(BIN)/python benchmarks/trials.py $(ARGS)
+
+clean:
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "clean: the environment and the caches are gone, your stores are not"
+
+# Everything here goes to stderr, so that stdout holds nothing but what a command prints.
+$(READY): constraints.txt pyproject.toml
+	@exec 1>&2; set -e; \
+	good='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'; found=; \
+	for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	  if $$python -c "$$good" 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "insitu needs Python 3.11 or newer, with its venv module; here is $$(python3 --version 2>&1 || echo no python3)."; \
+	  echo "Install one (Debian, Ubuntu: python3.11 and python3.11-venv), or name it: make PYTHON=/path/to/python3.11"; \
+	  exit 1; \
+	fi; \
+	echo "==> first use, or the pins changed: setting up $(VENV) with $$($$found --version), a few minutes"; \
+	rm -rf $(VENV); \
+	$$found -m venv $(VENV); \
+	echo "==> pip"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip; \
+	echo "==> insitu and what it needs (torch is the large one)"; \
+	$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt -e '.[all]' --group dev; \
+	touch $@; \
+	echo "==> ready"

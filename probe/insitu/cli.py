@@ -1,0 +1,142 @@
+"""The `insitu` command: one word each, loaded only when it is asked for.
+
+Our own commands stand in a table, so that `insitu --help` imports nothing but click; the entry-point group
+`insitu.commands` is scanned only for a word the table does not hold, since a scan is slow in a full environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from importlib import import_module
+from typing import Any, Final, NamedTuple
+
+import click
+
+ENTRY_POINTS: Final = "insitu.commands"
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    PROBLEMS_FOUND = 3
+    UNREACHABLE = 4
+    PARTIAL = 5
+    """The data is partial, or too noisy to judge."""
+    INTERRUPTED = 130
+
+
+class Entry(NamedTuple):
+    """Where a command lives, what it is for, and which extra brings what it imports (None: the core does)."""
+
+    target: str
+    help: str
+    extra: str | None = None
+    hidden: bool = False
+
+
+COMMANDS: Final[dict[str, Entry]] = {
+    "demo": Entry(
+        "insitu_engine.demo:demo", "Serve a real model, slow one stage, and see the verdict name it.", "engine"
+    ),
+    "serve": Entry("insitu_engine.serve:serve", "Serve a Hugging Face decoder over HTTP on pipeline stages.", "engine"),
+    "load": Entry("insitu_engine.load:load", "Send prompts at random times to a server.", "engine", hidden=True),
+    "collect": Entry("insitu_collector.collect:collect", "Receive records and store them as Arrow files.", "collector"),
+    "judge": Entry("insitu_collector.judge:judge", "Judge a store once a second and append verdicts.", "collector"),
+    "stalls": Entry("insitu_collector.stalls:stalls", "Say what a store's verdicts and ledger say.", "collector"),
+    "doctor": Entry("insitu.doctor:doctor", "Check this machine and environment, and say what to fix."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, entry in COMMANDS.items() if not entry.hidden]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return _from_entry_points(cmd_name)
+        module, _, attribute = entry.target.partition(":")
+        try:
+            command = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise _missing(error, cmd_name) from error
+        assert isinstance(command, click.Command), f"{entry.target} is not a click command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        if not word.startswith("-") and self.get_command(ctx, word) is None:
+            raise click.UsageError(f"no command {word!r}; the commands are {', '.join(self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:  # a command may import its heavy parts only when it runs
+            raise _missing(error, ctx.invoked_subcommand or "insitu") from error
+
+
+def _from_entry_points(name: str) -> click.Command | None:
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        command = entry.load()
+        if not isinstance(command, click.Command):
+            raise click.ClickException(f"the plug-in command {name!r} ({entry.value}) is not a click command")
+        return command
+    return None
+
+
+def _missing(error: ModuleNotFoundError, name: str) -> Exception:
+    """Turn a missing dependency into one line with the remedy; a missing module of ours is a bug and stays one."""
+    package = (error.name or "").partition(".")[0]
+    entry = COMMANDS.get(name)
+    if package.startswith("insitu") or not package or entry is None:
+        return error
+    remedy = f"pip install 'insitu[{entry.extra}]'" if entry.extra else "pip install --force-reinstall insitu"
+    return click.ClickException(f"`insitu {name}` needs the package {package}, which is not installed: {remedy}")
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from insitu.identity import package_version
+
+        click.echo(f"insitu {package_version()}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    no_args_is_help=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 problems found, 4 unreachable, 5 partial data or too noisy.",
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print it.")
+@click.pass_context
+def insitu(ctx: click.Context) -> None:
+    """See inside a model while it serves: which pipeline stage stalls and why, which rank and layer fails first.
+
+    \b
+    insitu demo                      # everything at once, on this machine
+    insitu stalls ./insitu-store     # what a store says
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line. Raises SystemExit with an `ExitCode`."""
+    insitu.main(args=None if args is None else list(args), prog_name="insitu")

@@ -1,0 +1,90 @@
+"""`insitu doctor`: each check sees what it is for, and the last line is a command that helps."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from insitu import doctor
+from insitu.cli import ExitCode
+from insitu.doctor import Check, Status, next_command
+
+
+def test_an_old_python_is_a_problem() -> None:
+    assert doctor.check_python((3, 10, 4)).status is Status.PROBLEM
+    assert doctor.check_python((3, 11, 0)).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [("2.8.0", "ok"), ("2.13.0+cpu", "ok"), ("2.10", "ok"), ("3", "ok"), ("2.7.9", "problem"), ("2.8rc1", "ok")],
+)
+def test_a_package_is_compared_by_numbers(found: str, status: str) -> None:
+    assert doctor.check_package("torch", "2.8", "engine", lambda name: found).status == status
+
+
+def test_grpc_without_fork_support_is_a_problem() -> None:
+    assert doctor.check_fork({"GRPC_ENABLE_FORK_SUPPORT": "0"}).status is Status.PROBLEM
+    assert doctor.check_fork({"GRPC_ENABLE_FORK_SUPPORT": "1"}).status is Status.OK
+    assert doctor.check_fork({}).status is Status.OK
+
+
+def test_a_folder_that_takes_no_file_is_a_problem(tmp_path: Path) -> None:
+    assert doctor.check_writable(tmp_path).status is Status.OK
+    under_a_file = tmp_path / "file"
+    under_a_file.write_text("")
+    check = doctor.check_writable(under_a_file)
+    assert (check.status, str(under_a_file) in check.why) == (Status.PROBLEM, True)
+
+
+def test_little_space_is_a_warning(tmp_path: Path) -> None:
+    assert doctor.check_space(tmp_path, free_bytes=1 << 20).status is Status.WARN
+    assert doctor.check_space(tmp_path, free_bytes=1 << 40).status is Status.OK
+
+
+def test_a_taken_port_is_seen_and_another_offered() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port: int = holder.getsockname()[1]
+        taken = doctor.check_port(port)
+    assert (taken.status, taken.fix) == (Status.WARN, f"insitu collect --port {port + 10}")
+
+
+def ticking(step_ns: int, reads_a_tick: int = 1) -> Iterator[int]:
+    for count in range(10_000):
+        yield count // reads_a_tick * step_ns
+
+
+@pytest.mark.parametrize(("step_ns", "status"), [(70, "ok"), (15_000_000, "warn"), (-5, "problem")])
+def test_a_clock_is_judged_by_its_steps(step_ns: int, status: str) -> None:
+    ticks = ticking(step_ns, reads_a_tick=3)
+    assert doctor.check_clock(lambda: next(ticks)).status == status
+
+
+def test_few_or_busy_cores_are_a_warning() -> None:
+    assert doctor.check_cores(1, 0.0).status is Status.WARN
+    assert doctor.check_cores(2, 1.9).status is Status.WARN
+    assert doctor.check_cores(2, 0.4).status is Status.OK
+
+
+def test_the_last_line_is_what_to_do_next() -> None:
+    fine = Check("python", Status.OK, "3.11")
+    absent = Check("torch", Status.WARN, "absent", "pip install 'insitu[engine]'")
+    broken = Check("write", Status.PROBLEM, "cannot write", "pass --store DIR")
+    assert next_command([fine]) == "insitu demo"
+    assert next_command([fine, absent]) == "pip install 'insitu[all]'"
+    assert next_command([absent, broken]) == "pass --store DIR"
+
+
+def test_a_problem_sets_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Check("write", Status.PROBLEM, "cannot write", "pass --store DIR")
+    monkeypatch.setattr(doctor, "run_checks", lambda folder: [broken])
+    result = CliRunner().invoke(doctor.doctor, [])
+    assert result.exit_code == ExitCode.PROBLEMS_FOUND
+    assert "write         problem  cannot write\n" in result.output
+    assert result.output.endswith("next: pass --store DIR\n")
