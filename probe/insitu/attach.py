@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from insitu.exporters import Exporter
@@ -20,6 +21,9 @@ from insitu.vocabulary import Role
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from insitu.observer import Observer
+    from insitu.taps import Tap
 
 logger = logging.getLogger("insitu")
 
@@ -109,52 +113,37 @@ def _remember(session: Session) -> Session:
     return session
 
 
-def _enter_forward(model: nn.Module, session: Session, observer: Any) -> Callable[[], None]:
-    """Give this instance a private subclass whose forward opens a step; return the undo.
-
-    A function object of its own, with a code object of its own: a compiled twin of the class shares no graph and
-    no recompile limit with it.
-    """
-    original = type(model)
-    root_tap = observer.root_tap
+def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Callable[[], None]:
+    """Let the model's outermost forward be a step; return the undo."""
+    forward_of, root_tap = type(model).forward, observer.root_tap
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if session.in_step:
-            output = original.forward(self, *args, **kwargs)
+            output = forward_of(self, *args, **kwargs)
             _tap_root(root_tap, observer, output)
             return output
         with session.step():
-            output = original.forward(self, *args, **kwargs)
+            output = forward_of(self, *args, **kwargs)
             _tap_root(root_tap, observer, output)
         return output
 
-    functools.update_wrapper(forward, original.forward)
-    private = type(
-        original.__name__,
-        (original,),
-        {"forward": forward, "__module__": original.__module__, "__qualname__": original.__qualname__},
-    )
-    model.__class__ = private
+    from insitu.taps import give_forward
 
-    def undo() -> None:
-        if type(model) is private:
-            model.__class__ = original
-
-    return undo
+    return give_forward(model, forward)
 
 
-def _tap_root(root_tap: Callable[[torch.Tensor], None] | None, observer: Any, output: Any) -> None:
+def _tap_root(root_tap: Tap | None, observer: Observer, output: Any) -> None:
     import torch
 
     current = observer.current
-    if root_tap is None or current.views is None:
+    if root_tap is None or current.thread != get_ident():
         return
     first = output[0] if isinstance(output, tuple | list) and output else output
     if isinstance(first, torch.Tensor):
         try:
             root_tap(first)
         except Exception as error:
-            current.views = None
+            current.thread = 0
             observer.guard.contain(error)
 
 

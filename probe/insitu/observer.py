@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,12 +53,11 @@ class Observer:
             require(rule.sites, sites)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.plan = Plan(sites, tuple(rules), max_rows)
-        self.current = Current(num_valid=dict.fromkeys(("tokens", "samples", "batch"), -1), learning=True)
+        self.current = Current()
         self.guard = Guard("taps")
         self.slabs = Slabs(self.plan, self.device)
         self.control = ControlBlock(self.device, max(1, len(self.plan.groups)), max_rows)
-        self.current.stamp = self.control.step_id
-        self.taps = Taps(self.plan, self.current, self.guard)
+        self.taps = Taps(self.plan, self.current, self.control.step_id, self.guard)
         self.row_slabs: RowSlabs | None = None
         self.num_fired = np.zeros(self.plan.num_sites, np.int64)
         self.num_steps = 0
@@ -65,6 +65,7 @@ class Observer:
         """Measured cost of one step's taps (see `_calibrate`)."""
         self.explicit: dict[str, Site] = {}
         self._explicit_taps: dict[str, Tap] = {}
+        self._boundaries = self.plan.boundaries
         self._group_of = {site.number: self.plan.group_of(site) for site in sites}
         self._dest_rows = list(self.control.dest)
         self.root_tap = self.taps.install(model)
@@ -85,11 +86,21 @@ class Observer:
         valid = current.num_valid
         valid["tokens"] = valid["batch"] = -1 if record.num_rows is None else record.num_rows
         valid["samples"] = -1 if record.num_rows is None else record.num_samples
-        num_rows = -1 if record.num_rows is None else record.num_rows
-        self.control.write(record.step_id, record.slab, num_rows, record.num_samples, record.variant)
+        if self.device.type != "cpu":  # on the host the taps read the same numbers from `current`
+            num_rows = valid["tokens"]
+            self.control.write(record.step_id, record.slab, num_rows, record.num_samples, record.variant)
         if wanted is not None:
             self.control.aim(wanted)
-        current.views = self.slabs.views[record.slab]
+        current.step_id = record.step_id
+        views = current.views = self.slabs.views[record.slab]
+        current.canary, current.host_stamp = views.canary, views.host_stamp
+        current.special = (
+            current.learning
+            or wanted is not None
+            or record.num_padded > 0
+            or current.host_stamp is None
+            or torch.is_grad_enabled()
+        )
         current.thread = get_ident()
 
     def end(self, record: StepRecord) -> None:
@@ -137,6 +148,7 @@ class Observer:
     def _learned(self) -> None:
         """After the first step: make room for rows now that widths are known, and measure the taps."""
         self.current.learning = False
+        self.taps.remove_unfit()
         shapes = self.taps.shapes
         widths = {
             site.number: shapes[site.number]
@@ -153,7 +165,8 @@ class Observer:
         current = self.current
         if self.slabs.ring.num_taken == self.slabs.ring.size:
             return
-        current.views, current.thread = self.slabs.views[place], get_ident()
+        current.views = self.slabs.views[place]
+        current.host_stamp = current.views.host_stamp
         total = 0
         for site in self.plan.sites:
             if site.number not in self.taps.shapes:
@@ -166,7 +179,7 @@ class Observer:
                 tap(sample)
                 best = min(best, time.perf_counter_ns() - began)
             total += best
-        current.views, current.thread = None, 0
+        current.views = None
         self.hook_ns = total
 
     def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:
@@ -186,7 +199,7 @@ class Observer:
         try:
             tap(tensor)
         except Exception as error:
-            self.current.views = None
+            self.current.thread = 0
             self.guard.contain(error)
 
     # -- drain ---------------------------------------------------------------------------------------------------
@@ -199,40 +212,43 @@ class Observer:
             into.num_unseen += len(self.plan.boundaries)
             return
         readings = self.slabs.read(record.slab)
-        self.slabs.ring.free()
         fired = readings.stamp == record.step_id
         self.num_fired += fired
         self._summarise(record, readings, fired, into)
         if record.row_slab is not None:
             self._capture(record, readings, fired, into)
+        self.slabs.ring.free()
 
     def _summarise(self, record: StepRecord, readings: Readings, fired: Any, into: Harvest) -> None:
-        boundaries = {site: at for at, site in enumerate(self.plan.boundaries)}
         flagged = False
         found = []
-        for site, at in boundaries.items():
+        for at, site in enumerate(self._boundaries):
             if not fired[site]:
                 continue
-            n = min(int(readings.count[site]), self.plan.max_rows)
-            absmax = readings.row_absmax[at, :n]
-            bad = np.flatnonzero(~np.isfinite(absmax))
-            flagged |= bool(len(bad)) or not np.isfinite(readings.canary[site])
+            num_rows, canary = int(readings.count[site]), float(readings.canary[site])
+            n = min(num_rows, self.plan.max_rows)
+            absmax = float(readings.row_absmax[at, :n].max()) if n else 0.0
+            bad: list[int] = []
+            if not (math.isfinite(absmax) and math.isfinite(canary)):
+                flagged = True
+                bad = np.flatnonzero(~np.isfinite(readings.row_absmax[at, :n])).tolist()
+            row_sum = float(readings.row_sum[at, :n].sum(dtype=np.float64))
             found.append(
                 {
                     "step_id": record.step_id,
                     "site": site,
-                    "num_rows": int(readings.count[site]),
-                    "canary": float(readings.canary[site]),
-                    "row_sum": float(readings.row_sum[at, :n].sum(dtype=np.float64)),
-                    "absmax": float(absmax.max()) if n else None,
-                    "nonfinite_rows": bad.tolist(),
+                    "num_rows": num_rows,
+                    "canary": canary,
+                    "row_sum": row_sum,
+                    "absmax": absmax,
+                    "nonfinite_rows": bad,
                 }
             )
         if flagged:
             found += [
                 {"step_id": record.step_id, "site": site, "canary": float(readings.canary[site])}
                 for site in np.flatnonzero(fired).tolist()
-                if site not in boundaries
+                if site not in self._boundaries
             ]
         into.summaries += sorted(found, key=lambda row: int(row["site"]))
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from insitu.vocabulary import Phase
 
+PHASE_NUMBERS: Final = {phase.name.lower(): int(phase) for phase in Phase}
 AXES: Final = ("tokens", "samples", "batch")
 """What a site's dim 0 counts once its leading dims are flattened: token rows, sampled rows, or batch entries."""
 
@@ -29,7 +30,7 @@ class Rows:
     capture: bool = False
 
     def phase_number(self) -> int | None:
-        return None if self.phase is None else Phase[self.phase.upper()].value
+        return None if self.phase is None else PHASE_NUMBERS[self.phase]
 
 
 @dataclass(frozen=True, slots=True)

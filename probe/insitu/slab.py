@@ -137,6 +137,8 @@ class Views:
     """One slab as the taps see it: device tensors at fixed addresses."""
 
     stamp: tuple[torch.Tensor, ...]
+    host_stamp: memoryview | None
+    """The same int64s, where the slab lies in host memory."""
     count: torch.Tensor
     canary: tuple[torch.Tensor, ...]
     row_sum: dict[int, torch.Tensor]
@@ -171,6 +173,7 @@ class Slabs:
             self._memory = torch.zeros(shape, dtype=torch.uint8, device=device)
             self._mirror = self._memory if on_host else torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
             self.views = tuple(self._views(row) for row in self._memory)
+            self._readings = tuple(self._read_views(row.numpy()) for row in self._mirror)
             for view in self.views:
                 for stamp in view.stamp:
                     stamp.fill_(NEVER)
@@ -180,8 +183,10 @@ class Slabs:
         shape = (len(boundaries), self.plan.max_rows)
         row_sum = _area(memory, offsets["row_sum"], torch.float32).view(shape)
         row_absmax = _area(memory, offsets["row_absmax"], torch.float32).view(shape)
+        stamp = _area(memory, offsets["stamp"], torch.int64)
         return Views(
-            stamp=_area(memory, offsets["stamp"], torch.int64).unbind(),
+            stamp=stamp.unbind(),
+            host_stamp=memoryview(stamp.numpy().data) if memory.device.type == "cpu" else None,
             count=_area(memory, offsets["count"], torch.int64),
             canary=_area(memory, offsets["canary"], torch.float32).unbind(),
             row_sum=dict(zip(boundaries, row_sum.unbind(), strict=True)),
@@ -189,10 +194,12 @@ class Slabs:
         )
 
     def read(self, place: int) -> Readings:
-        """Return one finished slab on the host; a copy, so that its place can be freed at once."""
+        """Return one finished slab on the host; valid until its place is freed."""
         if self._mirror is not self._memory:
             self._mirror[place].copy_(self._memory[place])
-        memory = self._mirror[place].numpy().copy()
+        return self._readings[place]
+
+    def _read_views(self, memory: NDArray[np.uint8]) -> Readings:
         offsets = self.plan.offsets
 
         def area(name: str, dtype: type) -> NDArray[np.generic]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from insitu.rows import Place, Rows
-from insitu.vocabulary import Phase, Variant
+from insitu.rows import PHASE_NUMBERS, Place, Rows
+from insitu.vocabulary import Variant
 
 
 @dataclass(slots=True)
@@ -40,8 +40,8 @@ class StepRecord:
 def phase_of(phase: str | None, rows: Sequence[Rows] | None) -> int | None:
     """Return the step's phase number: as stated, else from its rows; None when nobody says."""
     if phase is not None:
-        return Phase[phase.upper()].value
+        return PHASE_NUMBERS[phase]
     named = {entry.phase for entry in rows or () if entry.phase is not None}
     if not named:
         return None
-    return Phase[next(iter(named)).upper()].value if len(named) == 1 else Phase.MIXED.value
+    return PHASE_NUMBERS[next(iter(named))] if len(named) == 1 else PHASE_NUMBERS["mixed"]

@@ -1,20 +1,21 @@
 """Taps: what runs inside the model's forward pass, once a site. The hot path.
 
-A tap reduces the tensor into its place in the current slab, then copies the step id from the control block into
-its stamp. It reads Python state and changes none: no allocation beyond what torch's own reduction needs, no sync,
-no lock, no clock, no log.
+A tap reduces the tensor into its place in the current slab, then writes the step id into its stamp. It reads Python
+state and changes none: no allocation beyond what torch's own reduction needs, no sync, no lock, no clock, no log.
+
+A tapped module instance gets a private subclass of its class whose `forward` calls the original and taps the
+result. A forward hook would do the same at twice the cost: one hook moves `Module.__call__` off its fast path.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from insitu.guard import Guard
 from insitu.sites import Site
@@ -22,102 +23,155 @@ from insitu.slab import Plan, Views
 
 _DIMS: Final = tuple(tuple(range(n)) for n in range(9))
 _INF: Final = float("inf")
+_F32: Final = torch.float32
 Tap = Callable[[torch.Tensor], None]
 
 
-@dataclass
 class Current:
     """The step that is open now. The host writes it between steps; taps only read it."""
 
-    thread: int = 0
-    """Identifier of the thread whose step is open; 0 = none, so no thread matches."""
-    views: Views | None = None
-    stamp: torch.Tensor | None = None
-    """0-d int64 on the device: `control.step_id`."""
-    num_valid: dict[str, int] = field(default_factory=dict)
-    """Valid rows by axis; -1: all are."""
-    rows: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
-    """Full variant only: site -> (row area [max_rows + 1, width], destination vector [max_rows])."""
-    learning: bool = False
-    """True until every site has fired once: shapes and dtypes are noted, on the host."""
+    __slots__ = ("canary", "host_stamp", "learning", "num_valid", "rows", "special", "step_id", "thread", "views")
+
+    def __init__(self) -> None:
+        self.thread = 0
+        """Identifier of the thread whose step is open; 0 = none, so no thread matches."""
+        self.views: Views | None = None
+        self.canary: tuple[torch.Tensor, ...] = ()
+        self.host_stamp: memoryview | None = None
+        """Stamps of a slab that lies in host memory: a store costs 0.06 us, a tensor copy 1.5."""
+        self.step_id = -1
+        self.num_valid = {"tokens": -1, "samples": -1, "batch": -1}
+        """Valid rows by axis; -1: all are."""
+        self.rows: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+        """Full variant only: site -> (row area [max_rows + 1, width], destination vector [max_rows])."""
+        self.special = True
+        """True where a tap must do more than its canary: padding, raw rows, autograd, or the first step."""
+        self.learning = True
+        """True in the first step: shapes and dtypes are noted, on the host."""
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
 
 
+def give_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Give one instance a private subclass with this `forward(self, ...)`; return the undo.
+
+    A copy of the module keeps working: its forward is bound to the copy.
+    """
+    original = type(module)
+    functools.update_wrapper(forward, original.forward)
+    names = {"forward": forward, "__module__": original.__module__, "__qualname__": original.__qualname__}
+    private = type(original.__name__, (original,), names)
+    module.__class__ = private
+
+    def undo() -> None:
+        if type(module) is private:
+            module.__class__ = original
+
+    return undo
+
+
 class Taps:
     """Installs and removes the taps of one model, and knows what they have learned about its sites."""
 
-    def __init__(self, plan: Plan, current: Current, guard: Guard) -> None:
+    def __init__(self, plan: Plan, current: Current, step_id: torch.Tensor, guard: Guard) -> None:
         self.plan = plan
         self.current = current
         self.shapes: dict[int, tuple[int, torch.dtype]] = {}
         """Site -> (width, dtype), learned when it first fires."""
+        self._step_id = step_id
         self._guard = guard
-        self._handles: list[RemovableHandle] = []
+        self._undo: dict[int, Callable[[], None]] = {}
+        self._unfit: set[int] = set()
 
     def install(self, model: nn.Module) -> Tap | None:
-        """Register one hook a site; return the tap of the model's own output, which has no hook, if any."""
+        """Tap every site; return the tap of the model's own output, which the caller's root forward runs."""
         modules = dict(model.named_modules())
         root = None
         for site in self.plan.sites:
             tap = self.make(site)
-            if not site.fqn:
+            if site.fqn:
+                module = modules[site.fqn]
+                self._undo[site.number] = give_forward(module, self._forward(type(module), site, tap))
+            else:
                 root = tap
-                continue
-            self._handles.append(modules[site.fqn].register_forward_hook(self._hook(tap, site.index)))
         return root
 
     def remove(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        for number in list(self._undo):
+            self._undo.pop(number)()
 
-    def _hook(self, tap: Tap, index: int) -> Callable[[nn.Module, Any, Any], None]:
-        current, guard = self.current, self._guard
+    def remove_unfit(self) -> None:
+        """After the first step: take the taps off sites that return nothing a sum could be taken of."""
+        for number in self._unfit & set(self._undo):
+            self._undo.pop(number)()
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if current.thread != get_ident() or current.views is None:
-                return
-            try:
-                tap(output if isinstance(output, torch.Tensor) else output[index])
-            except Exception as error:
-                current.views = None
+    def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
+        current, guard, number, index = self.current, self._guard, site.number, site.index
+        always, forward_of = site.boundary, original.forward
+        tensor, total, dims = torch.Tensor, torch.sum, _DIMS
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            output = forward_of(self, *args, **kwargs)
+            if current.thread == get_ident():
+                try:
+                    x = output if isinstance(output, tensor) else output[index]
+                    if always or current.special:
+                        tap(x)
+                    else:
+                        total(x, dims[x.ndim], dtype=_F32, out=current.canary[number])
+                        current.host_stamp[number] = current.step_id  # type: ignore[index]
+                except Exception as error:
+                    unfit(error)
+            return output
+
+        def unfit(error: Exception) -> None:
+            if current.learning:
+                self._unfit.add(number)
+            else:
+                current.thread = 0
                 guard.contain(error)
 
-        return hook
+        return forward
 
     def make(self, site: Site) -> Tap:
-        """Return the tap of a site: a function of the tensor, to be called inside an open step."""
-        current, number, axis, max_rows = self.current, site.number, site.axis, self.plan.max_rows
-        boundary = site.boundary
+        """Return the whole tap of a site: a function of the tensor, to be called inside an open step."""
+        current, number, axis = self.current, site.number, site.axis
 
         def tap(x: torch.Tensor) -> None:
             views = current.views
-            assert views is not None and current.stamp is not None, "a tap runs inside an open step only"
+            assert views is not None, "a tap runs inside an open step only"
             if current.learning:
                 self.shapes.setdefault(number, (x.shape[-1] if x.ndim > 1 else 1, x.dtype))
-            if not x.is_floating_point():
-                return
             if x.requires_grad:
                 x = x.detach()
             valid = current.num_valid[axis]
-            wanted = current.rows.get(number) if current.rows is not None else None
-            if boundary or wanted is not None or valid >= 0:
-                x = _flat(x)
-                if 0 <= valid < x.shape[0]:
-                    x = x[:valid]
-            torch.sum(x, _DIMS[x.ndim], dtype=torch.float32, out=views.canary[number])
-            if boundary or wanted is not None:
-                views.count[number].fill_(x.shape[0])
-                x = x[:max_rows]
-            n = x.shape[0]
-            if boundary:
-                torch.sum(x, 1, dtype=torch.float32, out=views.row_sum[number][:n])
-                torch.linalg.vector_norm(x, _INF, 1, dtype=torch.float32, out=views.row_absmax[number][:n])
-            if wanted is not None and wanted[0].shape[1] == x.shape[1]:
-                area, dest = wanted
-                area.index_copy_(0, dest[:n], x)
-            views.stamp[number].copy_(current.stamp)
+            if valid >= 0 and x.numel() != valid * x.shape[-1]:
+                x = _flat(x)[:valid]
+            torch.sum(x, _DIMS[x.ndim], dtype=_F32, out=views.canary[number])
+            if x.is_floating_point():
+                self._take_rows(site, x, views)
+            if current.host_stamp is None:
+                views.stamp[number].copy_(self._step_id)
+            else:
+                current.host_stamp[number] = current.step_id
 
         return tap
+
+    def _take_rows(self, site: Site, x: torch.Tensor, views: Views) -> None:
+        """Take what needs single rows: a boundary's statistics, and the raw rows of the full variant."""
+        rows, number = self.current.rows, site.number
+        wanted = rows.get(number) if rows is not None else None
+        if not site.boundary and wanted is None:
+            return
+        x = _flat(x)
+        views.count[number].fill_(x.shape[0])
+        x = x[: self.plan.max_rows]
+        n = x.shape[0]
+        if site.boundary:
+            torch.sum(x, 1, dtype=_F32, out=views.row_sum[number][:n])
+            torch.linalg.vector_norm(x, _INF, 1, dtype=_F32, out=views.row_absmax[number][:n])
+        if wanted is not None and wanted[0].shape[1] == x.shape[1]:
+            area, dest = wanted
+            area.index_copy_(0, dest[:n], x)
