@@ -6,22 +6,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from insitu.exporters.base import Batch
 from insitu.identity import package_version
 from insitu.records import VERSION, TableSpec, table_spec
-from insitu.segment_layout import OPEN, SEALED, SegmentName, sync_folder
-
-
-class Key(NamedTuple):
-    """Which batch: one of one stream of one process."""
-
-    epoch: int
-    stream: int
-    seq: int
+from insitu.segment_layout import OPEN, SEALED, Key, SegmentName, sync_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import re
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 FORMAT: Final = "v1"
 OPEN: Final = "open"
@@ -21,6 +21,14 @@ STATES: Final = (OPEN, SEALED, QUARANTINE)
 _FILE_NAME: Final = re.compile(r"(?P<shard>.+)-(?P<number>\d{10})\.arrow")
 _NOT_IN_SHARD: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Key(NamedTuple):
+    """Which batch: one of one stream of one process."""
+
+    epoch: int
+    stream: int
+    seq: int
 
 
 class StoreFull(OSError):

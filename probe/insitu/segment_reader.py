@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +16,7 @@ import pyarrow as pa
 
 from insitu.exporters.base import Batch
 from insitu.records import TableSpec, table_spec
-from insitu.segment_layout import OPEN, SEALED, SegmentName
+from insitu.segment_layout import OPEN, SEALED, Key, SegmentName, list_segments
 from insitu.segment_message import CONTINUATION, RECORD_BATCH, SCHEMA, Head, NotAMessage, read_head
 
 MAGIC: Final = b"ARROW1"
@@ -240,3 +243,30 @@ def _open_either(store: Path, segment: SegmentName) -> int:
         return _open(segment.path(store, OPEN))
     except FileNotFoundError:
         return _open(segment.path(store, SEALED))
+
+
+def recent_keys(store: Path, shard: str, max_bytes: int = 256 << 20) -> Iterator[Key]:
+    """Yield which batches the newest sealed segments of a shard hold, `max_bytes` of them; only heads are read."""
+    names = [name for name in list_segments(store, SEALED) if name.shard == shard]
+    for name in sorted(names, key=lambda name: -name.number):
+        size = name.path(store, SEALED).stat().st_size
+        if size > FIRST_MESSAGE:
+            yield from _keys_in(name.path(store, SEALED), size)
+        max_bytes -= size
+        if max_bytes <= 0:
+            return
+
+
+def _keys_in(path: Path, num_bytes: int) -> Iterator[Key]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ) as data:
+        keys: list[Key] = []
+        view = memoryview(data)
+        at = FIRST_MESSAGE
+        with contextlib.suppress(KeyError, ValueError):  # a damaged file tells as much as it can
+            while (head := read_head(view, at)) and not head.is_end:
+                if head.kind == RECORD_BATCH:
+                    pairs = dict(head.metadata)
+                    keys.append(Key(int(pairs["epoch"]), int(pairs["stream"]), int(pairs["seq"])))
+                at += head.num_bytes
+        view.release()
+    yield from keys

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from insitu.exporters.base import Batch
-from insitu.segment_file import Key, Limits, OpenSegment
+from insitu.segment_file import Limits, OpenSegment
 from insitu.segment_layout import (
     OPEN,
     STATES,
+    Key,
     Reserve,
     SegmentName,
     ShardLock,
@@ -120,7 +121,8 @@ class ShardWriter:
             raise ValueError(f"a batch of {batch.table!r} must have exactly the columns of that table")
         num_bytes = len(batch.body)
         with self._lock:
-            assert not self._is_closed, "append to a closed shard"
+            if self._is_closed:
+                raise OSError(errno.ESHUTDOWN, "this shard is closed", str(self.store))
             must_seal_first = not self._reserve.held and bool(self._retiring)
             if must_seal_first or not self._reserve.take(num_bytes + SLACK_BYTES):
                 raise self._no_room()

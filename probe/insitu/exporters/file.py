@@ -79,7 +79,7 @@ class FileExporter:
         return Ack(batch.stream, batch.seq, level)
 
     def durable(self, stream: int) -> int:
-        """Return the highest seq up to which everything exported is durable or refused, or -1."""
+        """Return the highest seq up to which everything is durable, or -1. Refused batches count once reported."""
         self._in_this_process()
         self._commit_if_due()
         return self._durable(stream)
@@ -87,6 +87,8 @@ class FileExporter:
     def refused(self) -> list[tuple[int, int, DropReason]]:
         """Return, once each, the batches whose sync failed."""
         refused, self._refused = self._refused, []
+        for stream, seq, _ in refused:
+            self._pending[stream].discard(seq)
         return refused
 
     def flush(self, timeout_s: float) -> bool:
@@ -122,7 +124,7 @@ class FileExporter:
         self._settle(done.durable, done.failed)
 
     def _settle(self, durable: list[Key], failed: list[Key]) -> None:
-        for key in [*durable, *failed]:
+        for key in durable:
             self._pending.get(key.stream, set()).discard(key.seq)
         self._refused += [(key.stream, key.seq, DropReason.DISK_FULL) for key in failed]
 

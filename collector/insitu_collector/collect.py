@@ -1,0 +1,125 @@
+"""`insitu collect`: receive records, store them, and, if asked, keep a judge running."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import click
+
+from insitu.segments import ShardLocked, StoreFull
+from insitu_collector.server import CollectorServer, PortInUse
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
+JUDGE_NICE: Final = 10
+JUDGE_RESTART_S: Final = 1.0
+JUDGE_STOP_S: Final = 5.0
+
+_log = logging.getLogger("insitu")
+
+
+@click.command()
+@click.option("--store", "store", required=True, type=click.Path(path_type=Path), help="Directory to store records in.")
+@click.option("--port", default=4317, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--judge", is_flag=True, help="Also run `insitu judge` on the store.")
+def collect(store: Path, port: int, host: str, judge: bool) -> None:
+    """Receive records from probes and store them as Arrow files."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    server = _start(store, host, port)
+    if host not in LOOPBACK:
+        click.echo(f"anyone who reaches {host}:{server.port} can write to {store}; there is no TLS yet", err=True)
+    click.echo(f"collecting on {server.address} into {store}", err=True)
+    try:
+        if judge:
+            _keep_judge(store, server.address, stop)
+        else:
+            stop.wait()
+    finally:
+        server.stop()
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    def ask(_: int, __: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+
+
+def _start(store: Path, host: str, port: int) -> CollectorServer:
+    """Return the running server. Raises ClickException: one line that names the thing and the remedy."""
+    try:
+        return CollectorServer(store, host, port)
+    except PortInUse as error:
+        remedy = "choose another with --port (0: any)" if error.errno == errno.EADDRINUSE else "check --host and --port"
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
+    except ShardLocked as error:
+        raise click.ClickException(
+            f"another collector (process {_holder(error)}) already writes {store}; stop it, or use another --store"
+        ) from None
+    except StoreFull:
+        raise click.ClickException(
+            f"store {store} is full: nothing can be recorded; make room on its disk, or use another --store"
+        ) from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise click.ClickException(
+            f"store {store} cannot be written: {reason}; give a directory you may write to with --store"
+        ) from None
+
+
+def _holder(error: ShardLocked) -> str:
+    with suppress(OSError):
+        return Path(error.filename).read_text().strip() or "unknown"
+    return "unknown"
+
+
+def _keep_judge(store: Path, address: str, stop: threading.Event) -> None:
+    """Run the judge until `stop`; start it again when it dies."""
+    judge = _start_judge(store, address)
+    try:
+        while not stop.wait(0.2):
+            if judge.poll() is None:
+                continue
+            _log.warning("insitu: the judge ended with status %d; it is started again", judge.returncode)
+            if stop.wait(JUDGE_RESTART_S):
+                break
+            judge = _start_judge(store, address)
+    finally:
+        _stop_judge(judge)
+
+
+def _start_judge(store: Path, address: str) -> subprocess.Popen[bytes]:
+    run = "from insitu.cli import main; main()"
+    # A session of its own: Ctrl-C in a terminal reaches the collector, which stops the judge in order.
+    judge = subprocess.Popen(
+        [sys.executable, "-c", run, "judge", str(store), "--to", address],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, judge.pid, JUDGE_NICE)
+    return judge
+
+
+def _stop_judge(judge: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + JUDGE_STOP_S
+    judge.terminate()
+    try:
+        judge.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        judge.kill()
+        judge.wait()

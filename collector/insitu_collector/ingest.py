@@ -1,0 +1,177 @@
+"""What happens to a frame: checked, stored once, committed. Knows nothing of gRPC's threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from insitu.exporters.base import Batch, Refused
+from insitu.identity import Source
+from insitu.records import TABLES, schema_of, spec_by_digest
+from insitu.segment_message import RECORD_BATCH, read_head
+from insitu.segment_reader import Damage, recent_keys
+from insitu.segments import Key, ShardWriter
+from insitu.vocabulary import DropReason, Role
+from insitu.wire.insitu_pb2 import Frame
+from insitu_collector.progress import StreamProgress
+
+SHARD: Final = "collector"
+MAX_FRAME_BYTES: Final = 32 << 20
+"""Largest body of a frame; also the limit of a received message, with some room for its other fields."""
+
+
+def checked_batch(epoch: int, frame: Frame) -> Batch:
+    """Return the batch in a frame. Raises Refused, for good, with what is wrong.
+
+    The order matters: nothing is parsed before its length and checksum are right, nothing inside is looked at
+    before it is validated (unvalidated Arrow bytes can end the process).
+    """
+    _check_bytes(frame)
+    spec = spec_by_digest(frame.schema)
+    if spec is None or spec.stream != frame.stream:
+        raise _invalid(f"stream {frame.stream} has no schema {frame.schema:#018x} here; update the collector")
+    try:
+        data = pa.ipc.read_record_batch(pa.py_buffer(frame.body), spec.schema)
+        data.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _invalid(f"not a record batch of {spec.name}: {str(error).splitlines()[0]}") from None
+    if data.num_rows != frame.num_rows:
+        raise _invalid(f"{frame.num_rows} rows announced, {data.num_rows} came")
+    _check_identity(epoch, data)
+    batch = Batch(epoch, frame.seq, data, spec.name)
+    batch.__dict__.update(body=frame.body, crc32=frame.crc32)  # both are known: not computed again
+    return batch
+
+
+def _check_bytes(frame: Frame) -> None:
+    num_bytes = len(frame.body)
+    if num_bytes > MAX_FRAME_BYTES:
+        raise _invalid(f"a frame of {num_bytes} bytes; the most is {MAX_FRAME_BYTES}")
+    if zlib.crc32(frame.body) != frame.crc32:
+        raise _invalid("the checksum is another one")
+    try:
+        head = read_head(memoryview(frame.body))
+    except ValueError as error:
+        raise _invalid(f"not an Arrow message: {error}") from None
+    if head is None or head.num_bytes != num_bytes or head.kind != RECORD_BATCH:
+        raise _invalid("not exactly one record batch")
+    if head.compressed:
+        raise _invalid("a compressed body; send it plain")
+
+
+def _check_identity(epoch: int, data: pa.RecordBatch) -> None:
+    for field, column in zip(data.schema, data.columns, strict=True):
+        if not field.nullable and column.null_count:
+            raise _invalid(f"column {field.name} has nulls")
+    if data.num_rows and not bool((data.column("epoch").to_numpy() == epoch).all()):
+        raise _invalid("rows of another epoch than the connection's")
+    if data.num_rows and int(data.column("row_seq").to_numpy().min()) < 0:
+        raise _invalid("a negative row_seq")
+
+
+def _invalid(detail: str) -> Refused:
+    return Refused(DropReason.REFUSED_INVALID, detail)
+
+
+class Ingest:
+    """Stores each frame of each stream once in the collector's shard. Safe for several threads.
+
+    Raises what `ShardWriter` raises when the store cannot be used.
+    """
+
+    def __init__(self, writer: ShardWriter, clock: Callable[[], float] = time.monotonic) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._streams: dict[tuple[int, int], StreamProgress] = {}
+        self._source = Source.without_rank(Role.CLIENT)
+        self._own_rows: dict[str, tuple[int, int]] = {}
+        for key in recent_keys(writer.store, SHARD):
+            self._stream(key.epoch, key.stream).commit(key.seq)
+        self.write_own("sources", [self._source.row()])
+
+    def take(self, epoch: int, frame: Frame) -> None:
+        """Append a frame, unless it is stored already.
+
+        Raises Refused when it never will be, OSError when the disk does not take it now.
+        """
+        batch = checked_batch(epoch, frame)
+        with self._lock:
+            progress = self._stream(epoch, frame.stream)
+            if frame.seq not in progress:
+                self._writer.append(batch)
+                progress.take(frame.seq)
+
+    def skip(self, epoch: int, stream: int, seq: int) -> None:
+        """A frame was refused for good, and the probe is about to be told: acknowledgements may pass it."""
+        if stream < len(TABLES):
+            with self._lock:
+                self._stream(epoch, stream).skip(seq)
+
+    def commit(self) -> list[Key]:
+        """Make what was appended durable; return what has to be sent again."""
+        done = self._writer.sync()
+        with self._lock:
+            self._settle(done.durable, done.failed)
+            now = self._clock()
+            for progress in self._streams.values():
+                progress.close_old_holes(now)
+        return done.failed
+
+    def _settle(self, durable: Sequence[Key], failed: Sequence[Key]) -> None:
+        for key in durable:
+            self._stream(key.epoch, key.stream).commit(key.seq)
+        for key in failed:
+            self._stream(key.epoch, key.stream).fail(key.seq)
+
+    def reached(self, epoch: int, stream: int) -> tuple[int, int]:
+        """Return up to which seq a stream is received, and up to which it is durable."""
+        with self._lock:
+            progress = self._stream(epoch, stream)
+            return progress.received, progress.durable
+
+    @property
+    def unsynced_bytes(self) -> int:
+        return self._writer.unsynced_bytes
+
+    def write_own(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows of the collector's own; identity columns are filled in."""
+        if not rows:
+            return
+        with self._lock:
+            seq, row_seq = self._own_rows.get(table, (0, 0))
+            source = self._source
+            identity = {"epoch": source.epoch, "rank": source.rank, "stage": source.stage}
+            full = [{**row, **identity, "row_seq": row_seq + i} for i, row in enumerate(rows)]
+            data = pa.RecordBatch.from_pylist(full, schema=schema_of(table))
+            self._writer.append(Batch(source.epoch, seq, data, table))
+            self._own_rows[table] = (seq + 1, row_seq + len(rows))
+
+    def close(self) -> None:
+        """Commit and seal everything."""
+        done = self._writer.close()
+        with self._lock:
+            self._settle(done.durable, done.failed)
+
+    def _stream(self, epoch: int, stream: int) -> StreamProgress:
+        return self._streams.setdefault((epoch, stream), StreamProgress())
+
+
+def gap_row(damage: Damage, unix_ns: int) -> dict[str, Any]:
+    """Return the `gaps` row of a stretch that recovery could not read."""
+    return {
+        "source_epoch": damage.epoch,
+        "table": damage.segment.table,
+        "seq_from": damage.seq,
+        "seq_to": damage.seq,
+        "num_rows": damage.num_rows,
+        "num_bytes": damage.num_bytes,
+        "reason": str(DropReason.TORN_TAIL) if damage.torn else "corrupt",
+        "file": f"{damage.segment.table}/{damage.segment.shard}-{damage.segment.number:010}.arrow",
+        "unix_ns": unix_ns,
+    }

@@ -1,0 +1,261 @@
+"""`grpc://HOST:PORT`: ships to a collector, keeps what is not acknowledged, sends it again after a reconnect."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final
+
+import grpc
+
+from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
+from insitu.exporters.window import Pending, Window
+from insitu.identity import Source
+from insitu.records import TABLES, table_spec
+from insitu.vocabulary import DropReason
+from insitu.wire.insitu_pb2 import Hello, ToCollector, ToProbe
+from insitu.wire.insitu_pb2_grpc import CollectorStub
+
+PROTOCOL: Final = 1
+WINDOW_BYTES: Final = 16 << 20
+MAX_BODY_BYTES: Final = 32 << 20
+"""The collector's limit for one frame."""
+RETRY_S: Final = 0.2
+"""When the caller should try again with a full window."""
+FIRST_BACKOFF_S: Final = 0.1
+MAX_BACKOFF_S: Final = 5.0
+
+_OPTIONS: Final = (
+    ("grpc.max_send_message_length", MAX_BODY_BYTES + (1 << 16)),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel really dials anew
+    ("grpc.keepalive_time_ms", 10_000),  # a collector that vanished without a word is noticed
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.enable_retries", 0),
+)
+
+_log = logging.getLogger("insitu")
+_in_use: dict[int, tuple[Any, ...]] = {}
+"""Channels and calls not hung up yet. A forked child keeps its parent's here, untouched: were they collected there,
+gRPC would try to cancel them, on threads the child does not have."""
+
+
+class CollectorExporter:
+    """Ships batches over one `Ship` call, made at the first export in the process that uses it.
+
+    `export` never waits: it takes a batch into the window, or raises `Retry` when the window is full. The window
+    survives the collector; after a reconnect everything in it is sent again. In a forked child the first call
+    begins anew, with an empty window.
+    """
+
+    def __init__(self, target: str, source: Source, *, window_bytes: int = WINDOW_BYTES) -> None:
+        if ":" not in target:
+            raise ValueError(f"destination grpc://{target} has no port; the usual one is grpc://{target}:4317")
+        self._target = target
+        self._source = source
+        self._own_window_bytes = window_bytes
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._window = Window()
+        self._window_bytes = self._own_window_bytes
+        self._unsent: deque[Pending] = deque()
+        self._thread: threading.Thread | None = None
+        self._epoch = self._source.epoch
+        self._call: Any = None
+        self._connection = 0
+        """Counts connections, so that the sender of an old one knows that it is old."""
+        self._is_connected = False
+        self._is_closing = False
+        self._away_because = DropReason.COLLECTOR_UNREACHABLE
+        self._last_said = ""
+
+    # -- what the drain thread calls ---------------------------------------------------------------
+
+    def export(self, batch: Batch) -> Ack:
+        """Take one batch into the window; see `Exporter.export`."""
+        self._in_this_process()
+        num_bytes = len(batch.body)
+        if num_bytes > MAX_BODY_BYTES:
+            raise Refused(DropReason.REFUSED_INVALID, f"a batch of {num_bytes} bytes; the most is {MAX_BODY_BYTES}")
+        with self._changed:
+            if self._is_closing:
+                raise Refused(DropReason.SHUTDOWN)
+            if self._window and self._window.num_bytes + num_bytes > self._window_bytes:
+                raise Retry(RETRY_S, DropReason.QUEUE_FULL if self._is_connected else self._away_because)
+            pending = Pending.of(batch)
+            self._window.add(pending)
+            self._unsent.append(pending)
+            self._changed.notify_all()
+            level = self._window.level(batch.stream, batch.seq)
+        if self._thread is None:
+            self._epoch = batch.epoch
+            self._thread = threading.Thread(target=self._ship_until_closed, name="insitu-ship", daemon=True)
+            self._thread.start()
+        return Ack(batch.stream, batch.seq, level)
+
+    def durable(self, stream: int) -> int:
+        """Return the highest seq acknowledged as durable, or -1. A refused batch holds it back until reported."""
+        self._in_this_process()
+        with self._changed:
+            return self._window.durable(stream)
+
+    def refused(self) -> list[tuple[int, int, DropReason]]:
+        """Return, once each, what the collector refused for good."""
+        self._in_this_process()
+        with self._changed:
+            refused = self._window.take_refused()
+            self._changed.notify_all()
+            return refused
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything is durable; False when time ran out or a refusal waits to be read."""
+        self._in_this_process()
+        with self._changed:
+            self._changed.wait_for(lambda: not len(self._window), max(0.0, timeout_s))
+            return self._window.is_settled
+
+    def close(self, timeout_s: float) -> None:
+        """Flush within the deadline, hang up, end the thread. Safe to call twice."""
+        if self._pid != os.getpid():
+            return
+        deadline = time.monotonic() + timeout_s
+        self.flush(timeout_s)
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        thread = self._thread
+        if thread is not None:
+            thread.join(max(0.1, min(1.0, deadline - time.monotonic())))
+            if thread.is_alive() and self._call is not None:
+                self._call.cancel()
+            thread.join(1.0)
+
+    def _in_this_process(self) -> None:
+        if self._pid != os.getpid():
+            self._begin()
+
+    # -- the shipping thread -----------------------------------------------------------------------
+
+    def _ship_until_closed(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while not self._is_closing:
+            try:
+                self._connect_and_listen()
+                if self._is_closing:
+                    return
+                self._say(logging.WARNING, f"collector {self._target} hung up; its records are kept and sent again")
+            except grpc.RpcError as error:
+                self._note_error(error)
+            except Exception:
+                _log.exception("insitu: shipping to %s failed; it is tried again", self._target)
+            was_connected, self._is_connected = self._is_connected, False
+            if was_connected:
+                backoff_s = FIRST_BACKOFF_S
+            with self._changed:
+                pause_s = backoff_s * random.uniform(0.5, 1.0)
+                self._changed.wait_for(lambda: self._is_closing, pause_s)
+            backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
+
+    def _connect_and_listen(self) -> None:
+        """Ship until the call ends. Raises RpcError when it breaks."""
+        with self._changed:
+            if self._is_closing:
+                return
+            self._connection += 1
+            self._unsent = deque(self._window.in_order())
+            number = self._connection
+        channel = grpc.insecure_channel(self._target, options=_OPTIONS)
+        call = CollectorStub(channel).Ship(self._messages(number))
+        _in_use[id(channel)] = (channel, call)
+        self._call = call
+        try:
+            for reply in call:
+                self._on_reply(reply)
+        finally:
+            with self._changed:
+                self._connection += 1  # ends the sender of this one
+                self._changed.notify_all()
+            call.cancel()
+            channel.close()
+            del _in_use[id(channel)]
+
+    def _messages(self, number: int) -> Iterator[ToCollector]:
+        """Yield Hello, then frames as they come, until this connection is over. Runs on a thread of gRPC's."""
+        yield ToCollector(
+            hello=Hello(
+                protocol=PROTOCOL,
+                epoch=self._epoch,
+                source=self._source.labels(),
+                schemas=[table_spec(table).digest.to_bytes(8, "big") for table in TABLES],
+            )
+        )
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._unsent or self._is_over(number))
+                if self._connection != number or not self._unsent:
+                    return
+                pending = self._unsent.popleft()
+            yield ToCollector(frame=pending.frame())
+
+    def _is_over(self, number: int) -> bool:
+        return self._is_closing or self._connection != number
+
+    def _on_reply(self, reply: ToProbe) -> None:
+        kind = reply.WhichOneof("m")
+        if kind == "ack":
+            self._say(logging.INFO, f"connected to collector {self._target}")
+            with self._changed:
+                self._is_connected = True
+                self._away_because = DropReason.COLLECTOR_UNREACHABLE
+                if reply.ack.window_bytes:
+                    self._window_bytes = min(self._own_window_bytes, reply.ack.window_bytes)
+                self._window.acknowledge(reply.ack.stream, reply.ack.seq, Level(reply.ack.level))
+                self._changed.notify_all()
+        elif kind == "refusal" and reply.refusal.retry:
+            # The collector ends the call after this; everything not durable is sent again after a pause.
+            self._away_because = _reason(reply.refusal.reason)
+            self._say(logging.WARNING, f"collector {self._target} cannot store now ({reply.refusal.reason})")
+        elif kind == "refusal":
+            with self._changed:
+                self._window.refuse(reply.refusal.stream, reply.refusal.seq, _reason(reply.refusal.reason))
+                self._changed.notify_all()
+
+    def _note_error(self, error: grpc.RpcError) -> None:
+        status: Any = error  # what a call raises is itself the call
+        code = status.code() if isinstance(status, grpc.Call) else None
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            host = self._target.rpartition(":")[0]
+            self._say(
+                logging.ERROR,
+                f"an OpenTelemetry collector listens at {self._target}; start `insitu collect --port 4327` "
+                f"and use to=grpc://{host}:4327, or use to=otlp://",
+            )
+        elif code is grpc.StatusCode.FAILED_PRECONDITION:
+            self._say(logging.ERROR, f"collector {self._target} refuses this probe: {status.details()}")
+        elif not self._is_closing:
+            self._say(
+                logging.WARNING,
+                f"no collector at {self._target}; records are kept (at most {self._window_bytes >> 20} MiB here) "
+                f"and shipped when one is started: insitu collect --store DIR --port "
+                f"{self._target.rpartition(':')[2]}",
+            )
+
+    def _say(self, level: int, text: str) -> None:
+        """Log a change of state, once."""
+        if text != self._last_said:
+            self._last_said = text
+            _log.log(level, "insitu: %s", text)
+
+
+def _reason(text: str) -> DropReason:
+    try:
+        return DropReason(text)
+    except ValueError:
+        return DropReason.REFUSED_INVALID
