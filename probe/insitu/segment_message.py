@@ -13,6 +13,7 @@ from typing import Final
 CONTINUATION: Final = b"\xff\xff\xff\xff"
 PREFIX_BYTES: Final = 8
 """Continuation marker and the int32 length of the metadata."""
+END: Final = 0
 SCHEMA: Final = 1
 RECORD_BATCH: Final = 3
 MAX_METADATA_BYTES: Final = 1 << 20
@@ -28,7 +29,7 @@ class Head:
     """What a message says of itself before its body is looked at."""
 
     kind: int
-    """`SCHEMA`, `RECORD_BATCH`, another header type, or 0 for the end of the stream."""
+    """`SCHEMA`, `RECORD_BATCH`, another header type, or `END` of the stream."""
     num_bytes: int
     """Whole message: prefix, metadata and body."""
     num_rows: int = 0
@@ -38,7 +39,7 @@ class Head:
 
     @property
     def is_end(self) -> bool:
-        return self.kind == 0
+        return self.kind == END
 
 
 def read_head(data: memoryview, at: int = 0) -> Head | None:
@@ -53,7 +54,7 @@ def read_head(data: memoryview, at: int = 0) -> Head | None:
         return None
     (metadata_bytes,) = struct.unpack_from("<i", prefix, 4)
     if metadata_bytes == 0:
-        return Head(kind=0, num_bytes=PREFIX_BYTES)
+        return Head(kind=END, num_bytes=PREFIX_BYTES)
     if not 0 < metadata_bytes <= MAX_METADATA_BYTES:
         raise NotAMessage(f"metadata of {metadata_bytes} bytes")
     metadata = data[at + PREFIX_BYTES : at + PREFIX_BYTES + metadata_bytes]
@@ -65,9 +66,20 @@ def read_head(data: memoryview, at: int = 0) -> Head | None:
         raise NotAMessage(str(error)) from None
 
 
+def hides_a_batch(data: memoryview, at: int) -> bool:
+    """Return whether a mark of the end at `at` is really a batch of ours whose length was damaged."""
+    metadata = data[at + PREFIX_BYTES : at + PREFIX_BYTES + MAX_METADATA_BYTES]
+    try:
+        return any(key == "crc32" for key, _ in _head_of(metadata).metadata)
+    except (struct.error, ValueError):
+        return False
+
+
 def _head_of(metadata: memoryview) -> Head:
     message = _Table(metadata, _offset(metadata, 0))
     kind = message.scalar(1, "<B")
+    if kind == END:
+        raise NotAMessage("a message without a header")
     body_bytes = message.scalar(3, "<q")
     if body_bytes < 0:
         raise NotAMessage(f"body of {body_bytes} bytes")

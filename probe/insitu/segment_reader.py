@@ -17,7 +17,7 @@ import pyarrow as pa
 from insitu.exporters.base import Batch
 from insitu.records import TableSpec, table_spec
 from insitu.segment_layout import OPEN, SEALED, Key, SegmentName, list_segments
-from insitu.segment_message import CONTINUATION, RECORD_BATCH, SCHEMA, Head, NotAMessage, read_head
+from insitu.segment_message import CONTINUATION, RECORD_BATCH, SCHEMA, Head, NotAMessage, hides_a_batch, read_head
 
 MAGIC: Final = b"ARROW1"
 FIRST_MESSAGE: Final = 8
@@ -120,7 +120,7 @@ class TailReader:
             head, broken = None, True
         if not broken and not final:
             return None, at
-        return None, self._skip(data, at, broken, footer_only=head is not None and head.is_end, final=final)
+        return None, self._skip(data, at, broken, footer_only=_is_torn_footer(data, at, head), final=final)
 
     def _skip(self, data: memoryview, at: int, broken: bool, *, footer_only: bool, final: bool) -> int:
         """Return where to go on behind what cannot be read: at the next batch whose checksum is right."""
@@ -231,6 +231,11 @@ def _is_footer(data: memoryview, at: int) -> bool:
         return False
     (footer_bytes,) = struct.unpack_from("<i", data, len(data) - tail_bytes)
     return bool(at + footer_bytes + tail_bytes == len(data))
+
+
+def _is_torn_footer(data: memoryview, at: int, head: Head | None) -> bool:
+    """Return whether nothing but a footer, cut short, lies from `at` to the end."""
+    return head is not None and head.is_end and not hides_a_batch(data, at)
 
 
 def _open(path: Path) -> int:

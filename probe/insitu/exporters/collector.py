@@ -72,7 +72,7 @@ class CollectorExporter:
         self._connection = 0
         """Counts connections, so that the sender of an old one knows that it is old."""
         self._is_connected = False
-        self._is_closing = False
+        self._closing = threading.Event()
         self._away_because = DropReason.COLLECTOR_UNREACHABLE
         self._last_said = ""
 
@@ -85,7 +85,7 @@ class CollectorExporter:
         if num_bytes > MAX_BODY_BYTES:
             raise Refused(DropReason.REFUSED_INVALID, f"a batch of {num_bytes} bytes; the most is {MAX_BODY_BYTES}")
         with self._changed:
-            if self._is_closing:
+            if self._closing.is_set():
                 raise Refused(DropReason.SHUTDOWN)
             if self._window and self._window.num_bytes + num_bytes > self._window_bytes:
                 raise Retry(RETRY_S, DropReason.QUEUE_FULL if self._is_connected else self._away_because)
@@ -128,7 +128,7 @@ class CollectorExporter:
         deadline = time.monotonic() + timeout_s
         self.flush(timeout_s)
         with self._changed:
-            self._is_closing = True
+            self._closing.set()
             self._changed.notify_all()
         thread = self._thread
         if thread is not None:
@@ -145,10 +145,10 @@ class CollectorExporter:
 
     def _ship_until_closed(self) -> None:
         backoff_s = FIRST_BACKOFF_S
-        while not self._is_closing:
+        while not self._closing.is_set():
             try:
                 self._connect_and_listen()
-                if self._is_closing:
+                if self._closing.is_set():
                     return
                 self._say(logging.WARNING, f"collector {self._target} hung up; its records are kept and sent again")
             except grpc.RpcError as error:
@@ -158,15 +158,13 @@ class CollectorExporter:
             was_connected, self._is_connected = self._is_connected, False
             if was_connected:
                 backoff_s = FIRST_BACKOFF_S
-            with self._changed:
-                pause_s = backoff_s * random.uniform(0.5, 1.0)
-                self._changed.wait_for(lambda: self._is_closing, pause_s)
+            self._closing.wait(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
 
     def _connect_and_listen(self) -> None:
         """Ship until the call ends. Raises RpcError when it breaks."""
         with self._changed:
-            if self._is_closing:
+            if self._closing.is_set():
                 return
             self._connection += 1
             self._unsent = deque(self._window.in_order())
@@ -205,7 +203,7 @@ class CollectorExporter:
             yield ToCollector(frame=pending.frame())
 
     def _is_over(self, number: int) -> bool:
-        return self._is_closing or self._connection != number
+        return self._closing.is_set() or self._connection != number
 
     def _on_reply(self, reply: ToProbe) -> None:
         kind = reply.WhichOneof("m")
@@ -239,7 +237,7 @@ class CollectorExporter:
             )
         elif code is grpc.StatusCode.FAILED_PRECONDITION:
             self._say(logging.ERROR, f"collector {self._target} refuses this probe: {status.details()}")
-        elif not self._is_closing:
+        elif not self._closing.is_set():
             self._say(
                 logging.WARNING,
                 f"no collector at {self._target}; records are kept (at most {self._window_bytes >> 20} MiB here) "
