@@ -210,11 +210,11 @@ def classify(number: int, peer: int, rank: int, stages: dict[int, int]) -> tuple
 
 
 def _overlap_ns(waits: _Spans, idle: _Spans) -> int:
-    covered = _integral(idle.begin, idle.end, idle.ns.astype(np.float64))
+    covered = RunningSum(idle.begin, idle.end, idle.ns.astype(np.float64))
     return int(np.rint(covered(waits.end) - covered(waits.begin)).sum()) if len(waits.cls) else 0
 
 
-class _integral:
+class RunningSum:
     """The running sum of an amount spread evenly over each of some disjoint, sorted stretches."""
 
     def __init__(self, begin: Int64, end: Int64, amount: Float64) -> None:
@@ -266,7 +266,7 @@ def _move_contended(
         sums[LedgerClass.CONTENDED, None] += whole
 
 
-def _off_cpu(spans: _Spans, cls: LedgerClass) -> _integral:
+def _off_cpu(spans: _Spans, cls: LedgerClass) -> RunningSum:
     numbers_of = [number for number, plain in _PLAIN.items() if plain is cls]
     mine = spans.only(np.isin(spans.cls, numbers_of))
-    return _integral(mine.begin, mine.end, mine.off_cpu)
+    return RunningSum(mine.begin, mine.end, mine.off_cpu)

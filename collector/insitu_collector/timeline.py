@@ -55,5 +55,5 @@ def numbers(rows: pa.Table, column: str, missing: int) -> Int64:
     """Return an integer column as int64[num_rows], nulls replaced by `missing`."""
     values = rows[column]
     if values.null_count:
-        values = values.fill_null(missing)
+        values = values.cast(pa.int64()).fill_null(missing)
     return np.asarray(values).astype(np.int64, copy=False)

@@ -1,0 +1,285 @@
+"""What the rows of the last minute say of one run and replica, as numpy columns on one timeline.
+
+Rows go in as the tables of `insitu.records`; the verdict functions read what is here and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from insitu.records import schema_of
+from insitu.vocabulary import NO_RANK, RequestEvent, Role
+from insitu_collector.ledger import rank_stages
+from insitu_collector.row_maps import SHAPE, WARMUP_PREFIX, entries, shapes
+from insitu_collector.tape import Columns, Tape
+from insitu_collector.timeline import Timeline, numbers, timeline_of
+
+Tables = Mapping[str, pa.Table]
+
+HORIZON_NS: Final = 60_000_000_000
+"""How long rows are kept. Every window of a verdict is far shorter."""
+_MOST_OPEN_REQUESTS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """One `health` row. Counters are cumulative; `open_*` is what the step thread was in the middle of."""
+
+    t_ns: int
+    epoch: int
+    rank: int
+    stage: int
+    boot_id: str
+    cpu_ns: int
+    run_delay_ns: int
+    host_busy_ns: int | None
+    host_cores: int
+    open_cls: int | None
+    open_since_ns: int
+    open_step_id: int
+    open_peer: int
+    num_steps: int | None
+    dropped: Mapping[tuple[str, str], int]
+    closing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFacts:
+    number: int
+    name: str
+    layer: int | None
+    axis: str
+
+
+@dataclass
+class Evidence:
+    """Rows of one run and replica, bounded to `HORIZON_NS`; `add` takes new rows in any order of arrival."""
+
+    sources: pa.Table = field(default_factory=lambda: schema_of("sources").empty_table())
+    timeline: Timeline = field(default_factory=Timeline)
+    stages: dict[int, int] = field(default_factory=dict)
+    """Rank -> stage."""
+    param_bytes: dict[int, int] = field(default_factory=dict)
+    warmup_end_ns: int | None = None
+    now_ns: int = 0
+    """Latest time any row speaks of."""
+    traffic_ns: tuple[int, int] | None = None
+    """First and last step that was not warm-up."""
+    num_traffic_steps: int = 0
+    intervals: Tape = field(
+        default_factory=lambda: Tape(rank=int, t0=int, cls=int, step=int, mb=int, peer=int, cpu=int)
+    )
+    steps: Tape = field(
+        default_factory=lambda: Tape(step=int, phase=int, mb=int, warmup=bool, **dict.fromkeys(SHAPE, float))
+    )
+    """Steps as the first stage stated them. `t` is their begin there."""
+    row_maps: Tape = field(
+        default_factory=lambda: Tape(step=int, request=object, row=int, count=int, sample_row=int, phase=int)
+    )
+    summaries: Tape = field(
+        default_factory=lambda: Tape(rank=int, step=int, site=int, seq=int, finite=bool, flagged=bool, bad_rows=object)
+    )
+    """`t` is when the row was read: summaries carry no time."""
+    beats: dict[int, deque[Beat]] = field(default_factory=dict)
+    """Epoch -> heartbeats, oldest first."""
+    sites: dict[int, dict[int, SiteFacts]] = field(default_factory=lambda: defaultdict(dict))
+    """Rank -> site number -> site."""
+    open_requests: dict[str, int] = field(default_factory=dict)
+    """Requests that arrived and have not ended -> when they arrived."""
+
+    def add(self, tables: Tables) -> None:
+        """Take in new rows. Tables that do not matter here are ignored."""
+        for name, take in _TAKE.items():
+            rows = tables.get(name)
+            if rows is not None and rows.num_rows:
+                take(self, rows)
+        for tape in (self.intervals, self.steps, self.row_maps, self.summaries):
+            tape.trim(self.now_ns - HORIZON_NS)
+        for epoch, beats in list(self.beats.items()):
+            while len(beats) > 1 and beats[0].t_ns < self.now_ns - HORIZON_NS:
+                beats.popleft()
+            if beats[-1].t_ns < self.now_ns - HORIZON_NS:
+                del self.beats[epoch]
+
+    def last_beats(self) -> dict[int, Beat]:
+        """Return each rank's latest heartbeat."""
+        found: dict[int, Beat] = {}
+        for beats in self.beats.values():
+            beat = beats[-1]
+            if beat.rank != NO_RANK and (beat.rank not in found or beat.t_ns > found[beat.rank].t_ns):
+                found[beat.rank] = beat
+        return found
+
+    def requests_between(self, t0_ns: int, t1_ns: int) -> tuple[str, ...]:
+        """Return the requests with rows in steps that began in the window, warm-up left out, sorted."""
+        return _traffic_only(self.row_maps.between(t0_ns, t1_ns)["request"])
+
+    def requests_of(self, step_id: int, rows: Mapping[str, set[int]]) -> tuple[tuple[str, ...], set[int]]:
+        """Return whose rows they are and in which phases; `rows` are row indices by axis (`tokens`, `samples`)."""
+        maps = self.row_maps.between(0)
+        here = {name: column[maps["step"] == step_id] for name, column in maps.items()}
+        hit = np.zeros(len(here["step"]), bool)
+        for axis, wanted in rows.items():
+            for row in wanted:
+                if axis == "samples":
+                    hit |= here["sample_row"] == row
+                else:
+                    hit |= (here["row"] <= row) & (row < here["row"] + here["count"])
+        return tuple(sorted(set(here["request"][hit]))), {int(phase) for phase in here["phase"][hit]}
+
+    # -- one table each ------------------------------------------------------------------------------------------
+
+    def _take_sources(self, rows: pa.Table) -> None:
+        self.sources = pa.concat_tables([self.sources, rows])
+        self.timeline = timeline_of(self.sources)
+        self.stages = rank_stages(self.sources)
+        for row in rows.select(["rank", "role", "param_bytes"]).to_pylist():
+            if row["role"] == Role.RANK and row["param_bytes"]:
+                self.param_bytes[row["rank"]] = row["param_bytes"]
+
+    def _take_events(self, rows: pa.Table) -> None:
+        ends = rows.filter(pc.equal(rows["kind"], "warmup_end"))
+        if ends.num_rows:
+            end_ns = int(self.timeline.moved(ends, "t_ns").max())
+            self.warmup_end_ns = max(end_ns, self.warmup_end_ns or 0)
+            if self.traffic_ns is not None and self.traffic_ns[0] < self.warmup_end_ns:
+                self.traffic_ns, self.num_traffic_steps = None, 0  # what was taken for traffic was warm-up
+
+    def _take_intervals(self, rows: pa.Table) -> None:
+        rows = rows.filter(pc.not_equal(rows["rank"], NO_RANK))
+        if not rows.num_rows:
+            return
+        t1 = self.timeline.moved(rows, "t1_ns")
+        self.now_ns = max(self.now_ns, int(t1.max()))
+        self.intervals.add(
+            t=t1,
+            t0=self.timeline.moved(rows, "t0_ns"),
+            rank=numbers(rows, "rank", NO_RANK),
+            cls=numbers(rows, "cls", -1),
+            step=numbers(rows, "step_id", -1),
+            mb=numbers(rows, "mb", -1),
+            peer=numbers(rows, "peer", NO_RANK),
+            cpu=numbers(rows, "cpu_ns", 0),
+        )
+
+    def _take_steps(self, rows: pa.Table) -> None:
+        first = min(self.stages.values(), default=0)
+        rows = rows.filter(pc.equal(rows["stage"], first))
+        if not rows.num_rows:
+            return
+        t0, step = self.timeline.moved(rows, "t0_ns"), numbers(rows, "step_id", -1)
+        self.now_ns = max(self.now_ns, int(t0.max()))
+        lengths = np.asarray(pc.list_value_length(rows["rows"]).fill_null(0)).astype(np.int64)
+        of = np.repeat(np.arange(rows.num_rows), lengths)
+        maps = entries(rows["rows"])
+        warmup = np.bincount(of, maps.pop("warmup"), rows.num_rows) > 0
+        if self.warmup_end_ns is not None:
+            warmup |= t0 < self.warmup_end_ns
+        shape = shapes(maps, of, numbers(rows, "num_rows", 0))
+        phase, mb = numbers(rows, "phase", -1), numbers(rows, "mb", -1)
+        self.steps.add(t=t0, step=step, phase=phase, mb=mb, warmup=warmup, **shape)
+        del maps["position"]
+        self.row_maps.add(t=t0[of], step=step[of], **maps)
+        self._count_traffic(t0[~warmup])
+
+    def is_warmup(self, steps: Columns) -> NDArray[np.bool_]:
+        """Tell which rows of `steps` are warm-up, now that its end may be known."""
+        found: NDArray[np.bool_] = steps["warmup"] | (steps["t"] < (self.warmup_end_ns or 0))
+        return found
+
+    def _count_traffic(self, t0: NDArray[np.int64]) -> None:
+        if len(t0):
+            begin, end = self.traffic_ns or (int(t0.min()), int(t0.max()))
+            self.traffic_ns = min(begin, int(t0.min())), max(end, int(t0.max()))
+            self.num_traffic_steps += len(t0)
+
+    def _take_requests(self, rows: pa.Table) -> None:
+        ends = (int(RequestEvent.FINISHED), int(RequestEvent.FAILED))
+        wanted = rows.filter(pc.is_in(rows["event"], pa.array([int(RequestEvent.ARRIVED), *ends], pa.uint8())))
+        for request, event, t_ns in zip(
+            wanted["request"].to_pylist(),
+            wanted["event"].to_pylist(),
+            self.timeline.moved(wanted, "t_ns").tolist(),
+            strict=True,
+        ):
+            if event in ends:
+                self.open_requests.pop(request, None)
+            elif not request.startswith(WARMUP_PREFIX) and len(self.open_requests) < _MOST_OPEN_REQUESTS:
+                self.open_requests[request] = t_ns
+
+    def _take_sites(self, rows: pa.Table) -> None:
+        for row in rows.select(["rank", "site", "name", "layer", "axis"]).to_pylist():
+            facts = SiteFacts(row["site"], row["name"], row["layer"], row["axis"])
+            self.sites[row["rank"]][row["site"]] = facts
+
+    def _take_summaries(self, rows: pa.Table) -> None:
+        num_bad = np.asarray(pc.list_value_length(rows["nonfinite_rows"]).fill_null(0))
+        bad_rows = np.full(rows.num_rows, None, object)
+        for place in np.flatnonzero(num_bad):
+            bad_rows[place] = tuple(rows["nonfinite_rows"][int(place)].as_py())
+        canary = np.asarray(rows["canary"].fill_null(0.0))
+        self.summaries.add(
+            t=np.full(rows.num_rows, self.now_ns),
+            rank=numbers(rows, "rank", NO_RANK),
+            step=numbers(rows, "step_id", -1),
+            site=numbers(rows, "site", -1),
+            seq=numbers(rows, "row_seq", -1),
+            finite=np.isfinite(canary) & (num_bad == 0),
+            flagged=num_bad > 0,
+            bad_rows=bad_rows,
+        )
+
+    def _take_health(self, rows: pa.Table) -> None:
+        boots = {row["epoch"]: row["boot_id"] for row in self.sources.select(["epoch", "boot_id"]).to_pylist()}
+        moved = {name: self.timeline.moved(rows, name).tolist() for name in ("t_ns", "open_since_ns")}
+        for place, row in enumerate(rows.to_pylist()):
+            row |= {name: column[place] for name, column in moved.items()}
+            beat = _beat(row, boots.get(row["epoch"], ""))
+            self.beats.setdefault(beat.epoch, deque()).append(beat)
+            self.now_ns = max(self.now_ns, beat.t_ns)
+
+
+_TAKE: Final = {
+    "sources": Evidence._take_sources,
+    "events": Evidence._take_events,
+    "sites": Evidence._take_sites,
+    "health": Evidence._take_health,
+    "intervals": Evidence._take_intervals,
+    "steps": Evidence._take_steps,
+    "requests": Evidence._take_requests,
+    "summaries": Evidence._take_summaries,
+}
+"""In this order: sources give the clock, events the end of warm-up."""
+
+
+def _beat(row: dict[str, Any], boot_id: str) -> Beat:
+    return Beat(
+        t_ns=row["t_ns"],
+        epoch=row["epoch"],
+        rank=row["rank"],
+        stage=row["stage"],
+        boot_id=boot_id,
+        cpu_ns=row["cpu_ns"] or 0,
+        run_delay_ns=row["run_delay_ns"] or 0,
+        host_busy_ns=row["host_busy_ns"],
+        host_cores=row["host_cores"] or 1,
+        open_cls=row["open_cls"],
+        open_since_ns=row["open_since_ns"],
+        open_step_id=-1 if row["open_step_id"] is None else row["open_step_id"],
+        open_peer=NO_RANK if row["open_peer"] is None else row["open_peer"],
+        num_steps=row["num_steps"],
+        dropped={(drop["table"], drop["reason"]): drop["rows"] for drop in row["dropped"] or ()},
+        closing=bool(row["closing"]),
+    )
+
+
+def _traffic_only(requests: NDArray[Any]) -> tuple[str, ...]:
+    return tuple(sorted({name for name in set(requests.tolist()) if name and not name.startswith(WARMUP_PREFIX)}))

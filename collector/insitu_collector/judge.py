@@ -1,0 +1,200 @@
+"""`insitu judge STORE`: the one process that judges. It follows a store and appends what it finds to `verdicts`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import click
+import pyarrow.compute as pc
+
+from insitu.vocabulary import VerdictKind
+from insitu_collector.judgement import Judgement
+from insitu_collector.slices import JUDGED, Group, Groups, latest, seconds
+from insitu_collector.store import open_store
+from insitu_collector.verdicts import Verdict, standing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from insitu_collector.store import Store
+
+_log = logging.getLogger("insitu")
+
+LOOK_EVERY_S: Final = 1.0
+LOOK_WHEN_OPEN_S: Final = 0.25
+"""While a heartbeat says that an interval has been open for over a second: a hang in the making."""
+LONG_OPEN_NS: Final = 1_000_000_000
+CATCH_UP_NS: Final = 2_500_000_000
+"""A poll that spans more than this is judged a second at a time, as it would have come."""
+NICENESS: Final = 10
+
+
+class Sink(Protocol):
+    """Where revisions of verdicts go; a session of the probe is one."""
+
+    def append(self, table: str, row: Mapping[str, Any]) -> None: ...
+
+
+class Judge:
+    """Judges every run of one store. `look` is one poll; what it returns was also appended to the sink."""
+
+    def __init__(self, store: Store, sink: Sink | None = None) -> None:
+        self.groups = Groups()
+        self.judgements: dict[Group, Judgement] = {}
+        self._tail = store.tail(JUDGED)
+        self._sink = sink
+        self._revisions = stored_revisions(store)
+
+    def look(self, *, live: bool = True, final: bool = False) -> list[Verdict]:
+        """Read what is new, judge it, write what it means. `live`: stamp what opens now with the wall clock."""
+        told: list[Verdict] = []
+        for group, tables in self.groups.sort(self._tail.poll(final=final)).items():
+            judgement = self.judgements.get(group)
+            if judgement is None:
+                judgement = self.judgements[group] = Judgement(_name(group), self._revisions)
+            told += _feed(judgement, tables, live=live, final=final)
+        for verdict in told:
+            _log.info("insitu: %s (%s)", verdict.text, verdict.state)
+            if self._sink is not None:
+                self._sink.append("verdicts", verdict.row())
+        return told
+
+    def pause_s(self) -> float:
+        """Return how long to wait until the next look."""
+        return LOOK_WHEN_OPEN_S if any(_hangs(judgement) for judgement in self.judgements.values()) else LOOK_EVERY_S
+
+    def close(self) -> None:
+        """Let go of the store's files."""
+        self._tail.close()
+
+
+def stored_revisions(store: Store) -> dict[str, int]:
+    """Return the highest revision of each verdict that a store holds already."""
+    rows = store.table("verdicts").select(["verdict", "revision"]).to_pylist()
+    found: dict[str, int] = {}
+    for row in rows:
+        found[row["verdict"]] = max(row["revision"], found.get(row["verdict"], -1))
+    return found
+
+
+def _name(group: Group) -> str:
+    run, replica = group
+    return run[:8] if not replica else f"{run[:8]}.{replica}"
+
+
+def _feed(judgement: Judgement, tables: dict[str, pa.Table], *, live: bool, final: bool) -> list[Verdict]:
+    told: list[Verdict] = []
+    parts = list(seconds(tables)) if _spans_long(tables) else [tables]
+    for place, part in enumerate(parts):
+        is_last = place == len(parts) - 1
+        stamp = time.time_ns() if live and is_last else None
+        told += judgement.look(part, stamp, final=final and is_last)
+    return told
+
+
+def _spans_long(tables: dict[str, pa.Table]) -> bool:
+    if "intervals" not in tables and "health" not in tables:
+        return False
+    name, column = ("intervals", "t1_ns") if "intervals" in tables else ("health", "t_ns")
+    ends = pc.min_max(tables[name][column]).as_py()
+    return bool(ends["max"] - ends["min"] > CATCH_UP_NS)
+
+
+def _hangs(judgement: Judgement) -> bool:
+    if judgement.incidents.is_open(VerdictKind.STUCK):
+        return True
+    beats = judgement.evidence.last_beats().values()
+    return any(
+        beat.open_cls is not None and not beat.closing and beat.t_ns - beat.open_since_ns > LONG_OPEN_NS
+        for beat in beats
+    )
+
+
+def final_verdicts(store: Store) -> list[Verdict]:
+    """Return what stands of a store's latest run: most severe first, `healthy` alone only if nothing else stands.
+
+    Reads the `verdicts` table; a store that was never judged is judged here, and nothing is written.
+    """
+    rows = store.table("verdicts").to_pylist()
+    if rows:
+        verdicts = [Verdict.from_row(row) for row in rows]
+        last = max(verdicts, key=lambda verdict: verdict.detected_unix_ns).run
+        return standing([verdict for verdict in verdicts if verdict.run == last])
+    return standing(judged(store))
+
+
+def judged(store: Store) -> list[Verdict]:
+    """Judge the latest run of a store from its records, a second at a time. Returns every revision."""
+    found = Groups().sort({name: store.table(name) for name in JUDGED})
+    group = latest(found)
+    if group is None:
+        return []
+    return _feed(Judgement(_name(group)), found[group], live=False, final=True)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM sets, and SIGINT too unless a parent that stops us by itself ignores it for us."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    old = {signal.SIGTERM: signal.signal(signal.SIGTERM, on_signal)}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        old[signal.SIGINT] = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _run(store: Store, sink: Sink, stop: threading.Event, parent: int | None) -> None:
+    judge = Judge(store, sink)
+    try:
+        while not stop.is_set():
+            judge.look()
+            stop.wait(judge.pause_s())
+            if parent is not None and os.getppid() != parent:
+                stop.set()
+        judge.look(final=True)
+    finally:
+        judge.close()
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--to", metavar="URL", help="Where verdicts go: grpc://HOST:PORT or file://STORE. [default: the store]")
+@click.option("--once", is_flag=True, help="Judge what is there, write it, and end.")
+@click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")
+def judge(store: Path, to: str | None, once: bool, with_parent: bool) -> None:
+    """Judge STORE each second while it is written, and append verdicts to it, until SIGTERM or Ctrl-C."""
+    import insitu
+
+    try:
+        opened = open_store(store)
+    except FileNotFoundError as error:
+        raise click.ClickException(str(error)) from None
+    with contextlib.suppress(OSError):
+        os.nice(max(0, NICENESS - os.nice(0)))
+    try:
+        session = insitu.start(to=to or f"file://{store.absolute()}", role="client")
+    except OSError as error:
+        raise click.ClickException(f"cannot write verdicts to {to or store}: {error}; check the path or --to") from None
+    with _stopping() as stop, session:
+        if once:
+            judge_once = Judge(opened, session)
+            judge_once.look(live=False, final=True)
+            judge_once.close()
+        else:
+            _run(opened, session, stop, os.getppid() if with_parent else None)

@@ -1,0 +1,187 @@
+"""One run under judgement: rows in, revisions of verdicts out. No clock, no files.
+
+The judge feeds it a poll at a time; a store that was never judged is fed to it a second at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from insitu.vocabulary import VerdictKind
+from insitu_collector import healthy, host, pauses, stage_limits, stuck
+from insitu_collector.baseline import Baseline
+from insitu_collector.evidence import Evidence, Tables
+from insitu_collector.incidents import Incidents
+from insitu_collector.nonfinite import NonfiniteWatch
+from insitu_collector.slow_stage import (
+    CONTENDED_FACTOR,
+    MIN_EXCESS_NS,
+    MIN_EXCESS_SHARE,
+    StageExcess,
+    measure,
+    run_delay_ns,
+)
+from insitu_collector.step_times import StepTimes, step_times
+from insitu_collector.verdicts import Finding, Verdict
+
+READ_NS: Final = 14_000_000_000
+"""How far back steps are read at each look: the longest window, and what is still in quarantine."""
+QUARANTINE_NS: Final = 4_000_000_000
+"""Healthy steps are learnt this long after they ran: a fault is told before it could be learnt."""
+SUSPECT_NS: Final = 20_000_000_000
+"""An excess that is too weak to be told for so long is how things are, and is learnt."""
+NUM_TILES: Final = 120
+MIN_TILES: Final = 8
+HEALTHY_AFTER_NS: Final = 5_000_000_000
+HEALTHY_STEPS: Final = 50
+INCONCLUSIVE_AFTER_NS: Final = 10_000_000_000
+_NO_ALARM: Final = (
+    VerdictKind.HEALTHY,
+    VerdictKind.INCONCLUSIVE,
+    VerdictKind.HOST_CONTENDED,
+    VerdictKind.RECORDS_DROPPED,
+)
+_ALARMS: Final = tuple(kind for kind in VerdictKind if kind not in _NO_ALARM)
+
+
+class Judgement:
+    """The state of judging one run and replica, bounded by `insitu_collector.evidence.HORIZON_NS`."""
+
+    def __init__(self, run: str = "run", revisions: Mapping[str, int] | None = None) -> None:
+        self.evidence = Evidence()
+        self.baseline = Baseline()
+        self.incidents = Incidents(run, lambda t_ns: self.evidence.timeline.unix_ns(t_ns), revisions)
+        self._nonfinite = NonfiniteWatch()
+        self._warmed_ns: dict[int, int] = {}
+        self._learnt_ns = 0
+        self._suspect_ns: int | None = None
+        self._own: dict[int, deque[float]] = {}
+
+    def look(self, tables: Tables, detected_unix_ns: int | None = None, *, final: bool = False) -> list[Verdict]:
+        """Take in new rows and judge. `final`: no more rows will come. Returns the revisions to write.
+
+        detected_unix_ns: what verdicts that open now are stamped with; None: the time of the latest row.
+        """
+        evidence = self.evidence
+        evidence.add(tables)
+        if not evidence.stages:
+            return []
+        stamp = evidence.timeline.unix_ns(evidence.now_ns) if detected_unix_ns is None else detected_unix_ns
+        contended = host.contended(evidence, already=self.incidents.is_open(VerdictKind.HOST_CONTENDED))
+        times = step_times(evidence, evidence.now_ns - READ_NS)
+        self._learn_warmup(times)
+        traffic = self._traffic(times)
+        factor = CONTENDED_FACTOR if contended else 1.0
+        limiting, excesses = self._limiting(traffic, factor)
+        since = evidence.warmup_end_ns or 0
+        findings = [
+            *stuck.look(evidence),
+            *self._nonfinite.look(evidence, final=final),
+            *limiting,
+            *pauses.look(evidence, since),
+            *contended,
+            *host.dropped(evidence),
+        ]
+        self._learn_traffic(traffic, excesses, bool(limiting))
+        undecided = frozenset() if excesses else frozenset({VerdictKind.STAGE_LIMITS})
+        alarms = any(finding.kind in _ALARMS for finding in findings) or self.incidents.is_open(*_ALARMS)
+        if not alarms:
+            findings += self._quiet(excesses, bool(contended), final=final)
+        told = self.incidents.update(findings, evidence.now_ns, stamp, undecided=undecided)
+        return told + (self.incidents.end(evidence.now_ns) if final else [])
+
+    # -- what is learnt ------------------------------------------------------------------------------------------
+
+    def _learn_warmup(self, times: dict[int, StepTimes]) -> None:
+        for rank, steps in times.items():
+            new = steps.only(steps.warmup & (steps.t_ns > self._warmed_ns.get(rank, -1)))
+            if len(new):
+                self._warmed_ns[rank] = int(new.t_ns[-1])
+                self.baseline.learn(rank, new)
+
+    def _traffic(self, times: dict[int, StepTimes]) -> dict[int, StepTimes]:
+        found = {rank: steps.only(~steps.warmup) for rank, steps in times.items()}
+        return found if all(len(steps) for steps in found.values()) else {}
+
+    def _learn_traffic(self, traffic: dict[int, StepTimes], excesses: dict[int, StageExcess], told: bool) -> None:
+        """Learn steps that left quarantine without a word; nothing of the time around a finding."""
+        if not excesses:
+            return
+        end = max(excess.t1_ns for excess in excesses.values())
+        self._suspect_ns = (self._suspect_ns or end) if _is_suspect(excesses) else None
+        suspect = self._suspect_ns is not None and end - self._suspect_ns < SUSPECT_NS
+        if told or suspect or self.incidents.is_open(*_ALARMS):
+            self._learnt_ns = end
+            return
+        begin = max(self._learnt_ns, min(int(steps.t_ns[0]) for steps in traffic.values()))
+        until = end - QUARANTINE_NS
+        if until - begin < stage_limits.SHORTEST_NS:
+            return
+        measured = measure(self.evidence, self.baseline, traffic, begin, until)
+        for rank, steps in traffic.items():
+            healthy_steps = steps.between(begin, until)
+            if rank in measured and len(healthy_steps):
+                delay = run_delay_ns(self.evidence, rank, begin, until) / len(healthy_steps)
+                wait = measured[rank].wait_ns
+                self.baseline.learn(rank, healthy_steps, run_delay_ns=delay, wait_ns=wait)
+                own = self._own.setdefault(rank, deque(maxlen=NUM_TILES))
+                own.extend(excess for _, excess in measured[rank].tiles)
+        self._learnt_ns = until
+
+    def _spread(self) -> dict[int, float]:
+        return {
+            rank: 1.4826 * float(np.median(np.abs(own))) for rank, own in self._own.items() if len(own) >= MIN_TILES
+        }
+
+    # -- what is said --------------------------------------------------------------------------------------------
+
+    def _limiting(self, traffic: dict[int, StepTimes], factor: float) -> tuple[list[Finding], dict[int, StageExcess]]:
+        if len(set(self.evidence.stages.values())) < 2 or len(traffic) < len(self.evidence.stages):
+            return [], {}
+        return stage_limits.look(
+            self.evidence,
+            self.baseline,
+            traffic,
+            spread=self._spread(),
+            open_ranks=self.incidents.open_ranks(VerdictKind.STAGE_LIMITS),
+            factor=factor,
+        )
+
+    def _quiet(self, excesses: dict[int, StageExcess], contended: bool, *, final: bool) -> list[Finding]:
+        """Return `healthy` or `inconclusive` once there was enough traffic for either."""
+        begin, end = self.evidence.traffic_ns or (0, 0)
+        if excesses and end - begin >= HEALTHY_AFTER_NS and self.evidence.num_traffic_steps >= HEALTHY_STEPS:
+            found = healthy.healthy(self.evidence, self.baseline, excesses, begin)
+            if found is not None:
+                return [found]
+        said = self.incidents.finding(VerdictKind.HEALTHY)
+        if said is not None:
+            return [said]
+        if final or end - begin >= INCONCLUSIVE_AFTER_NS:
+            return [healthy.inconclusive(self.evidence, self._reason(excesses, contended))]
+        return []
+
+    def _reason(self, excesses: dict[int, StageExcess], contended: bool) -> str:
+        evidence = self.evidence
+        if evidence.traffic_ns is None:
+            return "no traffic was recorded, only warm-up or nothing"
+        if len(set(evidence.stages.values())) < 2:
+            return "one stage only, so there is no other to compare it with; no pause, hang or bad value was seen"
+        if contended:
+            return "others use this host so much that a slow stage could not be told from a kept one"
+        if not excesses:
+            begin, end = evidence.traffic_ns
+            return f"too little traffic: {evidence.num_traffic_steps} steps in {(end - begin) / 1e9:.1f} s"
+        return "the steps of traffic are unlike those of warm-up, and vary too much to be learnt from"
+
+
+def _is_suspect(excesses: dict[int, StageExcess]) -> bool:
+    """Tell whether a stage stands out at all, even if too weakly to be told."""
+    return any(
+        excess.learnt and excess.own_ns > max(MIN_EXCESS_NS, MIN_EXCESS_SHARE * excess.expected_ns)
+        for excess in excesses.values()
+    )

@@ -1,0 +1,105 @@
+"""Tables taken apart: by run and replica, and by time, as a judge would have seen them arrive. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from insitu.records import schema_of
+from insitu.vocabulary import Role
+from insitu_collector.evidence import Tables
+from insitu_collector.timeline import Int64, timeline_of
+
+Group = tuple[str, int]
+"""(run, replica)"""
+
+_TIMES: Final = {"intervals": "t1_ns", "steps": "t0_ns", "health": "t_ns", "events": "t_ns", "requests": "t_ns"}
+JUDGED: Final = ("sources", "sites", *_TIMES, "summaries")
+"""The tables that verdicts are made of."""
+
+
+class Groups:
+    """Sorts rows by run and replica; rows that arrive before their source wait for it."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, Group] = {}
+        self._everywhere: dict[str, set[int]] = {}
+        """Run -> epochs of processes that belong to no replica of ranks (driver, client)."""
+        self._waiting: dict[str, list[pa.Table]] = {}
+
+    def sort(self, tables: Tables) -> dict[Group, dict[str, pa.Table]]:
+        """Return the rows of each group; a process outside the rank grid belongs to every replica of its run."""
+        for row in _rows(tables, "sources").select(["epoch", "run", "replica", "role"]).to_pylist():
+            if row["role"] == Role.RANK:
+                self._of[row["epoch"]] = row["run"], row["replica"] or 0
+            else:
+                self._everywhere.setdefault(row["run"], set()).add(row["epoch"])
+        waiting, self._waiting = self._waiting, {}
+        merged = {name: pa.concat_tables([*waiting.get(name, []), _rows(tables, name)]) for name in {*tables, *waiting}}
+        known = set(self._of) | {epoch for epochs in self._everywhere.values() for epoch in epochs}
+        for name, rows in merged.items():
+            strangers = rows.filter(pc.invert(_is_of(rows, known)))
+            if strangers.num_rows:
+                self._waiting[name] = [strangers]
+        return {group: self._of_group(group, merged) for group in sorted(set(self._of.values()))}
+
+    def _of_group(self, group: Group, merged: dict[str, pa.Table]) -> dict[str, pa.Table]:
+        epochs = {epoch for epoch, found in self._of.items() if found == group}
+        epochs |= self._everywhere.get(group[0], set())
+        found = {name: rows.filter(_is_of(rows, epochs)) for name, rows in merged.items()}
+        return {name: rows for name, rows in found.items() if rows.num_rows}
+
+
+def _rows(tables: Tables, name: str) -> pa.Table:
+    return tables[name] if name in tables else schema_of(name).empty_table()
+
+
+def _is_of(rows: pa.Table, epochs: set[int]) -> pa.ChunkedArray:
+    return pc.is_in(rows["epoch"], pa.array(sorted(epochs), pa.uint64()))
+
+
+def latest(groups: dict[Group, dict[str, pa.Table]]) -> Group | None:
+    """Return the run that began last (its first replica), or None without any."""
+    begun = {}
+    for group, tables in groups.items():
+        anchors = _rows(tables, "sources")["unix_anchor_ns"]
+        begun[group] = pc.min(anchors).as_py() or 0 if len(anchors) else 0
+    return max(sorted(begun, reverse=True), key=lambda group: begun[group], default=None)
+
+
+def seconds(tables: Tables, every_ns: int = 1_000_000_000) -> Iterator[dict[str, pa.Table]]:
+    """Yield the rows of one group in stretches of `every_ns`, as they would have come.
+
+    Sources and sites come first. Summaries carry no time: they come with their step.
+    """
+    clock = timeline_of(_rows(tables, "sources"))
+    times = {name: clock.moved(tables[name], column) for name, column in _TIMES.items() if name in tables}
+    if "summaries" in tables:
+        times["summaries"] = _summary_times(tables, times.get("steps"))
+    filled = [t for t in times.values() if len(t)]
+    if not filled:
+        yield dict(tables)
+        return
+    begin, end = min(int(t.min()) for t in filled), max(int(t.max()) for t in filled)
+    for number, edge in enumerate(range(begin, end + 1, every_ns)):
+        part = {name: rows for name, rows in tables.items() if name not in times} if number == 0 else {}
+        for name, t in times.items():
+            inside = (t >= edge) & (t < edge + every_ns)
+            if inside.any():
+                part[name] = tables[name].filter(pa.array(inside))
+        yield part
+
+
+def _summary_times(tables: Tables, step_times: Int64 | None) -> Int64:
+    rows = tables["summaries"]
+    steps = np.asarray(rows["step_id"])
+    if step_times is None or not len(step_times):
+        return np.zeros(len(steps), np.int64)
+    known = np.asarray(tables["steps"]["step_id"])
+    order = np.argsort(known, kind="stable")
+    place = np.clip(np.searchsorted(known[order], steps), 0, len(known) - 1)
+    return step_times[order][place]

@@ -1,0 +1,205 @@
+"""`insitu stalls STORE`: what was judged, and where each rank's time went, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from insitu.cli import ExitCode
+from insitu.records import schema_of
+from insitu.vocabulary import DropReason, LedgerClass
+from insitu_collector.evidence import Tables
+from insitu_collector.judge import final_verdicts
+from insitu_collector.ledger import Ledger, rank_ledger
+from insitu_collector.row_maps import entries
+from insitu_collector.slices import JUDGED, Groups, latest
+from insitu_collector.store import open_store
+from insitu_collector.timeline import Timeline, numbers, timeline_of
+from insitu_collector.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from insitu_collector.store import Store
+
+SCHEMA: Final = "insitu.stalls/1"
+BAR: Final = 50
+"""Letters of a rank's bar."""
+LETTERS: Final[dict[LedgerClass, str]] = {
+    LedgerClass.COMPUTE: "C",
+    LedgerClass.HOST: "H",
+    LedgerClass.GC: "G",
+    LedgerClass.COMPILE: "K",
+    LedgerClass.COLLECTIVE: "L",
+    LedgerClass.WAIT_UPSTREAM: "U",
+    LedgerClass.WAIT_DOWNSTREAM: "D",
+    LedgerClass.TRANSFER: "T",
+    LedgerClass.NO_DEMAND: "-",
+    LedgerClass.CONTENDED: "X",
+    LedgerClass.UNRECORDED: "?",
+    LedgerClass.OTHER: "o",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stalls:
+    """What a store says of its latest run."""
+
+    store: str
+    run: str
+    verdicts: list[Verdict]
+    ledger: Ledger | None
+    timeline: Timeline
+    missing: dict[str, int]
+    """Rows that are known to be missing, by reason."""
+
+    @property
+    def window_unix_ns(self) -> list[int] | None:
+        if self.ledger is None:
+            return None
+        return [self.timeline.unix_ns(self.ledger.t0_ns), self.timeline.unix_ns(self.ledger.t1_ns)]
+
+
+def traffic_window(tables: Tables) -> tuple[int, int] | None:
+    """Return [first traffic step's begin, last traffic step's end) on the timeline of `sources`, or None without steps.
+
+    Tables of one run and replica. Steps of warm-up are left out: those of `warmup-*` requests, and those before the
+    `warmup_end` event.
+    """
+    clock = timeline_of(tables["sources"])
+    steps, intervals = tables.get("steps"), tables.get("intervals")
+    if steps is None or not steps.num_rows:
+        return None
+    first = steps.filter(pc.equal(steps["stage"], pc.min(steps["stage"])))
+    begin = clock.moved(first, "t0_ns")
+    lengths = np.asarray(pc.list_value_length(first["rows"]).fill_null(0)).astype(np.int64)
+    warmup = np.bincount(np.repeat(np.arange(len(begin)), lengths), entries(first["rows"])["warmup"], len(begin)) > 0
+    events = tables.get("events", schema_of("events").empty_table())
+    ends = clock.moved(events.filter(pc.equal(events["kind"], "warmup_end")), "t_ns")
+    traffic = ~warmup & (begin >= ends.max(initial=0))
+    if not traffic.any():
+        return None
+    t0, t1 = int(begin[traffic].min()), int(begin[traffic].max()) + 1
+    if intervals is not None and intervals.num_rows:
+        of_traffic = np.isin(numbers(intervals, "step_id", -1), numbers(first, "step_id", -1)[traffic])
+        t1 = max(t1, int(clock.moved(intervals, "t1_ns")[of_traffic].max(initial=t1)))
+    return t0, t1
+
+
+def stalls_of(store: Store) -> Stalls | None:
+    """Return what a store says of its latest run, or None when it holds no run of any rank."""
+    read = {name: store.table(name) for name in JUDGED}
+    found = Groups().sort(read)
+    group = latest(found)
+    if group is None:
+        return None
+    tables = found[group]
+    window = traffic_window(tables)
+    ledger = None
+    if window is not None:
+        intervals, health = (tables.get(name, schema_of(name).empty_table()) for name in ("intervals", "health"))
+        ledger = rank_ledger(intervals, health, tables["sources"], *window)
+    missing = missing_rows(tables, store.table("gaps"))
+    timeline = timeline_of(tables["sources"])
+    return Stalls(str(store.path), group[0], final_verdicts(store), ledger, timeline, missing)
+
+
+def missing_rows(tables: Tables, gaps: pa.Table) -> dict[str, int]:
+    """Return how many rows are known to be missing, by reason: dropped at a probe, or lost in the store."""
+    missing: dict[str, int] = {}
+    last: dict[int, dict[str, Any]] = {}
+    health = tables.get("health", schema_of("health").empty_table())
+    for row in health.select(["epoch", "t_ns", "dropped"]).to_pylist():
+        if row["epoch"] not in last or row["t_ns"] >= last[row["epoch"]]["t_ns"]:
+            last[row["epoch"]] = row
+    drops = [(drop["reason"], drop["rows"]) for row in last.values() for drop in row["dropped"] or ()]
+    drops += [(row["reason"] or str(DropReason.TORN_TAIL), row["num_rows"] or 0) for row in gaps.to_pylist()]
+    for reason, num_rows in drops:
+        if num_rows:
+            missing[reason] = missing.get(reason, 0) + num_rows
+    return missing
+
+
+def to_json(found: Stalls) -> dict[str, Any]:
+    """Return the document `insitu.stalls/1`."""
+    rows = found.ledger.rows if found.ledger else ()
+    return {
+        "schema": SCHEMA,
+        "store": found.store,
+        "run": found.run,
+        "verdicts": [{**verdict.to_json(), "state": verdict.state} for verdict in found.verdicts],
+        "ledger_window_unix_ns": found.window_unix_ns,
+        "ledger": [
+            {"stage": r.stage, "rank": r.rank, "class": str(r.cls), "seconds": r.seconds, "on_rank": r.on_rank}
+            for r in rows
+        ],
+        "overlap_ns": {str(rank): ns for rank, ns in found.ledger.overlap_ns.items()} if found.ledger else {},
+        "missing": found.missing,
+    }
+
+
+def to_text(found: Stalls) -> str:
+    """Return the same for people."""
+    lines = [f"{found.store}, run {found.run}", ""]
+    for verdict in found.verdicts:
+        ended = " (it is over)" if verdict.state == "closed" else ""
+        requests = f" {verdict.num_requests} requests affected." if verdict.num_requests else ""
+        lines += [f"- {verdict.text}{ended}{requests}", f"  What helps: {verdict.remedy}"]
+    if not found.verdicts:
+        lines.append("No verdict: nothing was judged yet.")
+    if found.ledger is not None:
+        lines += ["", *_ledger_lines(found.ledger)]
+    if found.missing:
+        counted = ", ".join(f"{rows} ({reason})" for reason, rows in sorted(found.missing.items()))
+        lines += ["", f"The record is partial: rows missing: {counted}."]
+    return "\n".join(lines)
+
+
+def _ledger_lines(ledger: Ledger) -> list[str]:
+    window = ledger.t1_ns - ledger.t0_ns
+    lines = [f"Where the time went, {window / 1e9:.1f} s of traffic:", ""]
+    lines.append(f"  {'stage':>5} {'rank':>4}    {'class':<30} {'seconds':>9} {'share':>7}")
+    for rank in ledger.ranks:
+        mine = [row for row in ledger.rows if row.rank == rank]
+        for row in mine:
+            on = "" if row.on_rank is None else f" on {'the driver' if row.on_rank < 0 else f'rank {row.on_rank}'}"
+            name = f"{LETTERS[row.cls]} {row.cls}{on}"
+            share = 100 * row.ns / max(window, 1)
+            lines.append(f"  {row.stage:>5} {rank:>4}    {name:<30} {row.seconds:>9.2f} {share:>6.1f}%")
+        lines += [f"  {'':>10}    {_bar(ledger, rank)}", ""]
+        if ledger.overlap_ns[rank]:
+            lines.append(f"  rank {rank}: intervals overlap by {ledger.overlap_ns[rank] / 1e6:.1f} ms; counted once")
+    return lines[:-1]
+
+
+def _bar(ledger: Ledger, rank: int) -> str:
+    """Return the rank's time as letters, each `1 / BAR` of the window, the largest rests rounded up."""
+    window = max(ledger.t1_ns - ledger.t0_ns, 1)
+    exact = {cls: BAR * ledger.ns(rank, cls) / window for cls in LedgerClass}
+    whole = {cls: int(part) for cls, part in exact.items()}
+    rest = sorted(LedgerClass, key=lambda cls: whole[cls] - exact[cls])
+    for cls in rest[: BAR - sum(whole.values())]:
+        whole[cls] += 1
+    return "".join(LETTERS[cls] * count for cls, count in whole.items())
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document (insitu.stalls/1).")
+@click.pass_context
+def stalls(ctx: click.Context, store: Path, as_json: bool) -> None:
+    """Say what limits the latest run in STORE, and where each rank's time went."""
+    try:
+        found = stalls_of(open_store(store))
+    except FileNotFoundError as error:
+        raise click.ClickException(str(error)) from None
+    if found is None:
+        raise click.ClickException(f"the store {store} holds no record of any rank; attach a probe to a model first")
+    click.echo(json.dumps(to_json(found), indent=1) if as_json else to_text(found))
+    if found.missing:
+        ctx.exit(ExitCode.PARTIAL)

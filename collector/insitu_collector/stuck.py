@@ -1,0 +1,155 @@
+"""Verdict `stuck`: which rank stopped, while the others wait for it. Pure.
+
+Every heartbeat says what the step thread was in the middle of. Who waits points at whom it waits for; the chain ends
+at the rank that waits for nobody.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from insitu.vocabulary import NO_RANK, IntervalClass, VerdictKind
+from insitu_collector.evidence import Beat, Evidence
+from insitu_collector.verdicts import Finding
+
+OPEN_NS: Final = 2_000_000_000
+"""An interval open for less is not stuck."""
+TIMES_MEDIAN: Final = 20.0
+"""... nor one open for less than this many times the median of its class on that rank."""
+FIRST_OPEN_NS: Final = 20_000_000_000
+"""Before a class has a median on a rank (first use, first compilation), only this long is stuck."""
+MIN_INTERVALS: Final = 10
+SILENT_NS: Final = 3_000_000_000
+"""A rank that has not beaten for so long, while others have, is silent."""
+
+_WAITS: Final = (IntervalClass.RECV_WAIT, IntervalClass.SEND_WAIT, IntervalClass.RECV_XFER, IntervalClass.SEND_XFER)
+_NEVER: Final = (IntervalClass.IDLE, IntervalClass.COMPILE)
+
+
+def look(evidence: Evidence) -> list[Finding]:
+    """Return the ranks that are stuck now."""
+    beats = {rank: beat for rank, beat in evidence.last_beats().items() if not beat.closing}
+    silent = _silent(evidence, beats)
+    if silent:
+        return [_silent_finding(evidence, beats, beat) for beat in silent]
+    roots: dict[int, set[int]] = {}
+    for rank, beat in beats.items():
+        if _is_old(evidence, beat):
+            chain = _chain(rank, beats)
+            roots.setdefault(chain[-1], set()).update(chain[:-1])
+    return [
+        _finding(evidence, beats, root, waiters)
+        for root, waiters in sorted(roots.items())
+        if _is_stuck(evidence, beats, root)
+    ]
+
+
+def _silent(evidence: Evidence, beats: dict[int, Beat]) -> list[Beat]:
+    """Return the last beats of ranks that fell silent while another rank went on."""
+    latest = max((beat.t_ns for beat in beats.values()), default=0)
+    return [beat for beat in beats.values() if latest - beat.t_ns >= SILENT_NS]
+
+
+def _age_ns(beat: Beat) -> int:
+    return 0 if beat.open_cls is None else beat.t_ns - beat.open_since_ns
+
+
+def _limit_ns(evidence: Evidence, beat: Beat) -> float:
+    rows = evidence.intervals.between(0)
+    mine = (rows["rank"] == beat.rank) & (rows["cls"] == beat.open_cls)
+    if mine.sum() < MIN_INTERVALS:
+        return FIRST_OPEN_NS
+    return max(OPEN_NS, TIMES_MEDIAN * float(np.median((rows["t"] - rows["t0"])[mine])))
+
+
+def _is_old(evidence: Evidence, beat: Beat) -> bool:
+    if beat.open_cls is None or beat.open_cls in _NEVER or _age_ns(beat) < OPEN_NS:
+        return False
+    return beat.open_cls in _WAITS or _age_ns(beat) >= _limit_ns(evidence, beat)
+
+
+def _chain(rank: int, beats: dict[int, Beat]) -> list[int]:
+    """Follow who waits for whom from `rank` to the rank that waits for nobody; a ring ends where it began first.
+
+    A ring of which one member has not waited long is none: the heartbeats are of different moments.
+    """
+    chain = [rank]
+    while True:
+        beat = beats[chain[-1]]
+        if beat.open_cls not in _WAITS or beat.open_peer == NO_RANK or beat.open_peer not in beats:
+            return chain
+        if beat.open_peer in chain:
+            ring = chain[chain.index(beat.open_peer) :]
+            first = min(ring, key=lambda member: (_age_ns(beats[member]) >= OPEN_NS, beats[member].open_since_ns))
+            return [*(member for member in chain if member != first), first]
+        chain.append(beat.open_peer)
+
+
+def _is_stuck(evidence: Evidence, beats: dict[int, Beat], root: int) -> bool:
+    """Tell whether the end of a chain stands still: computing for too long, or in no interval while others wait."""
+    beat = beats[root]
+    if beat.open_cls is None:
+        return _still_ns(evidence, beat) >= OPEN_NS
+    if beat.open_cls in _NEVER or (beat.open_cls in _WAITS and beat.open_peer == NO_RANK):
+        return False
+    return _is_old(evidence, beat)
+
+
+def _still_ns(evidence: Evidence, beat: Beat) -> int:
+    """Return how long a rank that is in no interval has recorded none."""
+    rows = evidence.intervals.between(beat.t_ns - 4 * OPEN_NS)
+    mine = rows["t"][rows["rank"] == beat.rank]
+    return beat.t_ns - int(mine.max(initial=beat.t_ns - 4 * OPEN_NS))
+
+
+def _phase(evidence: Evidence, step_id: int) -> str | None:
+    names = {0: "prefill", 1: "decode", 2: "mixed"}
+    rows = evidence.steps.between(0)
+    found = rows["phase"][rows["step"] == step_id]
+    return names.get(int(found[-1])) if len(found) else None
+
+
+def _finding(evidence: Evidence, beats: dict[int, Beat], root: int, waiters: set[int]) -> Finding:
+    beat = beats[root]
+    since = beat.open_since_ns if beat.open_cls is not None else beat.t_ns - _still_ns(evidence, beat)
+    doing = "in no interval" if beat.open_cls is None else f"in {IntervalClass(beat.open_cls).name.lower()}"
+    step = f" of step {beat.open_step_id}" if beat.open_step_id >= 0 else ""
+    waiting = ", ".join(f"rank {rank} waits {_age_ns(beats[rank]) / 1e9:.1f} s for it" for rank in sorted(waiters))
+    return Finding(
+        kind=VerdictKind.STUCK,
+        on_stage=beat.stage,
+        on_rank=root,
+        step_id=beat.open_step_id if beat.open_step_id >= 0 else None,
+        phase=_phase(evidence, beat.open_step_id),
+        text=f"stuck: rank {root} (stage {beat.stage}) has stood still for {(beat.t_ns - since) / 1e9:.1f} s "
+        f"{doing}{step}; {waiting or 'no other rank waits for it yet'}.",
+        remedy=f"See where it stands (`py-spy dump` of rank {root}); if it does not come back, restart that rank.",
+        t0_ns=since,
+        t1_ns=beat.t_ns,
+        requests=tuple(sorted(evidence.open_requests)),
+        size=0.0,
+    )
+
+
+def _silent_finding(evidence: Evidence, beats: dict[int, Beat], beat: Beat) -> Finding:
+    latest = max(other.t_ns for other in beats.values())
+    waiting = [
+        f"rank {other.rank} waits {_age_ns(other) / 1e9:.1f} s for it"
+        for other in beats.values()
+        if other.open_cls in _WAITS and other.open_peer == beat.rank and other.rank != beat.rank
+    ]
+    return Finding(
+        kind=VerdictKind.STUCK,
+        on_stage=beat.stage,
+        on_rank=beat.rank,
+        step_id=beat.open_step_id if beat.open_step_id >= 0 else None,
+        phase="silent",
+        text=f"stuck: rank {beat.rank} (stage {beat.stage}) has been silent for {(latest - beat.t_ns) / 1e9:.1f} s "
+        f"while other ranks go on; {', '.join(waiting) or 'no other rank waits for it yet'}.",
+        remedy=f"Check whether the process of rank {beat.rank} lives and whether its host is reachable.",
+        t0_ns=beat.t_ns,
+        t1_ns=latest,
+        requests=tuple(sorted(evidence.open_requests)),
+    )
