@@ -1,0 +1,191 @@
+"""`file://`: a process's own shard; durable means synced, and a full disk keeps what was stored."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from insitu.exporters import Batch, Level, Refused, Retry, open_exporter
+from insitu.exporters.file import FileExporter
+from insitu.identity import Source
+from insitu.records import schema_of
+from insitu.segments import TailReader, list_segments
+from insitu.vocabulary import DropReason
+
+STREAM = 9
+
+
+def events(seq: int, text: str = "") -> Batch:
+    rows = [
+        {"epoch": 7, "rank": 0, "stage": 0, "row_seq": seq, "t_ns": 0, "kind": "incident", "step_id": 0, "text": text}
+    ]
+    return Batch(7, seq, pa.RecordBatch.from_pylist(rows, schema=schema_of("events")), "events")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def stored_seqs(store: Path) -> list[int]:
+    seqs: list[int] = []
+    for name in sorted({*list_segments(store, "open"), *list_segments(store, "sealed")}):
+        reader = TailReader(store, name)
+        seqs += [batch.seq for batch in reader.read(final=True)]
+        reader.close()
+    return seqs
+
+
+def test_a_batch_is_durable_once_a_group_commit_is_due(tmp_path: Path) -> None:
+    clock = Clock()
+    exporter = FileExporter(str(tmp_path), Source(), clock=clock)
+    assert exporter.durable(STREAM) == -1
+    assert exporter.export(events(0)).level is Level.RECEIVED
+    assert exporter.durable(STREAM) == -1
+    clock.now += 0.051
+    assert exporter.export(events(1)).level is Level.DURABLE
+    assert exporter.export(events(2)).level is Level.RECEIVED
+    assert exporter.durable(STREAM) == 1
+    clock.now += 0.051
+    assert exporter.durable(STREAM) == 2
+    exporter.export(events(3))
+    assert exporter.flush(1)
+    assert exporter.durable(STREAM) == 3
+    exporter.close(1)
+
+
+def test_eight_mebibytes_are_due_at_once(tmp_path: Path) -> None:
+    exporter = FileExporter(str(tmp_path), Source(), clock=Clock())
+    assert exporter.export(events(0, text="x" * (4 << 20))).level is Level.RECEIVED
+    assert exporter.export(events(1, text="x" * (4 << 20))).level is Level.DURABLE
+    exporter.close(1)
+
+
+def test_closing_seals_the_shard_named_after_host_and_process(tmp_path: Path) -> None:
+    exporter = open_exporter(f"file://{tmp_path}", Source(host="a host/1"))
+    exporter.export(events(0))
+    exporter.close(1)
+    exporter.close(1)
+    assert [name.shard for name in list_segments(tmp_path, "sealed")] == [f"a_host_1-{os.getpid()}"]
+    assert exporter.durable(STREAM) == 0
+    with pytest.raises(Refused) as refused:
+        exporter.export(events(1))
+    assert refused.value.reason is DropReason.SHUTDOWN
+
+
+def test_a_batch_of_other_columns_is_refused(tmp_path: Path) -> None:
+    exporter = FileExporter(str(tmp_path), Source())
+    with pytest.raises(Refused) as refused:
+        exporter.export(Batch(7, 0, pa.record_batch({"x": [1]}), "events"))
+    assert refused.value.reason is DropReason.REFUSED_INVALID
+    exporter.close(1)
+
+
+def test_a_store_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        open_exporter(f"file://{tmp_path}/file/store", Source())
+
+
+def test_a_batch_whose_sync_failed_is_refused_and_never_called_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = FileExporter(str(tmp_path), Source(), clock=Clock())
+    exporter.export(events(0))
+    assert exporter.flush(1)
+    exporter.export(events(1))
+
+    def broken(fd: int) -> None:  # a disk that fails cannot be had here
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", broken)
+        assert not exporter.flush(1)
+    exporter.export(events(2))
+    assert not exporter.flush(1)
+    assert exporter.durable(STREAM) == 0
+    assert exporter.refused() == [(STREAM, 1, DropReason.DISK_FULL)]
+    assert exporter.refused() == []
+    assert exporter.flush(1)
+    assert exporter.durable(STREAM) == 2
+    exporter.close(1)
+
+
+@contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
+    """A real file system of this size; skips, saying why, where none can be mounted."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_asks_to_retry_keeps_what_is_durable_and_recovers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "disk", 4 << 20) as disk:
+        exporter = FileExporter(str(disk / "store"), Source())
+        exporter.export(events(0))
+        with (disk / "ballast").open("wb") as file, suppress(OSError):
+            while True:
+                os.write(file.fileno(), bytes(65536))
+        for _ in range(3):
+            with pytest.raises(Retry) as retry:
+                exporter.export(events(1))
+            assert retry.value.reason is DropReason.DISK_FULL
+        assert exporter.durable(STREAM) == 0
+        assert stored_seqs(disk / "store") == [0]
+        assert len(caplog.messages) == 1, "said once"
+        assert "make room" in caplog.messages[0]
+        (disk / "ballast").unlink()
+        exporter.export(events(1))
+        exporter.close(1)
+        assert exporter.durable(STREAM) == 1
+        assert stored_seqs(disk / "store") == [0, 1]
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Run in a forked child, which must leave with status 0."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_forked_child_writes_a_shard_of_its_own(tmp_path: Path) -> None:
+    exporter = FileExporter(str(tmp_path), Source(host="h"))
+    exporter.export(events(0))
+
+    def work() -> None:
+        exporter.close(1)  # the parent's: nothing happens
+        exporter.export(events(5))
+        assert exporter.flush(1)
+        exporter.close(1)
+
+    in_child(work)
+    exporter.export(events(1))
+    exporter.close(1)
+    shards = {name.shard for name in list_segments(tmp_path, "sealed")}
+    assert len(shards) == 2
+    assert f"h-{os.getpid()}" in shards
+    assert sorted(stored_seqs(tmp_path)) == [0, 1, 5]
