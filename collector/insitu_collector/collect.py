@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -34,7 +35,14 @@ _log = logging.getLogger("insitu")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--judge", is_flag=True, help="Also run `insitu judge` on the store.")
 def collect(store: Path, port: int, host: str, judge: bool) -> None:
-    """Receive records from probes and store them as Arrow files."""
+    """Receive records from probes and store them as Arrow files.
+
+    When it stops, one line of JSON on stdout says what it and its judge wrote themselves.
+
+    \b
+    insitu collect --store ./insitu-store
+    insitu collect --store /data/insitu --port 4327 --judge
+    """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     stop = threading.Event()
     _stop_on_signals(stop)
@@ -49,6 +57,7 @@ def collect(store: Path, port: int, host: str, judge: bool) -> None:
             stop.wait()
     finally:
         server.stop()
+    click.echo(json.dumps({"schema": "insitu.collect/1", "sources": [server.ingest.account()]}))
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

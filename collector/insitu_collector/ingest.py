@@ -152,6 +152,14 @@ class Ingest:
             self._writer.append(Batch(source.epoch, seq, data, table))
             self._own_rows[table] = (seq + 1, row_seq + len(rows))
 
+    def account(self) -> dict[str, Any]:
+        """Return what the collector itself wrote, in the form of `insitu.session.Stats.to_json`."""
+        with self._lock:
+            produced = {table: row_seq for table, (_, row_seq) in self._own_rows.items()}
+            source = self._source
+        who = {"epoch": source.epoch, "role": str(source.role), "rank": source.rank, "stage": source.stage}
+        return {**who, "produced": produced, "durable": produced, "dropped": {}, "overhead_share": 0.0}
+
     def close(self) -> None:
         """Commit and seal everything."""
         done = self._writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -178,7 +179,14 @@ def _run(store: Store, sink: Sink, stop: threading.Event, parent: int | None) ->
 @click.option("--once", is_flag=True, help="Judge what is there, write it, and end.")
 @click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")
 def judge(store: Path, to: str | None, once: bool, with_parent: bool) -> None:
-    """Judge STORE each second while it is written, and append verdicts to it, until SIGTERM or Ctrl-C."""
+    """Judge STORE each second while it is written, and append verdicts to it, until SIGTERM or Ctrl-C.
+
+    When it stops, one line of JSON on stdout says how many records it made and where they went.
+
+    \b
+    insitu judge ./insitu-store
+    insitu judge ./insitu-store --once
+    """
     import insitu
 
     try:
@@ -198,3 +206,4 @@ def judge(store: Path, to: str | None, once: bool, with_parent: bool) -> None:
             judge_once.close()
         else:
             _run(opened, session, stop, os.getppid() if with_parent else None)
+    click.echo(json.dumps({"schema": "insitu.judge/1", "sources": [session.stats().to_json()]}))
