@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 CONTINUATION: Final = b"\xff\xff\xff\xff"
+END_MARK: Final = CONTINUATION + bytes(4)
 PREFIX_BYTES: Final = 8
 """Continuation marker and the int32 length of the metadata."""
 END: Final = 0

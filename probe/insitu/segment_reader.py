@@ -17,7 +17,16 @@ import pyarrow as pa
 from insitu.exporters.base import Batch
 from insitu.records import TableSpec, table_spec
 from insitu.segment_layout import OPEN, SEALED, Key, SegmentName, list_segments
-from insitu.segment_message import CONTINUATION, RECORD_BATCH, SCHEMA, Head, NotAMessage, hides_a_batch, read_head
+from insitu.segment_message import (
+    CONTINUATION,
+    END_MARK,
+    RECORD_BATCH,
+    SCHEMA,
+    Head,
+    NotAMessage,
+    hides_a_batch,
+    read_head,
+)
 
 MAGIC: Final = b"ARROW1"
 FIRST_MESSAGE: Final = 8
@@ -120,9 +129,9 @@ class TailReader:
             head, broken = None, True
         if not broken and not final:
             return None, at
-        return None, self._skip(data, at, broken, footer_only=_is_torn_footer(data, at, head), final=final)
+        return None, self._skip(data, at, broken, final)
 
-    def _skip(self, data: memoryview, at: int, broken: bool, *, footer_only: bool, final: bool) -> int:
+    def _skip(self, data: memoryview, at: int, broken: bool, final: bool) -> int:
         """Return where to go on behind what cannot be read: at the next batch whose checksum is right."""
         found = self._next_good(data, at + 1)
         if found is not None:
@@ -130,7 +139,7 @@ class TailReader:
             return found
         if final:
             self.finished = True
-            if at < len(data) and not footer_only:
+            if at < len(data) and bytes(data[at:]) != END_MARK:
                 self._damaged(data, at, len(data), torn=not broken)
         return at
 
@@ -163,7 +172,12 @@ class TailReader:
             return None
         if head.kind != RECORD_BATCH:
             raise NotAMessage(f"a message of kind {head.kind}")
-        return checked_batch(message, head, self._schema, self.spec)
+        try:
+            return checked_batch(message, head, self._schema, self.spec)
+        except _BROKEN:
+            if self._schema.equals(self.spec.schema):
+                raise
+            return checked_batch(message, head, self.spec.schema, self.spec)  # the stored schema may be what broke
 
     def _damaged(self, data: memoryview, at: int, end: int, *, torn: bool) -> None:
         epoch, seq, num_rows = _identity_of_lost(data, at, end)
@@ -213,6 +227,8 @@ def _identity_of_lost(data: memoryview, at: int, end: int) -> tuple[int | None, 
     """Return epoch, seq and rows of the one batch in a lost stretch, as far as its head can be read."""
     try:
         head = read_head(data, at)
+        if head is not None and head.is_end and end == len(data) and not hides_a_batch(data, at):
+            return None, None, 0  # a footer cut short
         if head is None or head.kind != RECORD_BATCH:
             return None, None, None
         behind = at + head.num_bytes
@@ -231,11 +247,6 @@ def _is_footer(data: memoryview, at: int) -> bool:
         return False
     (footer_bytes,) = struct.unpack_from("<i", data, len(data) - tail_bytes)
     return bool(at + footer_bytes + tail_bytes == len(data))
-
-
-def _is_torn_footer(data: memoryview, at: int, head: Head | None) -> bool:
-    """Return whether nothing but a footer, cut short, lies from `at` to the end."""
-    return head is not None and head.is_end and not hides_a_batch(data, at)
 
 
 def _open(path: Path) -> int:

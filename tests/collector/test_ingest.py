@@ -1,0 +1,213 @@
+"""Ingest: nothing wrong gets in, nothing right gets in twice."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from insitu.exporters.base import Batch, Refused
+from insitu.records import schema_of, table_spec
+from insitu.segments import Damage, Key, SegmentName, ShardWriter
+from insitu.vocabulary import DropReason
+from insitu.wire.insitu_pb2 import Frame
+from insitu_collector.ingest import MAX_FRAME_BYTES, SHARD, Ingest, checked_batch, gap_row
+from insitu_collector.store import open_store
+
+EPOCH = 7
+STREAM = table_spec("events").stream
+
+
+def rows(first: int = 0, num_rows: int = 3, epoch: int = EPOCH) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(
+        [
+            {"epoch": epoch, "rank": 0, "stage": 0, "row_seq": first + i, "t_ns": 1, "kind": "incident", "text": "né"}
+            for i in range(num_rows)
+        ],
+        schema=schema_of("events"),
+    )
+
+
+def frame(data: pa.RecordBatch, seq: int = 0) -> Frame:
+    batch = Batch(EPOCH, seq, data, "events")
+    return Frame(
+        stream=STREAM,
+        seq=seq,
+        schema=batch.spec.digest,
+        num_rows=batch.num_rows,
+        crc32=batch.crc32,
+        body=batch.body,
+    )
+
+
+def with_body(body: bytes) -> Frame:
+    changed = frame(rows())
+    changed.body = body
+    changed.crc32 = zlib.crc32(body)
+    return changed
+
+
+def test_a_right_frame_is_a_batch_with_the_bytes_that_came() -> None:
+    sent = frame(rows(), seq=5)
+    batch = checked_batch(EPOCH, sent)
+    assert (batch.epoch, batch.seq, batch.table, batch.crc32) == (EPOCH, 5, "events", sent.crc32)
+    assert batch.body == sent.body
+    assert batch.data.equals(rows())
+
+
+def changed(**fields: int) -> Frame:
+    result = frame(rows())
+    for name, value in fields.items():
+        setattr(result, name, value)
+    return result
+
+
+def test_what_is_wrong_with_a_frame_is_said() -> None:
+    plain = frame(rows()).body
+    cases = {
+        "checksum": changed(crc32=1),
+        "update the collector": changed(schema=1),
+        "has no schema": changed(stream=STREAM + 1),
+        "rows announced": changed(num_rows=4),
+        "not an Arrow message": with_body(b"x" * 100),
+        "not exactly one": with_body(plain + bytes(8)),
+        "not exactly one record": with_body(schema_of("events").serialize().to_pybytes()),
+        "the most is": with_body(bytes(MAX_FRAME_BYTES + 1)),
+        "another epoch": frame(rows(epoch=EPOCH + 1)),
+        "negative row_seq": frame(rows(first=-1)),
+    }
+    for words, sent in cases.items():
+        with pytest.raises(Refused, match=words) as refused:
+            checked_batch(EPOCH, sent)
+        assert refused.value.reason is DropReason.REFUSED_INVALID
+
+
+def test_a_compressed_body_is_refused_before_it_is_unpacked() -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema_of("events"), options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(rows())
+    reader = pa.ipc.MessageReader.open_stream(sink.getvalue())
+    reader.read_next_message()
+    with pytest.raises(Refused, match="compressed"):
+        checked_batch(EPOCH, with_body(reader.read_next_message().serialize().to_pybytes()))
+
+
+def test_nulls_in_an_identity_column_are_refused() -> None:
+    columns = rows().columns
+    columns[3] = pa.array([0, None, 2], pa.int64())
+    with pytest.raises(Refused, match="row_seq has nulls"):
+        checked_batch(EPOCH, frame(pa.RecordBatch.from_arrays(columns, schema=schema_of("events"))))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_mutated_body_with_a_right_checksum_is_refused_or_valid(seed: int) -> None:
+    chance = random.Random(seed)
+    body = bytearray(frame(rows()).body)
+    for _ in range(chance.randrange(1, 12)):
+        at = chance.randrange(len(body))
+        width = min(chance.choice([1, 2, 4, 8]), len(body) - at)
+        body[at : at + width] = chance.choice([chance.randbytes(width), bytes(width), b"\xff" * width])
+    with suppress(Refused):
+        batch = checked_batch(EPOCH, with_body(bytes(body)))
+        batch.data.validate(full=True)
+        assert len(batch.data.to_pylist()) == 3
+
+
+@pytest.fixture
+def ingest(tmp_path: Path) -> Ingest:
+    return Ingest(ShardWriter(tmp_path, SHARD))
+
+
+def test_a_frame_is_stored_once_and_durable_after_a_commit(ingest: Ingest, tmp_path: Path) -> None:
+    for seq in (0, 1, 1, 0):
+        ingest.take(EPOCH, frame(rows(3 * seq), seq))
+    assert ingest.reached(EPOCH, STREAM) == (1, -1)
+    assert ingest.unsynced_bytes > 0
+    assert ingest.commit() == []
+    assert ingest.reached(EPOCH, STREAM) == (1, 1)
+    assert ingest.reached(EPOCH + 1, STREAM) == (-1, -1)
+    ingest.close()
+    metadata = pa.ipc.open_file(SegmentName("events", SHARD, 1).path(tmp_path, "sealed"))
+    assert metadata.num_record_batches == 2
+
+
+def test_refused_frames_are_not_stored_and_do_not_hold_up_the_rest(ingest: Ingest, tmp_path: Path) -> None:
+    with pytest.raises(Refused):
+        ingest.take(EPOCH, changed(crc32=1))
+    with pytest.raises(Refused):
+        ingest.take(EPOCH, changed(stream=4000))
+    ingest.skip(EPOCH, STREAM, 0)
+    ingest.skip(EPOCH, 4000, 0)
+    ingest.take(EPOCH, frame(rows(3), 1))
+    ingest.commit()
+    assert ingest.reached(EPOCH, STREAM) == (1, 1)
+    ingest.close()
+    assert open_store(tmp_path).table("events").num_rows == 3
+
+
+def test_after_a_restart_a_frame_sent_again_is_not_stored_again(ingest: Ingest, tmp_path: Path) -> None:
+    ingest.take(EPOCH, frame(rows(), 0))
+    ingest.close()
+    again = Ingest(ShardWriter(tmp_path, SHARD))
+    again.take(EPOCH, frame(rows(), 0))
+    again.take(EPOCH, frame(rows(3), 1))
+    assert again.reached(EPOCH, STREAM) == (1, 0)
+    again.commit()
+    assert again.reached(EPOCH, STREAM) == (1, 1)
+    again.close()
+    assert open_store(tmp_path).table("events").column("row_seq").to_pylist() == list(range(6))
+
+
+def test_the_collector_says_who_it_is_and_what_was_lost(ingest: Ingest, tmp_path: Path) -> None:
+    damage = Damage(SegmentName("intervals", "h-1", 3), 800, 200, torn=True, epoch=9, seq=4, num_rows=12)
+    ingest.write_own("gaps", [gap_row(damage, 5)])
+    ingest.write_own("gaps", [])
+    ingest.write_own("gaps", [gap_row(damage, 6)])
+    ingest.close()
+    store = open_store(tmp_path)
+    (source,) = store.table("sources").to_pylist()
+    assert (source["role"], source["rank"]) == ("client", -1)
+    gaps = store.table("gaps").to_pylist()
+    assert [gap["row_seq"] for gap in gaps] == [0, 1]
+    assert {gap["epoch"] for gap in gaps} == {source["epoch"]}
+    assert gaps[0] | {"epoch": 0} == {
+        "epoch": 0,
+        "rank": -1,
+        "stage": -1,
+        "row_seq": 0,
+        "source_epoch": 9,
+        "table": "intervals",
+        "seq_from": 4,
+        "seq_to": 4,
+        "num_rows": 12,
+        "num_bytes": 200,
+        "reason": "torn_tail",
+        "file": "intervals/h-1-0000000003.arrow",
+        "unix_ns": 5,
+    }
+
+
+def test_a_failed_sync_is_asked_for_again_and_then_stored(
+    ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest.commit()
+    ingest.take(EPOCH, frame(rows(), 0))
+
+    def broken(fd: int) -> None:  # a disk that fails cannot be had here
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", broken)
+        assert ingest.commit() == [Key(EPOCH, STREAM, 0)]
+    assert ingest.reached(EPOCH, STREAM) == (-1, -1)
+    ingest.take(EPOCH, frame(rows(), 0))
+    assert ingest.commit() == []
+    assert ingest.reached(EPOCH, STREAM) == (0, 0)
+    ingest.close()
+    assert open_store(tmp_path).table("events").num_rows == 3

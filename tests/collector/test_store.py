@@ -1,0 +1,169 @@
+"""Reading a store: every row once, from all shards, open or sealed, and only what is new from a tail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from insitu.exporters.base import Batch
+from insitu.records import TABLES, schema_of
+from insitu.segments import SegmentName, ShardWriter
+from insitu_collector.store import SeenRows, open_store
+
+
+def events(row_seqs: list[int], *, seq: int = 0, epoch: int = 7) -> Batch:
+    rows = [
+        {"epoch": epoch, "rank": 0, "stage": 0, "row_seq": number, "t_ns": number, "kind": "incident"}
+        for number in row_seqs
+    ]
+    return Batch(epoch, seq, pa.RecordBatch.from_pylist(rows, schema=schema_of("events")), "events")
+
+
+def numbers(table: pa.Table) -> list[int]:
+    found: list[int] = table.column("row_seq").to_pylist()
+    return found
+
+
+def test_no_store_is_one_line_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no store at .*nothing: expected a folder 'v1'"):
+        open_store(tmp_path / "nothing")
+
+
+def test_rows_of_all_shards_open_and_sealed(tmp_path: Path) -> None:
+    sealed = ShardWriter(tmp_path, "a")
+    sealed.append(events([0, 1], epoch=1))
+    sealed.close()
+    still_open = ShardWriter(tmp_path, "b")
+    still_open.append(events([0, 1, 2], epoch=2))
+    store = open_store(tmp_path)
+    assert store.tables() == ["events"]
+    assert store.table("events").schema.equals(schema_of("events"))
+    assert numbers(store.table("events")) == [0, 1, 0, 1, 2]
+    assert store.damage == []
+    for table in TABLES:
+        if table != "events":
+            assert store.table(table).equals(schema_of(table).empty_table())
+    with pytest.raises(KeyError, match="no table 'dreams'"):
+        store.table("dreams")
+    still_open.close()
+
+
+def test_a_row_stored_twice_is_read_once(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "a")
+    writer.append(events([0, 1, 2], seq=0))
+    writer.append(events([0, 1, 2], seq=0))
+    writer.append(events([2, 3, 5], seq=1))
+    other = ShardWriter(tmp_path, "b")
+    other.append(events([4, 5, 6], seq=2))
+    other.close()
+    writer.close()
+    store = open_store(tmp_path)
+    assert numbers(store.table("events")) == [0, 1, 2, 3, 5, 4, 6]
+    assert store.sql("select count(*) as n from events").to_pylist() == [{"n": 7}]
+
+
+def test_sql_joins_tables_and_reads_those_it_names(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "a")
+    writer.append(events([0, 1]))
+    writer.close()
+    rows = open_store(tmp_path).sql(
+        "select e.row_seq, count(i.t0_ns) as n from events e left join intervals i using (epoch)"
+        " group by all order by 1"
+    )
+    assert rows.to_pylist() == [{"row_seq": 0, "n": 0}, {"row_seq": 1, "n": 0}]
+
+
+def test_a_tail_gives_each_row_once_while_files_grow_and_are_sealed(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "a")
+    tail = open_store(tmp_path).tail()
+    assert tail.poll() == {}
+    writer.append(events([0, 1], seq=0))
+    assert numbers(tail.poll()["events"]) == [0, 1]
+    assert tail.poll() == {}
+    writer.append(events([2], seq=1))
+    writer.close()
+    assert numbers(tail.poll()["events"]) == [2]
+    second = ShardWriter(tmp_path, "a")
+    second.append(events([2, 3], seq=1))
+    assert numbers(tail.poll()["events"]) == [3]
+    second.close()
+    assert tail.poll() == {}
+    assert tail.damage == []
+    tail.close()
+
+
+def test_a_tail_of_some_tables_reads_no_other(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "a")
+    writer.append(events([0]))
+    assert open_store(tmp_path).tail(["intervals"]).poll() == {}
+    writer.close()
+
+
+def test_a_tail_reads_a_half_written_batch_when_it_is_whole(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "a", "a")
+    writer.append(events([0]))
+    writer.append(events([1], seq=1))
+    name = SegmentName("events", "a", 0)
+    whole = name.path(tmp_path / "a", "open").read_bytes()
+    writer.close()
+    path = name.path(tmp_path / "b", "open")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(whole[:-9])
+    tail = open_store(tmp_path / "b").tail()
+    assert numbers(tail.poll()["events"]) == [0]
+    assert open_store(tmp_path / "b").table("events").num_rows == 1
+    with path.open("ab") as file:
+        file.write(whole[-9:])
+    assert numbers(tail.poll()["events"]) == [1]
+    assert tail.damage == []
+    tail.close()
+
+
+def test_a_damaged_file_is_told_and_the_rest_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = ShardWriter(tmp_path, "a")
+    writer.append(events([0]))
+    writer.append(events([1], seq=1))
+    writer.close()
+    (name,) = (SegmentName("events", "a", 0),)
+    path = name.path(tmp_path, "sealed")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"incident")] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+    store = open_store(tmp_path)
+    assert numbers(store.table("events")) == [1]
+    (damage,) = store.damage
+    assert (damage.segment, damage.torn, damage.seq, damage.num_rows) == (name, False, 0, 1)
+    assert "cannot be read" in caplog.text
+    path.write_bytes(data[:-3])
+    tail = open_store(tmp_path).tail()
+    assert numbers(tail.poll()["events"]) == [1], "a footer that is cut costs no row"
+    tail.close()
+
+
+def test_a_deleted_segment_is_missing_from_the_count(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "a")
+    writer.append(events([0, 1]))
+    writer.close()
+    writer = ShardWriter(tmp_path, "a")
+    writer.append(events([2], seq=1))
+    writer.close()
+    assert numbers(open_store(tmp_path).table("events")) == [0, 1, 2]
+    SegmentName("events", "a", 0).path(tmp_path, "sealed").unlink()
+    assert numbers(open_store(tmp_path).table("events")) == [2]
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=6), max_size=8))
+@settings(deadline=None)
+def test_in_any_order_each_row_is_new_once(batches: list[list[int]]) -> None:
+    seen = SeenRows()
+    model: set[int] = set()
+    for row_seqs in batches:
+        expected = [number for at, number in enumerate(row_seqs) if number not in model | set(row_seqs[:at])]
+        found = seen.new_rows(events(row_seqs)).column("row_seq").to_pylist()
+        assert found == expected
+        model |= set(row_seqs)
