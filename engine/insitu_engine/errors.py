@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class EngineError(Exception):
     """A failure of the engine; the message is one line that names the thing and, where there is one, the remedy."""
@@ -43,3 +45,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, EngineError | RequestError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal; stdout is for the answer."""
+    print(f"insitu serve: {text}", file=sys.stderr, flush=True)

@@ -13,10 +13,12 @@ from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 from insitu_engine.checkpoint import Checkpoint, open_checkpoint
 from insitu_engine.config import EngineConfig, Plan, make_plan
 from insitu_engine.inject import forget_faults
-from insitu_engine.rank import RankSpec, rank_main
+from insitu_engine.rank_process import RankSpec, rank_main
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,13 @@ def launch(config: EngineConfig, listener: socket.socket) -> Launched:
 
     No thread, channel or CUDA context exists in this process yet, so a fork is safe; ranks inherit the imports.
     """
-    import torch
-    import transformers  # noqa: F401  (imported here, once, for all ranks)
-
     torch.set_num_threads(1)
     checkpoint = open_checkpoint(config.model)
     plan = make_plan(config, checkpoint)
     folder = tempfile.TemporaryDirectory(prefix="insitu-")
-    # What is imported stays: no rank's collector has to walk it, and its pages stay shared.
+    # What is imported stays: no collector has to walk it, and the ranks go on sharing its pages.
     gc.freeze()
+    gc.enable()
     specs = [_spec(config, checkpoint, plan, rank, Path(folder.name)) for rank in range(config.num_stages)]
     ranks = _start(specs, listener, spawned=config.device != "cpu")
     forget_faults()

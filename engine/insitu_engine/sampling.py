@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
 
 from insitu_engine.messages import NOT_FINITE, RowPlan, Sampling
-
-_MIX = 0x9E3779B97F4A7C15
 
 
 def sample(logits: torch.Tensor, rows: Sequence[RowPlan]) -> list[int]:
@@ -18,30 +17,44 @@ def sample(logits: torch.Tensor, rows: Sequence[RowPlan]) -> list[int]:
     """
     if not rows:
         return []
-    best = logits.argmax(-1).tolist()
-    # A sum is not finite when any element is, and far cheaper than looking at each.
-    finite = torch.isfinite(logits.sum(-1, dtype=torch.float32)).tolist()
-    ids = []
+    ids: list[int] = logits.argmax(-1).tolist()
+    drawn = [at for at, row in enumerate(rows) if row.sampling.temperature > 0]
+    # One not finite element makes the sum so; a sum that overflowed without one is looked at again.
+    suspects = torch.isfinite(logits.sum(-1, dtype=torch.float32)).logical_not().nonzero().flatten().tolist()
+    lost = {at for at in suspects if not bool(torch.isfinite(logits[at]).all())}
+    drawn = [at for at in drawn if at not in lost]
+    if drawn:
+        for at, token in zip(drawn, _draw(logits[drawn], [rows[at] for at in drawn]), strict=True):
+            ids[at] = token
+    return [NOT_FINITE if at in lost else token for at, token in enumerate(ids)]
+
+
+def _draw(logits: torch.Tensor, rows: Sequence[RowPlan]) -> list[int]:
+    """Draw one id a row from softmax(logits / temperature), cut to the top k and then the top p."""
+    temperatures = torch.tensor([row.sampling.temperature for row in rows])
+    scaled = logits.float().cpu() / temperatures[:, None]
     for at, row in enumerate(rows):
-        if not finite[at] and not bool(torch.isfinite(logits[at]).all()):
-            ids.append(NOT_FINITE)
-        elif row.sampling.temperature == 0:
-            ids.append(best[at])
-        else:
-            ids.append(_draw(logits[at], row.sampling, row.position + row.count))
-    return ids
+        if row.sampling.top_k or row.sampling.top_p < 1:
+            scaled[at] = _cut(scaled[at], row.sampling)
+    sums = scaled.softmax(-1).cumsum(-1, dtype=torch.float64)
+    shares = torch.tensor([_share(row.sampling.seed, row.position + row.count) for row in rows], dtype=torch.float64)
+    points = torch.minimum(shares[:, None] * sums[:, -1:], sums[:, -1:].nextafter(torch.zeros(())))
+    found: list[int] = torch.searchsorted(sums, points, right=True).flatten().tolist()
+    return found
 
 
-def _draw(logits: torch.Tensor, how: Sampling, position: int) -> int:
-    """Draw one id from softmax(logits / temperature), cut to the top k and then the top p."""
-    ordered, ids = torch.sort(logits.float().cpu() / how.temperature, descending=True)
-    if how.top_k:
-        ordered = ordered[: how.top_k]
-    sums = ordered.softmax(-1).cumsum(-1)
+def _cut(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
+    """Return logits [vocab] with minus infinity where the top k or the top p leave a token out."""
+    ordered, ids = torch.sort(logits, descending=True, stable=True)
+    num_kept = how.top_k or len(ordered)
     if how.top_p < 1:
-        kept = int(torch.searchsorted(sums, how.top_p)) + 1
-        sums = sums[:kept]
-    generator = torch.Generator().manual_seed((how.seed * _MIX + position) % (1 << 63))
-    point = torch.rand((), generator=generator) * sums[-1]
-    at = min(int(torch.searchsorted(sums, point, right=True)), len(sums) - 1)
-    return int(ids[at])
+        sums = ordered[:num_kept].softmax(-1).cumsum(-1)
+        num_kept = min(num_kept, int(torch.searchsorted(sums, how.top_p)) + 1)
+    kept = ids[:num_kept]
+    return torch.full_like(logits, float("-inf")).index_copy_(0, kept, logits[kept])
+
+
+def _share(seed: int, position: int) -> float:
+    """Return a number in [0, 1) that seed and position fix."""
+    digest = hashlib.blake2b(b"%d:%d" % (seed, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -11,7 +12,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from insitu_engine.errors import EngineError, one_line
+from insitu_engine.config import EngineConfig
+from insitu_engine.errors import EngineError, one_line, say
 
 DEFAULT_TO = "grpc://127.0.0.1:4317"
 
@@ -63,8 +65,6 @@ def serve(
     began_s = time.monotonic()
     _one_thread_each()
     try:
-        from insitu_engine.config import EngineConfig
-
         config = EngineConfig(
             model=model,
             num_stages=stages,
@@ -83,22 +83,25 @@ def serve(
         )
         _run(config, began_s)
     except EngineError as error:
-        click.echo(f"insitu serve: {one_line(error)}", err=True)
+        say(one_line(error))
         sys.exit(1)
 
 
-def _run(config: EngineConfig, began_s: float) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _run(config: EngineConfig, began_s: float) -> None:
     _check_destination(config.to)
     if not config.model.is_dir():
         raise EngineError(f"no checkpoint folder at {config.model}; --model wants a Hugging Face checkpoint folder")
-    listener = _listen(config.host, config.port)
-    from insitu_engine.launcher import launch
-    from insitu_engine.server import run, say
+    with _listen(config.host, config.port) as listener:
+        if config.to is None:
+            say(f"nothing is observed; start `insitu collect --store DIR` and add --to {DEFAULT_TO} to see inside")
+        # A collection would walk what the imports make again and again; the launcher turns it on once they are done.
+        gc.disable()
+        from insitu_engine.launcher import launch
 
-    if config.to is None:
-        say(f"nothing is observed; start `insitu collect --store DIR` and add --to {DEFAULT_TO} to see inside")
-    with listener:
         launched = launch(config, listener)
+        # Imported while the ranks load.
+        from insitu_engine.server import run
+
         with launched.folder:
             run(config, launched, listener, began_s)
 

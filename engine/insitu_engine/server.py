@@ -7,7 +7,6 @@ import gc
 import json
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from insitu_engine import api
 from insitu_engine.calibrate import warm_up
 from insitu_engine.config import EngineConfig
 from insitu_engine.driver import Driver
-from insitu_engine.errors import EngineError
+from insitu_engine.errors import EngineError, say
 from insitu_engine.launcher import Launched
 from insitu_engine.links import end_ranks
 from insitu_engine.text import open_tokenizer
@@ -34,11 +33,6 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal."""
-    print(f"insitu serve: {text}", file=sys.stderr, flush=True)
 
 
 def run(config: EngineConfig, launched: Launched, listener: socket.socket, began_s: float) -> None:
