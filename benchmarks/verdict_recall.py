@@ -1,4 +1,6 @@
-"""How often the judge is right on simulated pipelines with known faults: `python benchmarks/verdict_recall.py --seeds 200`.
+"""How often the judge is right on simulated pipelines with known faults.
+
+`python benchmarks/verdict_recall.py --seeds 200`; exits 1 when any answer was wrong.
 
 Each case is a run of `insitu_collector.simulate` with random times, arrivals, noise, contention and a fault drawn by
 its seed, fed to the judgement a second at a time. Right: the verdict expected, on the rank expected, and nothing else.
@@ -71,8 +73,8 @@ def case(kind: str, seed: int, stages: int | None = None) -> Case:
     if kind == "nan":
         layer = int(random.integers(LAYERS))
         fault = Fault("nan", at, stage, layer=layer)
-        expected = ((VerdictKind.FIRST_NONFINITE, stage),)
-        return Case(replace(scenario, faults=(fault,)), expected, stage * LAYERS + layer)
+        named = ((VerdictKind.FIRST_NONFINITE, stage),)
+        return Case(replace(scenario, faults=(fault,)), named, stage * LAYERS + layer)
     if kind == "two-faults":
         first = Fault("slow", 3.0, stage, until_s=8.0, ms=2 * typical)
         other = (stage + 1) % count
@@ -105,7 +107,7 @@ def outcome(asked: Case, told: list[Verdict]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--kinds", nargs="*", default=KINDS)

@@ -18,12 +18,14 @@ from insitu_collector.step_times import StepTimes
 
 Float64 = NDArray[np.float64]
 
-RIDGE: Final = 1e-3
+RIDGE: Final = 1e-4
 """Penalty of a coefficient, relative to the number of steps, on columns scaled to a maximum of 1."""
 ROUNDS: Final = 8
 """Reweighting rounds; the weights settle in about five."""
 TRIM: Final = 2.0
 """Residuals beyond this many robust deviations lose weight in proportion."""
+MIN_SPREAD: Final = 0.02
+"""Steps are never taken to be more alike than this share: else rare shapes, which fit worst, would lose all weight."""
 MIN_STEPS: Final = 16
 """Fewer steps than this fit nothing: six coefficients and a spread."""
 SKIP_FIRST: Final = 4
@@ -67,12 +69,12 @@ def fit(shape: Float64, busy_ns: Float64) -> Fit | None:
     penalty = np.diag([0.0] + [RIDGE * len(busy_ns)] * len(SHAPE))
     weights = np.ones(len(busy_ns))
     solved = np.zeros(design.shape[1])
-    sigma = 1.0
+    sigma = floor = max(1.0, MIN_SPREAD * float(np.median(busy_ns)))
     for _ in range(ROUNDS):
         solved = _solve(design, busy_ns, weights, penalty)
         residual = busy_ns - design @ solved
         middle = float(np.median(residual))
-        sigma = max(1.0, 1.4826 * float(np.median(np.abs(residual - middle))))
+        sigma = max(floor, 1.4826 * float(np.median(np.abs(residual - middle))))
         weights = np.minimum(1.0, TRIM * sigma / np.maximum(np.abs(residual - middle), 1.0))
     solved[0] += np.median(busy_ns - design @ solved)
     inverse = np.asarray(np.linalg.pinv((design * weights[:, None]).T @ design + penalty), np.float64)

@@ -112,12 +112,15 @@ class Incidents:
                 incident.state = CLOSED
                 self._ended[key] = self._open.pop(key)
                 told.append(self._tell(incident, now_ns))
-        return [verdict for verdict in told if verdict.revision > self._stored.get(verdict.verdict, -1)]
+        return self._unstored(told)
 
     def end(self, now_ns: int) -> list[Verdict]:
         """Return a last revision of what is still open and has changed since it was told."""
         changed = [incident for incident in self._open.values() if incident.told != incident.finding]
-        return [self._tell(incident, now_ns) for incident in changed]
+        return self._unstored([self._tell(incident, now_ns) for incident in changed])
+
+    def _unstored(self, told: list[Verdict]) -> list[Verdict]:
+        return [verdict for verdict in told if verdict.revision > self._stored.get(verdict.verdict, -1)]
 
     def _begin(self, finding: Finding, now_ns: int, detected_unix_ns: int) -> _Incident:
         ended = self._ended.pop(finding.key, None)

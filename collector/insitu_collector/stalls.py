@@ -22,7 +22,7 @@ from insitu_collector.row_maps import entries
 from insitu_collector.slices import JUDGED, Groups, latest
 from insitu_collector.store import open_store
 from insitu_collector.timeline import Timeline, numbers, timeline_of
-from insitu_collector.verdicts import Verdict
+from insitu_collector.verdicts import Verdict, num_revised
 
 if TYPE_CHECKING:
     from insitu_collector.store import Store
@@ -57,6 +57,10 @@ class Stalls:
     timeline: Timeline
     missing: dict[str, int]
     """Rows that are known to be missing, by reason."""
+    stored: dict[str, int]
+    """Rows of the run by table, counted by reading every segment."""
+    revised: int
+    """Verdicts that were withdrawn."""
 
     @property
     def window_unix_ns(self) -> list[int] | None:
@@ -104,9 +108,26 @@ def stalls_of(store: Store) -> Stalls | None:
     if window is not None:
         intervals, health = (tables.get(name, schema_of(name).empty_table()) for name in ("intervals", "health"))
         ledger = rank_ledger(intervals, health, tables["sources"], *window)
-    missing = missing_rows(tables, store.table("gaps"))
-    timeline = timeline_of(tables["sources"])
-    return Stalls(str(store.path), group[0], final_verdicts(store), ledger, timeline, missing)
+    return Stalls(
+        store=str(store.path),
+        run=group[0],
+        verdicts=final_verdicts(store),
+        ledger=ledger,
+        timeline=timeline_of(tables["sources"]),
+        missing=missing_rows(tables, store.table("gaps")),
+        stored=stored_rows(store, group[0], read["sources"]),
+        revised=num_revised([Verdict.from_row(row) for row in store.table("verdicts").to_pylist()], group[0]),
+    )
+
+
+def stored_rows(store: Store, run: str, sources: pa.Table) -> dict[str, int]:
+    """Return the rows of a run by table, read from every segment; rows of no known run count too."""
+    others = sources.filter(pc.not_equal(sources["run"], run))["epoch"]
+    counted = {}
+    for name in store.tables():
+        rows = store.table(name)
+        counted[name] = rows.num_rows - (pc.sum(pc.is_in(rows["epoch"], others)).as_py() or 0)
+    return counted
 
 
 def missing_rows(tables: Tables, gaps: pa.Table) -> dict[str, int]:
@@ -140,6 +161,8 @@ def to_json(found: Stalls) -> dict[str, Any]:
         ],
         "overlap_ns": {str(rank): ns for rank, ns in found.ledger.overlap_ns.items()} if found.ledger else {},
         "missing": found.missing,
+        "records": {"stored": found.stored},
+        "revised": found.revised,
     }
 
 

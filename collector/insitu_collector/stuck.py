@@ -34,14 +34,11 @@ def look(evidence: Evidence) -> list[Finding]:
     silent = _silent(evidence, beats)
     if silent:
         return [_silent_finding(evidence, beats, beat) for beat in silent]
-    roots: dict[int, set[int]] = {}
-    for rank, beat in beats.items():
-        if _is_old(evidence, beat):
-            chain = _chain(rank, beats)
-            roots.setdefault(chain[-1], set()).update(chain[:-1])
+    ends = {rank: _chain(rank, beats)[-1] for rank in beats}
+    roots = {ends[rank] for rank, beat in beats.items() if _is_old(evidence, beat)}
     return [
-        _finding(evidence, beats, root, waiters)
-        for root, waiters in sorted(roots.items())
+        _finding(evidence, beats, root, {rank for rank in beats if ends[rank] == root != rank})
+        for root in sorted(roots)
         if _is_stuck(evidence, beats, root)
     ]
 
@@ -129,7 +126,7 @@ def _finding(evidence: Evidence, beats: dict[int, Beat], root: int, waiters: set
         t0_ns=since,
         t1_ns=beat.t_ns,
         requests=tuple(sorted(evidence.open_requests)),
-        size=0.0,
+        size=float(len(waiters)),
     )
 
 

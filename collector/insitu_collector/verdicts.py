@@ -6,6 +6,7 @@ verdicts that open, sharpen and close.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
@@ -113,17 +114,27 @@ def standing(verdicts: list[Verdict]) -> list[Verdict]:
     Withdrawn verdicts are left out; `healthy` and `inconclusive` stand only where nothing was found, and the later of
     the two wins.
     """
-    last: dict[str, Verdict] = {}
-    for verdict in verdicts:
-        if verdict.verdict not in last or verdict.revision > last[verdict.verdict].revision:
-            last[verdict.verdict] = verdict
-    told = [verdict for verdict in last.values() if verdict.state != REVISED]
+    told = [verdict for verdict in latest_revisions(verdicts) if verdict.state != REVISED]
     found = [verdict for verdict in told if verdict.kind not in _QUIET]
     rest = sorted(
         (verdict for verdict in told if verdict.kind in _QUIET),
         key=lambda verdict: (verdict.state == OPEN, verdict.window_end_unix_ns),
     )
     return sorted(found or rest[-1:], key=lambda v: (SEVERITY.index(v.kind), v.window_start_unix_ns, v.verdict))
+
+
+def latest_revisions(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Return the last revision of each verdict."""
+    last: dict[str, Verdict] = {}
+    for verdict in verdicts:
+        if verdict.verdict not in last or verdict.revision > last[verdict.verdict].revision:
+            last[verdict.verdict] = verdict
+    return list(last.values())
+
+
+def num_revised(verdicts: Iterable[Verdict], run: str) -> int:
+    """Return how many verdicts of a run were withdrawn."""
+    return sum(v.state == REVISED for v in latest_revisions(verdicts) if run.startswith(v.run))
 
 
 _QUIET: Final = (VerdictKind.HEALTHY, VerdictKind.INCONCLUSIVE)

@@ -1,0 +1,111 @@
+"""`insitu stalls`: verdicts and the ledger of a store, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+
+from insitu.records import schema_of
+from insitu_collector.simulate import Fault, Scenario
+from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.stalls import BAR, stalls, stalls_of, traffic_window
+from insitu_collector.store import open_store
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pa.Table]:
+    return simulate(Scenario(seed=5, seconds=10.0, faults=(Fault("slow", 4.0, 1, ms=15.0),)))
+
+
+@pytest.fixture(scope="module")
+def store(tables: dict[str, pa.Table], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stalls") / "store"
+    write_store(tables, str(path))
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(stalls, [str(argument) for argument in arguments])
+
+
+def test_the_document_holds_verdicts_and_a_ledger_that_sums_to_its_window(store: Path) -> None:
+    found = run(store, "--json")
+    assert found.exit_code == 0
+    answer: dict[str, Any] = json.loads(found.stdout)
+    assert answer["schema"] == "insitu.stalls/1"
+    assert [(v["kind"], v["stage"], v["rank"], v["state"]) for v in answer["verdicts"]] == [
+        ("stage_limits", 1, 1, "open")
+    ]
+    begin, end = answer["ledger_window_unix_ns"]
+    sums: defaultdict[int, float] = defaultdict(float)
+    for row in answer["ledger"]:
+        sums[row["rank"]] += row["seconds"]
+    assert dict(sums) == pytest.approx({0: (end - begin) / 1e9, 1: (end - begin) / 1e9})
+    assert answer["overlap_ns"] == {"0": 0, "1": 0}
+    assert (answer["missing"], answer["revised"]) == ({}, 0)
+
+
+def test_stored_rows_are_counted_from_the_segments(tables: dict[str, pa.Table], tmp_path: Path) -> None:
+    write_store(tables, str(tmp_path / "store"))
+    found = stalls_of(open_store(tmp_path / "store"))
+    assert found is not None
+    assert found.stored == {name: rows.num_rows for name, rows in tables.items()}
+    (segment,) = (tmp_path / "store/v1/sealed/requests").iterdir()
+    segment.unlink()
+    found = stalls_of(open_store(tmp_path / "store"))
+    assert found is not None
+    assert "requests" not in found.stored
+
+
+def test_people_get_sentences_and_a_table_with_a_bar(store: Path) -> None:
+    text = run(store).stdout
+    assert "- stage 1 limits the pipeline" in text
+    assert "What helps:" in text
+    assert "D wait_downstream on rank 1" in text
+    bars = [line.strip() for line in text.splitlines() if set(line.strip()) <= set("CHGKLUDT-X?o") and len(line) > BAR]
+    assert [len(bar) for bar in bars] == [BAR, BAR]
+    assert bars[1].count("C") > bars[0].count("C")
+
+
+def test_a_partial_record_exits_5_and_says_what_is_missing(tables: dict[str, pa.Table], tmp_path: Path) -> None:
+    beats = tables["health"].to_pylist()
+    beats[-1]["dropped"] = [{"table": "intervals", "reason": "ring_full", "rows": 12}]
+    gap = {"epoch": 1, "rank": 0, "stage": 0, "row_seq": 0, "num_rows": 3, "reason": "torn_tail"}
+    broken = {
+        **tables,
+        "health": pa.Table.from_pylist(beats, schema=schema_of("health")),
+        "gaps": pa.Table.from_pylist([gap], schema=schema_of("gaps")),
+    }
+    write_store(broken, str(tmp_path / "store"))
+    found = run(tmp_path / "store")
+    assert found.exit_code == 5
+    assert "rows missing: 12 (ring_full), 3 (torn_tail)" in found.stdout
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_a_missing_or_empty_store_is_one_line(tmp_path: Path, make: bool) -> None:
+    if make:
+        write_store({}, str(tmp_path / "store"))
+    found = run(tmp_path / "store")
+    assert found.exit_code == 1
+    assert found.output.count("\n") == 1
+
+
+def test_the_window_begins_after_warmup_and_ends_with_the_last_traffic_step(tables: dict[str, pa.Table]) -> None:
+    window = traffic_window(tables)
+    assert window is not None
+    steps = [row for row in tables["steps"].to_pylist() if row["stage"] == 0]
+    traffic = [row for row in steps if not row["rows"][0]["request"].startswith("warmup-")]
+    last = {row["step_id"] for row in traffic}
+    ends = [row["t1_ns"] for row in tables["intervals"].to_pylist() if row["step_id"] in last]
+    assert window == (min(row["t0_ns"] for row in traffic), max(ends))
+
+
+def test_only_warmup_is_no_traffic() -> None:
+    assert traffic_window(simulate(Scenario(seconds=0.0))) is None

@@ -1,0 +1,125 @@
+"""Verdict `stuck`: the chain of who waits for whom ends at the rank that stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from insitu.records import schema_of
+from insitu.vocabulary import IntervalClass
+from insitu_collector import stuck
+from insitu_collector.evidence import Evidence
+from insitu_collector.verdicts import Finding
+
+S = 1_000_000_000
+MS = 1_000_000
+NOW = 100 * S
+COMPUTE, RECV, SEND, IDLE = (
+    IntervalClass.COMPUTE,
+    IntervalClass.RECV_WAIT,
+    IntervalClass.SEND_WAIT,
+    IntervalClass.IDLE,
+)
+
+
+def table(name: str, rows: Iterable[dict[str, Any]]) -> pa.Table:
+    full = [{"epoch": row["rank"] + 1, "stage": row["rank"], "row_seq": n, **row} for n, row in enumerate(rows)]
+    return pa.Table.from_pylist(full, schema=schema_of(name))
+
+
+def beat(
+    rank: int, cls: int | None, open_s: float = 0, peer: int = -1, *, ago_s: float = 0, **more: Any
+) -> dict[str, Any]:
+    t = NOW - int(ago_s * S)
+    row = {"rank": rank, "t_ns": t, "closing": False, **more}
+    if cls is not None:
+        row |= {"open_cls": int(cls), "open_since_ns": t - int(open_s * S), "open_peer": peer, "open_step_id": 7}
+    return row
+
+
+def evidence(beats: Iterable[dict[str, Any]], *, num_ranks: int = 3, median_ms: float = 10) -> Evidence:
+    """Ranks whose every class took `median_ms` often before, and their heartbeats."""
+    sources = [
+        {"rank": r, "role": "rank", "boot_id": "b", "unix_anchor_ns": 0, "mono_anchor_ns": 0} for r in range(num_ranks)
+    ]
+    usual = [
+        {"rank": rank, "cls": int(cls), "t0_ns": 50 * S + n * S, "t1_ns": 50 * S + n * S + int(median_ms * MS)}
+        for rank in range(num_ranks)
+        for cls in IntervalClass
+        for n in range(12)
+    ]
+    found = Evidence()
+    found.add({"sources": table("sources", sources), "intervals": table("intervals", usual)})
+    found.add({"health": table("health", beats)})
+    return found
+
+
+def look(beats: Iterable[dict[str, Any]], **more: Any) -> list[Finding]:
+    return stuck.look(evidence(beats, **more))
+
+
+def test_the_rank_that_waits_for_nobody_is_named_with_those_who_wait() -> None:
+    (found,) = look([beat(0, RECV, 4.0, 2), beat(1, SEND, 4.1, 2), beat(2, COMPUTE, 4.2)])
+    assert (found.on_rank, found.on_stage, found.step_id) == (2, 2, 7)
+    assert "rank 0 waits 4.0 s for it, rank 1 waits 4.1 s for it" in found.text
+    assert found.t0_ns == NOW - int(4.2 * S)
+
+
+def test_a_chain_of_waits_is_followed_to_its_end() -> None:
+    (found,) = look([beat(0, SEND, 3.0, 1), beat(1, SEND, 3.1, 2), beat(2, IntervalClass.SAMPLE, 3.2)])
+    assert found.on_rank == 2
+
+
+@pytest.mark.parametrize(
+    "beats",
+    [
+        [beat(0, IDLE, 30), beat(1, RECV, 30, 0), beat(2, RECV, 30, 1)],
+        [beat(0, RECV, 30, -1), beat(1, RECV, 30, 0), beat(2, RECV, 30, 1)],
+        [beat(0, RECV, 1.5, 2), beat(1, RECV, 1.5, 0), beat(2, COMPUTE, 1.5)],
+        [beat(0, RECV, 2.1, 1), beat(1, COMPUTE, 0.3), beat(2, RECV, 2.1, 1)],
+        [beat(0, RECV, 2.1, 1), beat(1, RECV, 0.01, 0, ago_s=0.5), beat(2, RECV, 0.2, 1)],
+        [beat(0, IntervalClass.COMPILE, 60), beat(1, RECV, 60, 0), beat(2, RECV, 60, 1)],
+        [beat(0, COMPUTE, 9, closing=True), beat(1, None), beat(2, None)],
+    ],
+    ids=["idle", "driver", "too short", "root just began", "ring of two moments", "compiling", "closed"],
+)
+def test_what_only_looks_stuck_is_not_told(beats: list[dict[str, Any]]) -> None:
+    assert look(beats) == []
+
+
+def test_a_slow_class_needs_twenty_medians() -> None:
+    slow = [beat(0, RECV, 3, 1), beat(1, COMPUTE, 3), beat(2, RECV, 3, 1)]
+    assert look(slow, median_ms=200) == []
+    assert [found.on_rank for found in look(slow, median_ms=100)] == [1]
+
+
+def test_a_first_use_gets_more_time() -> None:
+    hung = [beat(0, COMPUTE, 5)]
+    fresh = Evidence()
+    sources = [{"rank": 0, "role": "rank", "boot_id": "b", "unix_anchor_ns": 0, "mono_anchor_ns": 0}]
+    fresh.add({"sources": table("sources", sources), "health": table("health", hung)})
+    assert stuck.look(fresh) == []
+
+
+def test_a_rank_that_stands_still_in_no_interval_is_found_by_who_waits() -> None:
+    (found,) = look([beat(0, RECV, 4, 1), beat(1, None), beat(2, RECV, 4, 1)])
+    assert found.on_rank == 1
+    assert "in no interval" in found.text
+
+
+def test_a_ring_names_who_stopped_first() -> None:
+    (found,) = look([beat(0, SEND, 5, 1), beat(1, SEND, 4, 0), beat(2, RECV, 4, 1)])
+    assert found.on_rank == 0
+
+
+def test_a_rank_that_fell_silent_is_stuck_with_that_phase() -> None:
+    (found,) = look([beat(0, RECV, 3.4, 1), beat(1, COMPUTE, 0.1, ago_s=3.5), beat(2, RECV, 3.4, 1)])
+    assert (found.on_rank, found.phase) == (1, "silent")
+    assert "rank 0 waits 3.4 s for it" in found.text
+
+
+def test_a_rank_that_closed_is_not_silent() -> None:
+    assert look([beat(0, IDLE, 1), beat(1, None, ago_s=9, closing=True), beat(2, IDLE, 1)]) == []
