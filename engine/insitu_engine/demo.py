@@ -140,7 +140,9 @@ def _serve_and_load(run: Run, children: Children) -> tuple[Mapping[str, Any], li
         if not children.stop(child, STOP_S) and not run.interrupted:
             say(f"  {child.failure()}")
     _tell(run)
-    answered = json_line(load, "insitu.load/1") or {"completed": 0, "failed": 0, "tokens_per_s": 0.0}
+    answered = json_line(load, "insitu.load/1") or {"completed": 0, "failed": 0, "tokens_per_s": 0.0, "errors": {}}
+    for error, count in answered["errors"].items():
+        say(f"  {count} requests failed: {error}")
     return answered, [*sources_of(serve), *sources_of(collect)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from typing import Any, Final
 from insitu_engine.demo_watch import QUIET
 
 SCHEMA: Final = "insitu.demo/1"
+WIDTH: Final = 110
+"""Columns of a paragraph."""
+SHOWN_S: Final = 0.005
+"""A class with less time than this, over all ranks, is not worth a line to a person."""
 OVERHEAD_HOW: Final = "self-measured: drain CPU + hook time / step time, on the rank where it is largest"
 NO_FAULT: Final[dict[str, Any]] = {
     "kind": "none",
@@ -167,15 +172,19 @@ def _reasons(dropped: Mapping[str, int]) -> str:
 
 
 def _verdict(verdict: Mapping[str, Any]) -> str:
-    lines = [f"verdict   {verdict['text']}"]
+    parts = {"verdict": f"{verdict['text']} (confidence {verdict['confidence']:.2f})"}
     if verdict["num_requests"]:
         named = ", ".join(verdict["requests"][:3])
         more = verdict["num_requests"] - min(3, len(verdict["requests"]))
-        lines.append(f"requests  {verdict['num_requests']} touched: {named}{f' and {more} more' if more else ''}")
+        parts["requests"] = f"{verdict['num_requests']} touched: {named}{f' and {more} more' if more else ''}"
     if verdict["remedy"]:
-        lines.append(f"remedy    {verdict['remedy']}")
-    lines.append(f"          confidence {verdict['confidence']:.2f}")
-    return "\n".join(lines)
+        parts["remedy"] = verdict["remedy"]
+    return "\n".join(_labelled(label, text) for label, text in parts.items())
+
+
+def _labelled(label: str, text: str) -> str:
+    """Return a paragraph with its label in the margin."""
+    return textwrap.fill(text, WIDTH, initial_indent=f"{label:<10}", subsequent_indent=" " * 10, break_long_words=False)
 
 
 def _ledger(answer: Mapping[str, Any]) -> str:
@@ -186,7 +195,10 @@ def _ledger(answer: Mapping[str, Any]) -> str:
     seconds: Counter[tuple[str, int]] = Counter()
     for row in answer["ledger"]:
         seconds[row["class"], row["rank"]] += row["seconds"]
-    classes = sorted({cls for cls, _ in seconds}, key=lambda cls: -sum(seconds[cls, rank] for _, rank in ranks))
+    total = Counter[str]()
+    for (cls, _), value in seconds.items():
+        total[cls] += value
+    classes = [cls for cls, value in total.most_common() if value >= SHOWN_S or cls == "unrecorded"]
     head = "".join(f"{f'stage {stage}, rank {rank}':>20}" for stage, rank in ranks)
     lines = [f"where {window_s:.1f} s went  {head.removeprefix(' ' * 3)}"]
     for cls in classes:

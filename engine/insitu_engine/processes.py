@@ -109,7 +109,7 @@ class Child:
 
     def _last(self) -> str:
         said = next((line.strip() for line in reversed(self.stderr) if line.strip()), "")
-        return f": {said.removeprefix('Error: ')}" if said else ""
+        return f": {re.sub(r'^(Error|insitu( [a-z]+)?): ', '', said)}" if said else ""
 
     def join(self, timeout_s: float = 2.0) -> None:
         """Wait until everything an ended child printed has been read."""

@@ -160,6 +160,8 @@ def test_the_words_hold_what_a_reader_needs() -> None:
     assert "stage 1 limits the pipeline" in text
     assert "2 touched: req-41, req-42" in text
     assert "look at what keeps rank 1 from computing" in text
+    assert "(confidence 0.97)" in text
+    assert max(len(line) for line in text.splitlines()) <= 110
     assert "dropped (ring_full 100)" in text
     assert "insitu stalls insitu-store/demo-20260101-120000" in text
     ledger = [line.split() for line in text.splitlines() if line.startswith("  wait_downstream")]
