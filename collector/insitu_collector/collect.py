@@ -25,6 +25,15 @@ LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 JUDGE_NICE: Final = 10
 JUDGE_RESTART_S: Final = 1.0
 JUDGE_STOP_S: Final = 5.0
+RUN_JUDGE: Final = """
+import ctypes
+from insitu.cli import main
+
+prctl = getattr(ctypes.CDLL(None), "prctl", None)
+if prctl is not None:
+    prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM: a collector that is killed leaves no judge behind
+main()
+"""
 
 _log = logging.getLogger("insitu")
 
@@ -112,10 +121,9 @@ def _keep_judge(store: Path, address: str, stop: threading.Event) -> None:
 
 
 def _start_judge(store: Path, address: str) -> subprocess.Popen[bytes]:
-    run = "from insitu.cli import main; main()"
     # A session of its own: Ctrl-C in a terminal reaches the collector, which stops the judge in order.
     judge = subprocess.Popen(
-        [sys.executable, "-c", run, "judge", str(store), "--to", address],
+        [sys.executable, "-c", RUN_JUDGE, "judge", str(store), "--to", address],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

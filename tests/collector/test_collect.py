@@ -1,0 +1,203 @@
+"""`insitu collect` as a process: what it says, how it fails, and that a kill -9 loses nothing it acknowledged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from insitu.exporters import Batch, Retry
+from insitu.exporters.collector import CollectorExporter
+from insitu.identity import Source
+from insitu.records import schema_of, table_spec
+from insitu.segments import list_segments
+from insitu_collector.store import open_store
+
+STREAM = table_spec("events").stream
+INSITU = [sys.executable, "-c", "from insitu.cli import main; main()"]
+
+
+def events(seq: int) -> Batch:
+    rows = [{"epoch": 7, "rank": 0, "stage": 0, "row_seq": seq, "t_ns": 0, "kind": "incident", "text": "x" * 2000}]
+    return Batch(7, seq, pa.RecordBatch.from_pylist(rows, schema=schema_of("events")), "events")
+
+
+class Collector:
+    """A running `insitu collect`, ready when made."""
+
+    def __init__(self, store: Path, port: int = 0, *options: str) -> None:
+        command = [*INSITU, "collect", "--store", str(store), "--port", str(port), *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        self.said: list[str] = []
+        for line in self.process.stderr:
+            self.said.append(line.rstrip())
+            match = re.fullmatch(r"collecting on grpc://127\.0\.0\.1:(\d+) into (.*)", self.said[-1])
+            if match:
+                assert match[2] == str(store)
+                self.port = int(match[1])
+                break
+        else:
+            raise AssertionError(f"it did not start: {self.said}")
+        self._drain = threading.Thread(target=self._read_on)
+        self._drain.start()
+
+    def _read_on(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line.rstrip())
+        self.process.stderr.close()
+
+    def end(self, number: int) -> int:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        status = self.process.wait(30)
+        self._drain.join()
+        return status
+
+
+@pytest.fixture
+def collector(tmp_path: Path) -> Iterator[Collector]:
+    running = Collector(tmp_path / "store")
+    yield running
+    running.end(signal.SIGKILL)
+
+
+def fails(*options: str) -> str:
+    """Return the one line that a collect which cannot work says."""
+    ran = subprocess.run([*INSITU, "collect", *options], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1, ran.stderr
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_seals_the_store_and_ends_with_status_0(collector: Collector, tmp_path: Path, number: int) -> None:
+    exporter = CollectorExporter(f"127.0.0.1:{collector.port}", Source(epoch=7))
+    exporter.export(events(0))
+    assert exporter.flush(30)
+    assert collector.end(number) == 0
+    exporter.close(1)
+    assert list_segments(tmp_path / "store", "open") == []
+    assert open_store(tmp_path / "store").table("events").num_rows == 1
+    assert [path.name for path in (tmp_path / "store/v1").iterdir() if path.is_file()] == []
+
+
+def test_a_second_collector_on_a_store_is_refused_in_one_line(collector: Collector, tmp_path: Path) -> None:
+    line = fails("--store", str(tmp_path / "store"), "--port", "0")
+    assert f"another collector (process {collector.process.pid}) already writes {tmp_path / 'store'}" in line
+    assert "use another --store" in line
+
+
+def test_a_port_in_use_is_said_in_one_line_and_the_store_untouched(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = fails("--store", str(tmp_path / "store"), "--port", str(port))
+    assert f"cannot listen on 127.0.0.1:{port}: address already in use; choose another with --port" in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    line = fails("--store", str(tmp_path / "file/store"), "--port", "0")
+    assert f"store {tmp_path}/file/store cannot be written: not a directory; give a directory" in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [("size=64k", "is full"), ("size=8m,ro", "cannot be written: read-only file system")]
+)
+def test_a_full_or_read_only_disk_is_said_in_one_line(tmp_path: Path, options: str, words: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        assert words in fails("--store", str(disk / "store"), "--port", "0")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_killed_collector_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
+    """Kill it at random moments under traffic, start it again on the same store, and count."""
+    chance = random.Random(20)
+    store = tmp_path / "store"
+    collector = Collector(store)
+    port = collector.port
+    exporter = CollectorExporter(f"127.0.0.1:{port}", Source(epoch=7))
+    seq = 0
+    for _ in range(6):
+        target = seq + chance.randrange(20, 300)
+        while seq < target:
+            try:
+                exporter.export(events(seq))
+                seq += 1
+            except Retry as retry:
+                threading.Event().wait(retry.after_s)
+        threading.Event().wait(chance.random() * 0.1)  # somewhere in or between two commits
+        acknowledged = exporter.durable(STREAM)
+        assert collector.end(signal.SIGKILL) == -signal.SIGKILL
+        found = open_store(store).table("events").column("row_seq").to_pylist() if (store / "v1").exists() else []
+        assert set(range(acknowledged + 1)) <= set(found), "acknowledged as durable, and not there"
+        collector = Collector(store, port)
+    assert exporter.flush(60), "everything not acknowledged was kept and sent again"
+    assert exporter.refused() == []
+    exporter.close(5)
+    assert collector.end(signal.SIGTERM) == 0
+    table = open_store(store).table("events")
+    assert sorted(table.column("row_seq").to_pylist()) == list(range(seq)), "each row once"
+    assert list_segments(store, "open") == list_segments(store, "quarantine") == []
+    assert not any(os.scandir(store / "v1/open/events"))
+
+
+def judge_of(collector: Collector, *, not_pid: int = 0) -> psutil.Process:
+    """Return the collector's judge, once there is one (other than `not_pid`), at its low priority."""
+    while True:
+        assert collector.process.poll() is None, collector.said
+        for child in psutil.Process(collector.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.pid != not_pid and "judge" in child.cmdline() and child.nice() >= 10:
+                    return child
+        threading.Event().wait(0.02)
+
+
+def test_the_judge_runs_beside_the_collector_comes_back_when_it_dies_and_ends_with_it(tmp_path: Path) -> None:
+    collector = Collector(tmp_path / "store", 0, "--judge")
+    first = judge_of(collector)
+    assert first.cmdline()[-4:] == ["judge", str(tmp_path / "store"), "--to", f"grpc://127.0.0.1:{collector.port}"]
+    first.kill()
+    second = judge_of(collector, not_pid=first.pid)
+    assert collector.end(signal.SIGTERM) == 0
+    assert not second.is_running()
+    assert any("the judge ended with status -9" in line for line in collector.said)
+
+
+def test_a_killed_collector_leaves_no_judge_behind(tmp_path: Path) -> None:
+    collector = Collector(tmp_path / "store", 0, "--judge")
+    judge = judge_of(collector)
+    wait_until_running(judge)
+    collector.end(signal.SIGKILL)
+    psutil.wait_procs([judge], timeout=30)
+    assert not judge.is_running() or judge.status() == psutil.STATUS_ZOMBIE
+
+
+def wait_until_running(judge: psutil.Process) -> None:
+    """Wait until the judge has begun to follow the store: from then on it ends with its collector."""
+    while judge.is_running() and not any("pyarrow" in mapped.path for mapped in judge.memory_maps()):
+        threading.Event().wait(0.02)
