@@ -21,7 +21,15 @@ import click
 
 from insitu.cli import ExitCode
 from insitu.identity import current_run
-from insitu_engine.demo_plan import DEFAULT_FAULT, Plan, default_model, fresh_store, num_layers, resolve_specs
+from insitu_engine.demo_plan import (
+    DEFAULT_FAULT,
+    Plan,
+    check_stages,
+    default_model,
+    fresh_store,
+    num_layers,
+    resolve_specs,
+)
 from insitu_engine.demo_report import Reports, Setting, document, render, verdict_key
 from insitu_engine.demo_watch import QUIET, VerdictWatch
 from insitu_engine.inject import FAULTS_VARIABLE, LOG_VARIABLE
@@ -83,13 +91,15 @@ def demo(
     insitu demo --json --inject random --seed 7
     """
     folder = model or default_model()
+    layers = num_layers(folder)
+    check_stages(stages, layers)
     plan = Plan(
         model=folder,
         num_stages=stages,
         store=store or fresh_store(),
         seconds=seconds,
         seed=seed,
-        specs=resolve_specs(inject or (DEFAULT_FAULT,), seed, stages, num_layers(folder)),
+        specs=resolve_specs(inject or (DEFAULT_FAULT,), seed, stages, layers),
     )
     answer, interrupted = run_demo(plan)
     click.echo(json.dumps(answer) if as_json else render(answer))

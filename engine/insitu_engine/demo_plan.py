@@ -61,6 +61,14 @@ def num_layers(model: Path) -> int:
         raise click.ClickException(f"{model / 'config.json'} cannot be used ({error}); give another --model") from None
 
 
+def check_stages(num_stages: int, num_layers: int) -> None:
+    """Raise ClickException, one line, when there are more stages than layers."""
+    if num_stages > num_layers:
+        raise click.ClickException(
+            f"--stages {num_stages} is not possible: the model has {num_layers} layers and each stage needs one"
+        )
+
+
 def fresh_store() -> Path:
     """Return a folder that does not exist yet: in ./insitu-store, or in the temporary folder where that is closed."""
     name = time.strftime("demo-%Y%m%d-%H%M%S")

@@ -203,14 +203,13 @@ def truncated(model: Path, folder: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("mistake", ["truncated", "stages", "architecture", "store"])
+@pytest.mark.parametrize("mistake", ["truncated", "architecture", "store"])
 def test_a_mistake_is_one_line_and_nothing_is_left(
     tmp_path: Path, model: Path, demos: list[Demo], mistake: str
 ) -> None:
     store = tmp_path / "store"
     arguments, named = {
         "truncated": (["--model", str(truncated(model, tmp_path))], "cut"),
-        "stages": (["--stages", "99"], "99"),
         "architecture": (["--model", str(foreign(model, tmp_path))], "foreign"),
         "store": ([], str(tmp_path / "file")),
     }[mistake]

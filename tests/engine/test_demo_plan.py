@@ -76,6 +76,14 @@ def test_a_folder_that_is_no_checkpoint_is_one_line(tmp_path: Path, config: str 
     assert result.output.count("\n") == 1
 
 
+def test_more_stages_than_layers_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 8}')
+    result = CliRunner().invoke(demo, ["--model", str(tmp_path), "--stages", "9", "--store", str(tmp_path / "store")])
+    assert result.exit_code == ExitCode.FAILURE
+    assert result.output == "Error: --stages 9 is not possible: the model has 8 layers and each stage needs one\n"
+    assert not (tmp_path / "store").exists()
+
+
 def test_the_checkpoint_that_comes_with_insitu_is_found() -> None:
     assert num_layers(default_model()) >= 2
 
