@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from insitu.exporters.base import Batch, Refused
 from insitu.identity import Source
-from insitu.records import TABLES, schema_of, spec_by_digest
+from insitu.records import TABLES, schema_of, spec_by_digest, table_spec
 from insitu.segment_message import RECORD_BATCH, read_head
 from insitu.segment_reader import Damage, recent_keys
 from insitu.segments import Key, ShardWriter
@@ -155,10 +155,15 @@ class Ingest:
     def account(self) -> dict[str, Any]:
         """Return what the collector itself wrote, in the form of `insitu.session.Stats.to_json`."""
         with self._lock:
-            produced = {table: row_seq for table, (_, row_seq) in self._own_rows.items()}
             source = self._source
+            produced = {table: row_seq for table, (_, row_seq) in self._own_rows.items()}
+            durable = {
+                table: row_seq
+                for table, (seq, row_seq) in self._own_rows.items()
+                if self._stream(source.epoch, table_spec(table).stream).durable == seq - 1
+            }
         who = {"epoch": source.epoch, "role": str(source.role), "rank": source.rank, "stage": source.stage}
-        return {**who, "produced": produced, "durable": produced, "dropped": {}, "overhead_share": 0.0}
+        return {**who, "produced": produced, "durable": durable, "dropped": {}, "overhead_share": 0.0}
 
     def close(self) -> None:
         """Commit and seal everything."""

@@ -146,11 +146,11 @@ class SeenRows:
         """Return the rows of a batch that were never returned before, and remember them."""
         seen = self._rows.setdefault((batch.table, batch.epoch), Ranges())
         numbers = batch.data.column("row_seq").to_numpy()
-        starts, ends = _runs(np.unique(numbers))
-        is_new = sum(ends - starts) == len(numbers)
-        if not is_new or any(seen.overlaps(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)):
+        runs = _runs(numbers)
+        num_distinct = sum(end - start for start, end in runs)
+        if num_distinct < len(numbers) or any(seen.overlaps(start, end) for start, end in runs):
             return self._unseen(batch.data, numbers, seen)
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        for start, end in runs:
             seen.add(start, end)
         return batch.data
 
@@ -163,9 +163,14 @@ class SeenRows:
         return data.take(pa.array(keep, pa.int64()))
 
 
-def _runs(numbers: Any) -> tuple[Any, Any]:
-    """Return starts and ends (half-open) of the runs of consecutive numbers in a sorted array."""
+def _runs(numbers: Any) -> list[tuple[int, int]]:
+    """Return the runs of consecutive numbers in an array, half-open, in order."""
     if not len(numbers):
-        return numbers, numbers
-    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    return numbers[np.r_[0, breaks]], numbers[np.r_[breaks - 1, len(numbers) - 1]] + 1
+        return []
+    if numbers[-1] - numbers[0] == len(numbers) - 1 and bool((np.diff(numbers) == 1).all()):
+        return [(int(numbers[0]), int(numbers[-1]) + 1)]  # nearly every batch
+    distinct = np.unique(numbers)
+    breaks = np.flatnonzero(np.diff(distinct) != 1)
+    firsts = distinct[np.concatenate(([0], breaks + 1))]
+    lasts = distinct[np.concatenate((breaks, [len(distinct) - 1]))]
+    return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))

@@ -169,7 +169,9 @@ def test_the_collector_says_who_it_is_and_what_was_lost(ingest: Ingest, tmp_path
     ingest.write_own("gaps", [gap_row(damage, 5)])
     ingest.write_own("gaps", [])
     ingest.write_own("gaps", [gap_row(damage, 6)])
+    assert ingest.account()["durable"] == {}
     ingest.close()
+    assert ingest.account()["durable"] == ingest.account()["produced"] == {"sources": 1, "gaps": 2}
     store = open_store(tmp_path)
     (source,) = store.table("sources").to_pylist()
     assert (source["role"], source["rank"]) == ("client", -1)

@@ -263,9 +263,10 @@ def test_an_opentelemetry_collector_is_recognised(caplog: pytest.LogCaptureFixtu
     server.stop(0).wait()
     (record,) = [record for record in caplog.records if "OpenTelemetry" in record.message]
     assert record.levelno == logging.ERROR
-    assert f"an OpenTelemetry collector listens at 127.0.0.1:{port}" in record.message
-    assert "start `insitu collect --port 4327`" in record.message
-    assert "to=otlp://" in record.message
+    assert record.message == (
+        f"insitu: 127.0.0.1:{port}: an OpenTelemetry collector listens there; "
+        "start `insitu collect --port 4327`, or use to=otlp://"
+    )
 
 
 def test_closing_is_bounded_when_the_peer_never_answers(peer: Peer, exporter: CollectorExporter) -> None:

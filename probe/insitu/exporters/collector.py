@@ -228,22 +228,24 @@ class CollectorExporter:
     def _note_error(self, error: grpc.RpcError) -> None:
         status: Any = error  # what a call raises is itself the call
         code = status.code() if isinstance(status, grpc.Call) else None
+        port = self._target.rpartition(":")[2]
+        if self._closing.is_set():
+            return
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            host = self._target.rpartition(":")[0]
             self._say(
                 logging.ERROR,
-                f"an OpenTelemetry collector listens at {self._target}; start `insitu collect --port 4327` "
-                f"and use to=grpc://{host}:4327, or use to=otlp://",
+                f"{self._target}: an OpenTelemetry collector listens there; start `insitu collect --port 4327`, "
+                "or use to=otlp://",
             )
-        elif code is grpc.StatusCode.FAILED_PRECONDITION:
-            self._say(logging.ERROR, f"collector {self._target} refuses this probe: {status.details()}")
-        elif not self._closing.is_set():
+        elif code is grpc.StatusCode.UNAVAILABLE:
             self._say(
                 logging.WARNING,
                 f"no collector at {self._target}; records are kept (at most {self._window_bytes >> 20} MiB here) "
-                f"and shipped when one is started: insitu collect --store DIR --port "
-                f"{self._target.rpartition(':')[2]}",
+                f"and shipped when one is started: insitu collect --store DIR --port {port}",
             )
+        else:
+            said = f"{code.name.lower()}: {status.details()}" if code else str(error)
+            self._say(logging.ERROR, f"collector {self._target} refuses this probe ({said}); it is tried again")
 
     def _say(self, level: int, text: str) -> None:
         """Log a change of state, once."""

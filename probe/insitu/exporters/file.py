@@ -44,10 +44,9 @@ class FileExporter:
         self._begin()
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._writer = ShardWriter(
-            self._path, shard_name(self._host, self._pid), limits=self._limits, clock=self._clock
-        )
+        pid = os.getpid()
+        self._writer = ShardWriter(self._path, shard_name(self._host, pid), limits=self._limits, clock=self._clock)
+        self._pid = pid
         self._uncommitted_since: float | None = None
         self._pending: dict[int, set[int]] = {}
         self._last: dict[int, int] = {}
@@ -57,15 +56,14 @@ class FileExporter:
 
     def export(self, batch: Batch) -> Ack:
         """Append one batch; see `Exporter.export`."""
-        self._in_this_process()
-        if self._is_closed:
-            raise Refused(DropReason.SHUTDOWN)
         try:
-            self._writer.append(batch)
+            self._in_this_process()
+            if self._is_closed:
+                raise Refused(DropReason.SHUTDOWN)
+            self._append(batch)
         except ValueError as error:
             raise Refused(DropReason.REFUSED_INVALID, str(error)) from None
         except OSError as error:
-            self._commit()
             self._note_failure(error)
             reason = DropReason.DISK_FULL if isinstance(error, StoreFull) else DropReason.PROBE_ERROR
             raise Retry(RETRY_S, reason) from None
@@ -78,14 +76,24 @@ class FileExporter:
         level = Level.DURABLE if batch.seq <= self._durable(batch.stream) else Level.RECEIVED
         return Ack(batch.stream, batch.seq, level)
 
+    def _append(self, batch: Batch) -> None:
+        try:
+            self._writer.append(batch)
+        except OSError:
+            self._commit()  # seals what is open, which makes room for what comes later
+            raise
+
     def durable(self, stream: int) -> int:
         """Return the highest seq up to which everything is durable, or -1. Refused batches count once reported."""
-        self._in_this_process()
+        if self._is_foreign:
+            return -1
         self._commit_if_due()
         return self._durable(stream)
 
     def refused(self) -> list[tuple[int, int, DropReason]]:
         """Return, once each, the batches whose sync failed."""
+        if self._is_foreign:
+            return []
         refused, self._refused = self._refused, []
         for stream, seq, _ in refused:
             self._pending[stream].discard(seq)
@@ -93,20 +101,26 @@ class FileExporter:
 
     def flush(self, timeout_s: float) -> bool:
         """Commit now. The disk sets the pace: `timeout_s` cannot cut a sync short."""
-        self._in_this_process()
+        if self._is_foreign:
+            return True
         self._commit()
         return not any(self._pending.values())
 
     def close(self, timeout_s: float) -> None:
         """Commit, seal and let go of the shard."""
-        if self._is_closed or self._pid != os.getpid():
+        if self._is_closed or self._is_foreign:
             return
         self._is_closed = True
         done = self._writer.close()
         self._settle(done.durable, done.failed)
 
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether this is a forked child that has not begun its own shard."""
+        return self._pid != os.getpid()
+
     def _in_this_process(self) -> None:
-        if self._pid != os.getpid():
+        if self._is_foreign:
             self._begin()
 
     def _commit_if_due(self) -> None:
