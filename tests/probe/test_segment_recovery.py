@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +15,7 @@ import pytest
 from insitu.exporters.base import Batch
 from insitu.records import schema_of
 from insitu.segment_recovery import recover_store
-from insitu.segments import SegmentName, ShardWriter, TailReader, list_segments
+from insitu.segments import Limits, SegmentName, ShardWriter, TailReader, list_segments
 
 NAME = SegmentName("events", "dead", 0)
 COLUMNS = {"epoch": 7, "rank": 0, "stage": 0, "t_ns": 0, "kind": "incident", "text": None}
@@ -125,3 +129,57 @@ def test_a_table_of_a_newer_version_is_left_where_it_lies(left_open: Path, tmp_p
     assert recovery.unreadable == [unknown]
     assert recovery.num_batches == 3
     assert path.exists()
+
+
+WRITES_UNTIL_KILLED = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_segment_recovery import events
+from insitu.segments import Limits, ShardWriter
+
+writer = ShardWriter(sys.argv[1], "dead", limits=Limits(max_bytes=3000))
+seq = int(sys.argv[3])
+while True:
+    for _ in range(3):
+        writer.append(events(seq))
+        seq += 1
+    done = writer.sync()
+    assert not done.failed
+    print(done.durable[-1].seq, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_writer_killed_at_any_moment_loses_nothing_it_called_durable(tmp_path: Path, seed: int) -> None:
+    """Killed while it appends, syncs, writes footers or moves files; each time the next writer goes on behind it."""
+    chance = random.Random(seed)
+    first = 0
+    for _ in range(2):
+        script = [sys.executable, "-c", WRITES_UNTIL_KILLED, str(tmp_path), str(Path(__file__).parent), str(first)]
+        with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            durable = -1
+            for _ in range(chance.randrange(1, 25)):
+                durable = int(process.stdout.readline())
+            threading.Event().wait(chance.random() * 0.02)
+            process.kill()
+            durable = max([durable, *(int(line) for line in process.stdout if line.endswith("\n"))])
+        writer = ShardWriter(tmp_path, "dead")
+        assert list_segments(tmp_path, "open") == []
+        writer.close()
+        assert all(damage.torn for damage in writer.recovery.damage)
+        seqs = sealed_seqs(tmp_path)
+        assert len(seqs) == len(set(seqs)), "nothing is stored twice"
+        assert set(range(durable + 1)) <= set(seqs)
+        first = max(seqs) + 1
+
+
+def test_recovering_again_and_again_changes_nothing(left_open: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    recover_store(store)
+    before = {path: path.stat().st_mtime_ns for path in (store / "v1").rglob("*.arrow")}
+    for _ in range(2):
+        recover_store(store)
+        writer = ShardWriter(store, "dead", limits=Limits())
+        writer.close()
+    assert {path: path.stat().st_mtime_ns for path in (store / "v1").rglob("*.arrow")} == before
