@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import zlib
@@ -21,6 +22,8 @@ from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.progress import StreamProgress
 
 SHARD: Final = "collector"
+SENT_AGAIN_S: Final = 30.0
+"""How long after a restart a probe may take to send again what the last collector had torn off."""
 MAX_FRAME_BYTES: Final = 32 << 20
 """Largest body of a frame; also the limit of a received message, with some room for its other fields."""
 
@@ -91,9 +94,12 @@ class Ingest:
         self._streams: dict[tuple[int, int], StreamProgress] = {}
         self._source = Source.without_rank(Role.CLIENT)
         self._own_rows: dict[str, tuple[int, int]] = {}
+        self._unsure: list[tuple[float, Damage]] = []
+        """Lost unless sent again: since when, and what."""
         for key in recent_keys(writer.store, SHARD):
             self._stream(key.epoch, key.stream).commit(key.seq)
         self.write_own("sources", [self._source.row()])
+        self.lost(writer.recovery.damage, may_come_again=True)
 
     def take(self, epoch: int, frame: Frame) -> None:
         """Append a frame, unless it is stored already.
@@ -121,7 +127,35 @@ class Ingest:
             now = self._clock()
             for progress in self._streams.values():
                 progress.close_old_holes(now)
+        self._write_losses(before=now - SENT_AGAIN_S)
         return done.failed
+
+    def lost(self, damage: Sequence[Damage], *, may_come_again: bool = False) -> None:
+        """Write down what recovery could not read.
+
+        `may_come_again`: a torn tail of our own was never acknowledged as durable, so its probe, if it lives, sends
+        it again; it counts as lost only when that has not happened after `SENT_AGAIN_S`, or by the end.
+        """
+        since = self._clock() if may_come_again else -math.inf
+        with self._lock:
+            self._unsure += [(since if stretch.torn else -math.inf, stretch) for stretch in damage]
+        self._write_losses(before=-1.0)
+
+    def _write_losses(self, before: float) -> None:
+        with self._lock:
+            waiting = [entry for entry in self._unsure if not self._came_again(entry[1])]
+            self._unsure = [entry for entry in waiting if entry[0] > before]
+            due = [entry for entry in waiting if entry[0] <= before]
+        try:
+            self.write_own("gaps", [gap_row(stretch, time.time_ns()) for _, stretch in due])
+        except OSError:  # no room now: at the next commit, perhaps
+            with self._lock:
+                self._unsure += due
+
+    def _came_again(self, stretch: Damage) -> bool:
+        if stretch.epoch is None or stretch.seq is None:
+            return False
+        return stretch.seq in self._stream(stretch.epoch, table_spec(stretch.segment.table).stream)
 
     def _settle(self, durable: Sequence[Key], failed: Sequence[Key]) -> None:
         for key in durable:
@@ -167,6 +201,7 @@ class Ingest:
 
     def close(self) -> None:
         """Commit and seal everything."""
+        self._write_losses(before=math.inf)
         done = self._writer.close()
         with self._lock:
             self._settle(done.durable, done.failed)

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ from insitu.segments import Key, ShardWriter
 from insitu.wire.insitu_pb2 import ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorServicer, add_CollectorServicer_to_server
 from insitu_collector.connection import Connection, Rejected
-from insitu_collector.ingest import MAX_FRAME_BYTES, SHARD, Ingest, gap_row
+from insitu_collector.ingest import MAX_FRAME_BYTES, SHARD, Ingest
 
 COMMIT_S: Final = 0.05
 COMMIT_BYTES: Final = 8 << 20
@@ -55,6 +54,16 @@ def _check_port(host: str, port: int) -> None:
         raise PortInUse(error.errno, (error.strerror or "not usable").lower(), f"{host}:{port}") from None
 
 
+def _report(recovery: Recovery) -> None:
+    if recovery.num_segments:
+        _log.warning(
+            "insitu: recovered %d segments (%d rows) of writers that died; %d stretches lost",
+            recovery.num_segments,
+            recovery.num_rows,
+            len(recovery.damage),
+        )
+
+
 class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated base has no types
     """Receives frames into one store. Started by the constructor, stopped by `stop`.
 
@@ -68,8 +77,10 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         writer = ShardWriter(self.store, SHARD)
         try:
             self.ingest = Ingest(writer)
-            self._report(writer.recovery)
-            self._report(recover_store(self.store))
+            _report(writer.recovery)
+            others = recover_store(self.store)
+            self.ingest.lost(others.damage)
+            _report(others)
             self._grpc = self._make_grpc()
             self.port = self._bind(host, port)
         except BaseException:
@@ -84,18 +95,6 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self._committer = threading.Thread(target=self._commit_loop, name="insitu-commit", daemon=True)
         self._committer.start()
         self._grpc.start()
-
-    def _report(self, recovery: Recovery) -> None:
-        """Say and store what earlier writers lost."""
-        now = time.time_ns()
-        self.ingest.write_own("gaps", [gap_row(damage, now) for damage in recovery.damage])
-        if recovery.num_segments:
-            _log.warning(
-                "insitu: recovered %d segments (%d rows) of writers that died; %d stretches lost",
-                recovery.num_segments,
-                recovery.num_rows,
-                len(recovery.damage),
-            )
 
     def _make_grpc(self) -> grpc.Server:
         # A connection holds one worker for its life, so there are as many workers as connections: none starves.

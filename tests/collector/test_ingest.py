@@ -17,7 +17,7 @@ from insitu.records import schema_of, table_spec
 from insitu.segments import Damage, Key, SegmentName, ShardWriter
 from insitu.vocabulary import DropReason
 from insitu.wire.insitu_pb2 import Frame
-from insitu_collector.ingest import MAX_FRAME_BYTES, SHARD, Ingest, checked_batch, gap_row
+from insitu_collector.ingest import MAX_FRAME_BYTES, SENT_AGAIN_S, SHARD, Ingest, checked_batch, gap_row
 from insitu_collector.store import open_store
 
 EPOCH = 7
@@ -164,11 +164,13 @@ def test_after_a_restart_a_frame_sent_again_is_not_stored_again(ingest: Ingest, 
     assert open_store(tmp_path).table("events").column("row_seq").to_pylist() == list(range(6))
 
 
+LOST = Damage(SegmentName("intervals", "h-1", 3), 800, 200, torn=True, epoch=9, seq=4, num_rows=12)
+
+
 def test_the_collector_says_who_it_is_and_what_was_lost(ingest: Ingest, tmp_path: Path) -> None:
-    damage = Damage(SegmentName("intervals", "h-1", 3), 800, 200, torn=True, epoch=9, seq=4, num_rows=12)
-    ingest.write_own("gaps", [gap_row(damage, 5)])
+    ingest.write_own("gaps", [gap_row(LOST, 5)])
     ingest.write_own("gaps", [])
-    ingest.write_own("gaps", [gap_row(damage, 6)])
+    ingest.write_own("gaps", [gap_row(LOST, 6)])
     assert ingest.account()["durable"] == {}
     ingest.close()
     assert ingest.account()["durable"] == ingest.account()["produced"] == {"sources": 1, "gaps": 2}
@@ -213,3 +215,55 @@ def test_a_failed_sync_is_asked_for_again_and_then_stored(
     assert ingest.reached(EPOCH, STREAM) == (0, 0)
     ingest.close()
     assert open_store(tmp_path).table("events").num_rows == 3
+
+
+class Clock:
+    now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def tear_last_batch(store: Path) -> None:
+    """Leave a store as a collector that was killed while it wrote its second batch."""
+    living = Ingest(ShardWriter(store / "living", SHARD))
+    for seq in (0, 1):
+        living.take(EPOCH, frame(rows(3 * seq), seq))
+    name = SegmentName("events", SHARD, 1)
+    path = name.path(store / "store", "open")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(name.path(store / "living", "open").read_bytes()[:-1])
+    living.close()
+
+
+@pytest.mark.parametrize("is_sent_again", [True, False])
+def test_a_torn_tail_of_our_own_is_lost_only_when_it_is_not_sent_again(tmp_path: Path, is_sent_again: bool) -> None:
+    tear_last_batch(tmp_path)
+    clock = Clock()
+    ingest = Ingest(ShardWriter(tmp_path / "store", SHARD), clock)
+    assert ingest.reached(EPOCH, STREAM) == (0, 0)
+    if is_sent_again:
+        ingest.take(EPOCH, frame(rows(3), 1))
+    clock.now += SENT_AGAIN_S - 1
+    ingest.commit()
+    assert open_store(tmp_path / "store").table("gaps").num_rows == 0
+    clock.now += 1
+    ingest.commit()
+    ingest.close()
+    gaps = open_store(tmp_path / "store").table("gaps").to_pylist()
+    assert [(gap["seq_from"], gap["num_rows"]) for gap in gaps] == ([] if is_sent_again else [(1, 3)])
+    assert open_store(tmp_path / "store").table("events").num_rows == (6 if is_sent_again else 3)
+
+
+def test_what_did_not_come_again_by_the_end_is_lost(tmp_path: Path) -> None:
+    tear_last_batch(tmp_path)
+    ingest = Ingest(ShardWriter(tmp_path / "store", SHARD), Clock())
+    ingest.close()
+    assert open_store(tmp_path / "store").table("gaps").num_rows == 1
+
+
+def test_a_dead_processs_torn_tail_is_lost_at_once(ingest: Ingest, tmp_path: Path) -> None:
+    ingest.lost([LOST])
+    assert open_store(tmp_path).table("gaps").num_rows == 1
+    ingest.close()
+    assert open_store(tmp_path).table("gaps").num_rows == 1
