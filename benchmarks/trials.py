@@ -107,12 +107,12 @@ def calibrate(folder: Path) -> World:
 
 
 def _busy_ms(store: Path, stage: int) -> float:
-    """Return a stage's median busy time a step (compute, host, sample, gc)."""
+    """Return a stage's median busy time a step (compute, host, sample, gc): of its core, so that others cannot add."""
     rows = open_store(store).table("intervals").to_pylist()
     steps: dict[int, int] = {}
     for row in rows:
         if row["stage"] == stage and row["step_id"] >= 0 and row["cls"] in BUSY:
-            steps[row["step_id"]] = steps.get(row["step_id"], 0) + row["t1_ns"] - row["t0_ns"]
+            steps[row["step_id"]] = steps.get(row["step_id"], 0) + row["cpu_ns"]
     if not steps:
         raise click.ClickException(f"stage {stage} ran no step in the run without a fault")
     return float(np.median(list(steps.values()))) / 1e6
