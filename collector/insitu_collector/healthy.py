@@ -79,7 +79,7 @@ def advised_split(evidence: Evidence, baseline: Baseline) -> str | None:
     sampling) stays there.
     """
     layers = layers_by_stage(evidence)
-    busy = {evidence.stages[rank]: baseline.typical(rank)[0] for rank in evidence.stages}
+    busy = {evidence.stages[rank]: baseline.typical_ns(rank) for rank in evidence.stages}
     if len(busy) < 2 or layers.keys() != busy.keys() or not all(busy.values()):
         return None
     slowest = max(busy, key=lambda stage: busy[stage])

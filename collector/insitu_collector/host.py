@@ -38,7 +38,7 @@ def contended(evidence: Evidence, *, already: bool = False) -> list[Finding]:
 
 def _contended_host(evidence: Evidence, boot_id: str, factor: float) -> Finding | None:
     here = [list(beats) for beats in evidence.beats.values() if beats[-1].boot_id == boot_id and len(beats) > 1]
-    ranks = [beats for beats in here if beats[-1].rank != NO_RANK and not beats[-1].closing]
+    ranks = [beats for beats in here if beats[-1].rank != NO_RANK]
     if not ranks:
         return None
     t1 = min(beats[-1].t_ns for beats in ranks)

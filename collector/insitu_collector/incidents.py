@@ -23,7 +23,7 @@ REOPEN_NS: Final = 10_000_000_000
 """An incident found again within this after its end is the same one."""
 MOST_REQUESTS: Final = 10_000
 QUIET_NS: Final[Mapping[VerdictKind, int]] = {
-    VerdictKind.STAGE_LIMITS: 1_500_000_000,
+    VerdictKind.STAGE_LIMITS: 3_000_000_000,
     VerdictKind.GC_PAUSE: 1_000_000_000,
     VerdictKind.HOST_CONTENDED: 2_000_000_000,
 }

@@ -17,14 +17,7 @@ from insitu_collector.baseline import Baseline
 from insitu_collector.evidence import Evidence, Tables
 from insitu_collector.incidents import Incidents
 from insitu_collector.nonfinite import NonfiniteWatch
-from insitu_collector.slow_stage import (
-    CONTENDED_FACTOR,
-    MIN_EXCESS_NS,
-    MIN_EXCESS_SHARE,
-    StageExcess,
-    measure,
-    run_delay_ns,
-)
+from insitu_collector.slow_stage import MIN_EXCESS_NS, MIN_EXCESS_SHARE, StageExcess, measure, run_delay_ns
 from insitu_collector.step_times import StepTimes, step_times
 from insitu_collector.verdicts import Finding, Verdict
 
@@ -34,8 +27,9 @@ QUARANTINE_NS: Final = 4_000_000_000
 """Healthy steps are learnt this long after they ran: a fault is told before it could be learnt."""
 SUSPECT_NS: Final = 20_000_000_000
 """An excess that is too weak to be told for so long is how things are, and is learnt."""
-NUM_TILES: Final = 120
-MIN_TILES: Final = 8
+NUM_WINDOWS: Final = 40
+MIN_WINDOWS: Final = 3
+"""Healthy windows whose own excess tells how much it varies when nothing is wrong: the last ones, and the fewest."""
 HEALTHY_AFTER_NS: Final = 5_000_000_000
 HEALTHY_STEPS: Final = 50
 INCONCLUSIVE_AFTER_NS: Final = 10_000_000_000
@@ -60,6 +54,7 @@ class Judgement:
         self._learnt_ns = 0
         self._suspect_ns: int | None = None
         self._own: dict[int, deque[float]] = {}
+        self._seen: frozenset[int] = frozenset()
 
     def look(self, tables: Tables, detected_unix_ns: int | None = None, *, final: bool = False) -> list[Verdict]:
         """Take in new rows and judge. `final`: no more rows will come. Returns the revisions to write.
@@ -71,12 +66,12 @@ class Judgement:
         if not evidence.stages:
             return []
         stamp = evidence.timeline.unix_ns(evidence.now_ns) if detected_unix_ns is None else detected_unix_ns
-        contended = host.contended(evidence, already=self.incidents.is_open(VerdictKind.HOST_CONTENDED))
+        was_contended = self.incidents.is_open(VerdictKind.HOST_CONTENDED)
+        contended = host.contended(evidence, already=was_contended)
         times = step_times(evidence, evidence.now_ns - READ_NS)
         self._learn_warmup(times)
         traffic = self._traffic(times)
-        factor = CONTENDED_FACTOR if contended else 1.0
-        limiting, excesses = self._limiting(traffic, factor)
+        limiting, excesses = self._limiting(traffic, was_contended or bool(contended))
         since = evidence.warmup_end_ns or 0
         findings = [
             *stuck.look(evidence),
@@ -101,7 +96,8 @@ class Judgement:
             new = steps.only(steps.warmup & (steps.t_ns > self._warmed_ns.get(rank, -1)))
             if len(new):
                 self._warmed_ns[rank] = int(new.t_ns[-1])
-                self.baseline.learn(rank, new)
+                delay = run_delay_ns(self.evidence, rank, int(new.t_ns[0]), int(new.t_ns[-1]))
+                self.baseline.learn(rank, new, run_delay_ns=delay)
 
     def _traffic(self, times: dict[int, StepTimes]) -> dict[int, StepTimes]:
         found = {rank: steps.only(~steps.warmup) for rank, steps in times.items()}
@@ -125,31 +121,29 @@ class Judgement:
         for rank, steps in traffic.items():
             healthy_steps = steps.between(begin, until)
             if rank in measured and len(healthy_steps):
-                delay = run_delay_ns(self.evidence, rank, begin, until) / len(healthy_steps)
-                wait = measured[rank].wait_ns
-                self.baseline.learn(rank, healthy_steps, run_delay_ns=delay, wait_ns=wait)
-                own = self._own.setdefault(rank, deque(maxlen=NUM_TILES))
-                own.extend(excess for _, excess in measured[rank].tiles)
+                delay = run_delay_ns(self.evidence, rank, begin, until)
+                self.baseline.learn(rank, healthy_steps, run_delay_ns=delay, wait_ns=measured[rank].wait_ns)
+                self._own.setdefault(rank, deque(maxlen=NUM_WINDOWS)).append(measured[rank].own_ns)
         self._learnt_ns = until
 
     def _spread(self) -> dict[int, float]:
         return {
-            rank: 1.4826 * float(np.median(np.abs(own))) for rank, own in self._own.items() if len(own) >= MIN_TILES
+            rank: 1.4826 * float(np.median(np.abs(own))) for rank, own in self._own.items() if len(own) >= MIN_WINDOWS
         }
 
     # -- what is said --------------------------------------------------------------------------------------------
 
-    def _limiting(self, traffic: dict[int, StepTimes], factor: float) -> tuple[list[Finding], dict[int, StageExcess]]:
+    def _limiting(self, traffic: dict[int, StepTimes], contended: bool) -> tuple[list[Finding], dict[int, StageExcess]]:
         if len(set(self.evidence.stages.values())) < 2 or len(traffic) < len(self.evidence.stages):
             return [], {}
-        return stage_limits.look(
-            self.evidence,
-            self.baseline,
-            traffic,
-            spread=self._spread(),
-            open_ranks=self.incidents.open_ranks(VerdictKind.STAGE_LIMITS),
-            factor=factor,
+        said = self.incidents.open_ranks(VerdictKind.STAGE_LIMITS)
+        found, excesses = stage_limits.look(
+            self.evidence, self.baseline, traffic, spread=self._spread(), open_ranks=said, contended=contended
         )
+        before, self._seen = self._seen, frozenset(f.on_rank for f in found if f.on_rank is not None)
+        if contended:  # stronger evidence: it must also be there in two looks in a row
+            found = [finding for finding in found if finding.on_rank in before | said]
+        return found, excesses
 
     def _quiet(self, excesses: dict[int, StageExcess], contended: bool, *, final: bool) -> list[Finding]:
         """Return `healthy` or `inconclusive` once there was enough traffic for either."""

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insitu.vocabulary import IntervalClass
-from insitu_collector.baseline import Baseline
+from insitu_collector.baseline import OFF_CORE, Baseline, Expectation
 from insitu_collector.evidence import Evidence
 from insitu_collector.ledger import RunningSum
 from insitu_collector.step_times import StepTimes
+from insitu_collector.timeline import Int64
 
 Float64 = NDArray[np.float64]
 
@@ -30,16 +31,16 @@ OWN_SHARE: Final = 0.5
 ERRORS: Final = 3.0
 """The excess must also exceed this many standard errors of the fit where it is used."""
 SPREADS: Final = 3.0
-"""... and this many robust deviations of the same figure over healthy tiles."""
-CONTENDED_FACTOR: Final = 2.0
-"""While the host is contended, evidence must be this much stronger."""
+"""... and this many robust deviations of the same figure over healthy windows."""
+CONTENDED_FACTOR: Final = 1.5
+"""While the host is contended the excess must be this much larger."""
 TILE_NS: Final = 500_000_000
-MIN_TILE_STEPS: Final = 3
+MIN_TILE_STEPS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class StageExcess:
-    """One rank in one window. Times are medians a step in ns."""
+    """One rank in one window. Times are those of a typical step, in ns."""
 
     rank: int
     stage: int
@@ -48,12 +49,12 @@ class StageExcess:
     num_steps: int
     busy_ns: float
     expected_ns: float
-    excess_ns: float
+    cpu_excess_ns: float
+    """Median time on the core beyond the expected."""
+    off_excess_ns: float
+    """Time off the core beyond the expected that the run queue does not explain (`_Excess.total`)."""
     own_ns: float
-    """The excess without what the other stages share and without what was run-queue delay."""
-    off_cpu_ns: float
-    """The part of the excess in which the step thread was not on a core."""
-    contended_ns: float
+    """The excess without what the other stages share."""
     threshold_ns: float
     wait_ns: float
     """What a step waited for other ranks, on average."""
@@ -63,6 +64,10 @@ class StageExcess:
     """(begin, own excess) of the window's tiles that have enough steps."""
     learnt: bool
     """False: there is no baseline, and the parameters' share gave the expectation."""
+
+    @property
+    def excess_ns(self) -> float:
+        return self.cpu_excess_ns + self.off_excess_ns
 
     def support(self) -> float:
         """Return the share of tiles in which the excess is there."""
@@ -82,30 +87,31 @@ def measure(
     t1_ns: int,
     *,
     spread: dict[int, float] | None = None,
-    factor: float = 1.0,
+    contended: bool = False,
 ) -> dict[int, StageExcess]:
     """Return each rank's excess in [t0_ns, t1_ns); empty unless every rank has steps there.
 
-    spread: rank -> robust deviation of a healthy tile's own excess, ns. factor: of the threshold.
+    spread: rank -> robust deviation of a healthy window's own excess, ns.
     """
     window = {rank: steps.between(t0_ns, t1_ns) for rank, steps in times.items()}
     if len(window) < len(evidence.stages) or not all(len(steps) for steps in window.values()):
         return {}
-    expected = _expected(evidence, baseline, window)
-    tiles = _tile_excesses(window, expected, t0_ns, t1_ns)
-    middle = {rank: _median_excess(steps, expected[rank]) for rank, steps in window.items()}
+    expected = {rank: baseline.expectation(rank) for rank in window}
+    excess = (
+        {rank: learnt_excess(steps, known) for rank, steps in window.items() if (known := expected[rank])}
+        if all(expected.values())
+        else {rank: unlearnt_excess(evidence, window, rank) for rank in window}
+    )
+    middle = {rank: excess[rank].total(run_delay_ns(evidence, rank, t0_ns, t1_ns)) for rank in window}
+    typical = {rank: found.typical_ns for rank, found in excess.items()}
+    tiles = _tiles(excess, t0_ns, t1_ns)
     waits = wait_ns(evidence, window, t0_ns, t1_ns)
     found = {}
     for rank, steps in window.items():
-        fitted = baseline.fit(rank)
-        typical = float(np.median(expected[rank]))
-        off = float(np.median(steps.busy_ns - steps.cpu_ns)) - baseline.off_cpu_ns(rank)
-        delay = run_delay_ns(evidence, rank, t0_ns, t1_ns) / len(steps) - baseline.run_delay_ns(rank)
-        contended = min(max(delay, 0.0), max(off, 0.0)) if fitted else 0.0
-        excess = middle[rank]
-        own = excess - contended - _shared(rank, middle, expected, evidence.stages)
-        share = MIN_EXCESS_SHARE if fitted else UNEXPECTED_SHARE
-        noise = max(ERRORS * fitted.error_ns(steps.shape) if fitted else 0.0, SPREADS * (spread or {}).get(rank, 0.0))
+        known = expected[rank] if all(expected.values()) else None
+        own = sum(middle[rank]) - _shared(rank, middle, typical, evidence.stages)
+        share = MIN_EXCESS_SHARE if known else UNEXPECTED_SHARE
+        noise = max(ERRORS * known.error_ns(steps.shape) if known else 0.0, SPREADS * (spread or {}).get(rank, 0.0))
         found[rank] = StageExcess(
             rank=rank,
             stage=evidence.stages[rank],
@@ -113,68 +119,87 @@ def measure(
             t1_ns=t1_ns,
             num_steps=len(steps),
             busy_ns=float(np.median(steps.busy_ns)),
-            expected_ns=typical,
-            excess_ns=excess,
+            expected_ns=typical[rank],
+            cpu_excess_ns=middle[rank][0],
+            off_excess_ns=middle[rank][1],
             own_ns=own,
-            off_cpu_ns=min(max(off, 0.0), max(excess, 0.0)),
-            contended_ns=contended,
-            threshold_ns=factor * max(MIN_EXCESS_NS, share * typical, noise),
+            threshold_ns=(CONTENDED_FACTOR if contended else 1.0) * max(MIN_EXCESS_NS, share * typical[rank], noise),
             wait_ns=waits[rank],
             agrees=_agrees(rank, waits, baseline, evidence.stages, own),
             tiles=tuple(
-                (begin, own_at - contended)
-                for begin, medians in tiles
-                if rank in medians
-                for own_at in [medians[rank] - _shared(rank, medians, expected, evidence.stages)]
+                (begin, sum(parts[rank]) - _shared(rank, parts, typical, evidence.stages))
+                for begin, parts in tiles
+                if rank in parts
             ),
-            learnt=fitted is not None,
+            learnt=known is not None,
         )
     return found
 
 
-def _expected(evidence: Evidence, baseline: Baseline, window: dict[int, StepTimes]) -> dict[int, Float64]:
-    """Return what each step should take: by the fits, or for all ranks by their share of the parameters."""
-    fits = {rank: baseline.fit(rank) for rank in window}
-    learnt = {rank: fitted.busy_ns(window[rank].shape) for rank, fitted in fits.items() if fitted}
-    if len(learnt) == len(window):
-        return {rank: np.maximum(busy, 1.0) for rank, busy in learnt.items()}
-    busy = {rank: float(np.median(steps.busy_ns)) for rank, steps in window.items()}
-    weight = {rank: float(evidence.param_bytes.get(rank, 1)) for rank in window}
-    found = {}
-    for rank, steps in window.items():
-        others = [busy[other] / weight[other] for other in window if other != rank] or [busy[rank] / weight[rank]]
-        found[rank] = np.full(len(steps), max(1.0, min(others) * weight[rank]))
-    return found
+Parts = tuple[float, float]
+"""Excess on the core, and off it, ns."""
 
 
-def _median_excess(steps: StepTimes, expected: Float64) -> float:
-    return float(np.median(steps.busy_ns - expected))
+@dataclass(frozen=True, slots=True)
+class _Excess:
+    """Each step's time beyond the expected, on and off the core."""
+
+    begin_ns: Int64
+    on_ns: Float64
+    off_ns: Float64
+    typical_ns: float
+    """Median expected time of the window's steps."""
+
+    def total(self, run_delay_ns: float = 0.0) -> Parts:
+        """Return the excess of all steps; run_delay_ns: what they spent in the run queue, all together.
+
+        Off the core, two measures must agree, so the smaller counts. The lower quartile does not see what struck a few
+        steps (a hang, a preemption). The mean less the run-queue delay does not see contention, however many it struck.
+        """
+        blocked = float(self.off_ns.mean()) - run_delay_ns / len(self.off_ns)
+        return float(np.median(self.on_ns)), min(float(np.quantile(self.off_ns, OFF_CORE)), blocked)
+
+    def between(self, t0_ns: int, t1_ns: int) -> _Excess:
+        inside = (self.begin_ns >= t0_ns) & (self.begin_ns < t1_ns)
+        return _Excess(self.begin_ns[inside], self.on_ns[inside], self.off_ns[inside], self.typical_ns)
 
 
-def _tile_excesses(
-    window: dict[int, StepTimes], expected: dict[int, Float64], t0_ns: int, t1_ns: int
-) -> list[tuple[int, dict[int, float]]]:
-    """Return (begin, rank -> median excess) of each tile, counted back from the window's end."""
+def learnt_excess(steps: StepTimes, expected: Expectation) -> _Excess:
+    """Return the excess over what was learnt."""
+    on, off = expected.on_core.ns(steps.shape), expected.off_core.ns(steps.shape)
+    typical = max(1.0, float(np.median(on + off)))
+    return _Excess(steps.t_ns, steps.cpu_ns - on, steps.off_ns - off, typical)
+
+
+def unlearnt_excess(evidence: Evidence, window: dict[int, StepTimes], rank: int) -> _Excess:
+    """Return the excess over what a rank's share of the parameters predicts from the fastest of the others."""
+    usual = {
+        other: (float(np.median(steps.cpu_ns)), float(np.quantile(steps.off_ns, OFF_CORE)))
+        for other, steps in window.items()
+    }
+    weight = {other: float(evidence.param_bytes.get(other, 1)) for other in window}
+    others = [other for other in window if other != rank] or [rank]
+    fastest = min(others, key=lambda other: sum(usual[other]) / weight[other])
+    on, off = (part * weight[rank] / weight[fastest] for part in usual[fastest])
+    steps = window[rank]
+    return _Excess(steps.t_ns, steps.cpu_ns - on, steps.off_ns - off, max(1.0, on + off))
+
+
+def _tiles(excess: dict[int, _Excess], t0_ns: int, t1_ns: int) -> list[tuple[int, dict[int, Parts]]]:
+    """Return (begin, rank -> excess) of each tile, counted back from the window's end, earliest first."""
     found = []
     for begin in range(t1_ns - TILE_NS, t0_ns - 1, -TILE_NS):
-        medians = {}
-        for rank, steps in window.items():
-            inside = (steps.t_ns >= begin) & (steps.t_ns < begin + TILE_NS)
-            if inside.sum() >= MIN_TILE_STEPS:
-                medians[rank] = _median_excess(steps.only(inside), expected[rank][inside])
-        if medians:
-            found.append((begin, medians))
+        inside = {rank: whole.between(begin, begin + TILE_NS) for rank, whole in excess.items()}
+        parts = {rank: part.total() for rank, part in inside.items() if len(part.on_ns) >= MIN_TILE_STEPS}
+        if parts:
+            found.append((begin, parts))
     return found[::-1]
 
 
-def _shared(rank: int, excess: dict[int, float], expected: dict[int, Float64], stages: dict[int, int]) -> float:
+def _shared(rank: int, excess: dict[int, Parts], typical: dict[int, float], stages: dict[int, int]) -> float:
     """Return how much of a rank's excess the other stages have too, in proportion to their own time."""
-    others = sorted(
-        excess[other] / float(np.median(expected[other])) for other in excess if stages[other] != stages[rank]
-    )
-    if not others:
-        return 0.0
-    return max(0.0, others[(len(others) - 1) // 2]) * float(np.median(expected[rank]))
+    others = sorted(sum(excess[other]) / typical[other] for other in excess if stages[other] != stages[rank])
+    return max(0.0, others[(len(others) - 1) // 2]) * typical[rank] if others else 0.0
 
 
 def _agrees(rank: int, waits: dict[int, float], baseline: Baseline, stages: dict[int, int], own_ns: float) -> bool:
@@ -210,14 +235,14 @@ def wait_ns(evidence: Evidence, window: dict[int, StepTimes], t0_ns: int, t1_ns:
 
 
 def run_delay_ns(evidence: Evidence, rank: int, t0_ns: int, t1_ns: int) -> float:
-    """Return how long the rank's step thread waited for a core in the window, by its heartbeats."""
+    """Return how long the rank's step thread waited for a core in the window, at the rate of its heartbeats there."""
     total = 0.0
     for beats in evidence.beats.values():
-        if beats[-1].rank == rank and len(beats) > 1:
-            t = np.array([beat.t_ns for beat in beats], np.int64)
-            first = max(0, int(np.searchsorted(t, t0_ns, side="right")) - 1)
-            last = max(first + 1, min(int(np.searchsorted(t, t1_ns)), len(t) - 1))
-            if first + 1 < len(t) and t[last] > t[first]:
-                delay = beats[last].run_delay_ns - beats[first].run_delay_ns
-                total += delay / float(t[last] - t[first]) * (t1_ns - t0_ns)
+        if beats[-1].rank != rank or len(beats) < 2:
+            continue
+        t = np.array([beat.t_ns for beat in beats], np.int64)
+        first = min(max(0, int(np.searchsorted(t, t0_ns, side="right")) - 1), len(t) - 2)
+        last = max(first + 1, min(int(np.searchsorted(t, t1_ns)), len(t) - 1))
+        delay = beats[last].run_delay_ns - beats[first].run_delay_ns
+        total += delay / float(max(1, t[last] - t[first])) * (t1_ns - t0_ns)
     return total

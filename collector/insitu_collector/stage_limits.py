@@ -15,7 +15,7 @@ from insitu_collector.verdicts import Finding
 
 WINDOW_NS: Final = 3_000_000_000
 NUM_STEPS: Final = 50
-MIN_STEPS: Final = 20
+MIN_STEPS: Final = 10
 """A window of 3 s with fewer steps of a rank than this is lengthened until it holds `NUM_STEPS`, ..."""
 LONGEST_NS: Final = 10_000_000_000
 """... up to this."""
@@ -24,7 +24,9 @@ SHORTEST_NS: Final = 1_500_000_000
 LAG_NS: Final = 3_000_000_000
 """A rank whose latest step lies further back than this does not hold up the others' window."""
 MIN_SUPPORT: Final = 0.6
+"""Share of tiles that must show half the threshold, ..."""
 SHORT_SUPPORT: Final = 0.99
+"""... and all of them in a short window, which must also show `SHORT_FACTOR` times the threshold."""
 SHORT_FACTOR: Final = 2.0
 STILL_FACTOR: Final = 0.6
 """An excess that was told stands until it is below this share of the threshold."""
@@ -72,12 +74,11 @@ def look(
     *,
     spread: dict[int, float],
     open_ranks: frozenset[int] = frozenset(),
-    factor: float = 1.0,
+    contended: bool = False,
 ) -> tuple[list[Finding], dict[int, StageExcess]]:
     """Return the stages that limit the pipeline now, and what was measured in the standard window.
 
-    times: traffic steps. open_ranks: ranks of whom this is already said. factor: how much stronger the evidence
-    must be than usual.
+    times: traffic steps. open_ranks: ranks of whom this is already said. contended: the evidence must be stronger.
     """
     begin = min((int(steps.t_ns[0]) for steps in times.values() if len(steps)), default=0)
     short, standard = windows(times, begin)
@@ -86,7 +87,7 @@ def look(
     for window, least, support in ((standard, 1.0, MIN_SUPPORT), (short, SHORT_FACTOR, SHORT_SUPPORT)):
         if window is None:
             continue
-        measured = measure(evidence, baseline, times, *window, spread=spread, factor=factor)
+        measured = measure(evidence, baseline, times, *window, spread=spread, contended=contended)
         excesses = excesses or measured
         for rank, excess in measured.items():
             still = rank in open_ranks and window is standard
@@ -129,14 +130,11 @@ def _text(evidence: Evidence, excess: StageExcess, measured: dict[int, StageExce
         else f"the {excess.expected_ns / 1e6:.1f} ms its share of the parameters predicts "
         "(no healthy traffic was seen before, so this is the only measure)"
     )
-    off = excess.off_cpu_ns
-    if off - excess.contended_ns > COMPUTING_SHARE * excess.excess_ns:
-        why = f"kept from computing: {off / 1e6:.1f} ms of it off the CPU"
-    elif excess.contended_ns > COMPUTING_SHARE * excess.excess_ns:
-        why = f"kept from computing by other threads: {excess.contended_ns / 1e6:.1f} ms of it in the run queue"
+    if excess.off_excess_ns > COMPUTING_SHARE * excess.excess_ns:
+        why = f"kept from computing: {excess.off_excess_ns / 1e6:.1f} ms of it off the CPU, not in the run queue"
     else:
-        why = f"computing: {max(0.0, excess.excess_ns - off) / 1e6:.1f} ms of it on the CPU"
-    times = excess.busy_ns / max(excess.expected_ns, 1.0)
+        why = f"computing: {excess.cpu_excess_ns / 1e6:.1f} ms of it on the CPU"
+    times = (excess.expected_ns + excess.excess_ns) / excess.expected_ns
     waiting = max((other for other in measured.values() if other.stage != excess.stage), key=lambda o: o.wait_ns)
     return (
         f"stage {excess.stage} limits the pipeline: a micro-batch keeps rank {excess.rank} busy {ms:.1f} ms longer "
@@ -191,9 +189,7 @@ def step_period_ns(t_ns: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float | 
 
 
 def _remedy(excess: StageExcess) -> str:
-    if excess.contended_ns > COMPUTING_SHARE * excess.excess_ns:
-        return f"Give rank {excess.rank} a core of its own: other threads run where it should."
-    if excess.off_cpu_ns > COMPUTING_SHARE * excess.excess_ns:
+    if excess.off_excess_ns > COMPUTING_SHARE * excess.excess_ns:
         return (
             f"Find what rank {excess.rank} sleeps, locks, reads or page-faults on inside a step; "
             "its stack while it is off the CPU names it (py-spy dump)."

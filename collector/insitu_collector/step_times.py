@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -32,10 +32,16 @@ class StepTimes:
     busy_ns: Float64
     """Compute, host and sample; not gc."""
     cpu_ns: Float64
+    """The part of it in which the step thread was on a core."""
     gc_ns: Float64
     shape: Float64
     """float64[num_steps, len(SHAPE)]"""
     warmup: NDArray[np.bool_]
+
+    @property
+    def off_ns(self) -> Float64:
+        """The part of `busy_ns` in which the step thread was on no core."""
+        return np.maximum(self.busy_ns - self.cpu_ns, 0.0)
 
     def __len__(self) -> int:
         return len(self.t_ns)
@@ -44,7 +50,7 @@ class StepTimes:
         return self.only((self.t_ns >= t0_ns) & (self.t_ns < t1_ns))
 
     def only(self, wanted: NDArray[np.bool_]) -> StepTimes:
-        return StepTimes(*(getattr(self, name)[wanted] for name in self.__slots__))
+        return StepTimes(*(getattr(self, item.name)[wanted] for item in fields(self)))
 
 
 def step_times(evidence: Evidence, t0_ns: int) -> dict[int, StepTimes]:
@@ -82,7 +88,7 @@ def _of_rank(intervals: Columns, stated: Columns, t0_ns: int) -> StepTimes:
         begin[known],
         steps[known],
         total(ns, busy)[known],
-        total(intervals["cpu"][wanted], busy)[known],
+        np.minimum(total(intervals["cpu"][wanted], busy), total(ns, busy))[known],
         total(ns, collected)[known],
         np.stack([stated[name][shape_at] for name in SHAPE], axis=1),
         stated["warmup"][shape_at],
@@ -93,4 +99,4 @@ def _of_rank(intervals: Columns, stated: Columns, t0_ns: int) -> StepTimes:
 def _finished(times: StepTimes, t0_ns: int) -> StepTimes:
     order = np.argsort(times.t_ns, kind="stable")[: max(0, len(times) - _UNFINISHED)]
     chosen = order[(times.t_ns[order] >= t0_ns) & (times.busy_ns[order] > 0)]
-    return StepTimes(*(getattr(times, name)[chosen] for name in times.__slots__))
+    return StepTimes(*(getattr(times, item.name)[chosen] for item in fields(times)))
