@@ -88,13 +88,19 @@ def dropped(evidence: Evidence) -> list[Finding]:
     seen: dict[int, tuple[int, int]] = {}
     for beats in evidence.beats.values():
         last = beats[-1]
-        rows = {key: num for key, num in last.dropped.items() if num and key[1] not in _EXPECTED_DROPS}
+        rows = _counted(last)
         if rows:
             totals.setdefault(last.rank, Counter()).update(rows)
             stages[last.rank] = last.stage
-            first = next(beat.t_ns for beat in beats if beat.dropped)
-            seen[last.rank] = first, last.t_ns
+            first = next(beat.t_ns for beat in beats if _counted(beat))
+            grew = next(beat.t_ns for beat in beats if _counted(beat) == rows)
+            begin, end = seen.get(last.rank, (first, grew))
+            seen[last.rank] = min(begin, first), max(end, grew)
     return [_dropped_finding(rank, stages[rank], totals[rank], seen[rank]) for rank in sorted(totals)]
+
+
+def _counted(beat: Beat) -> dict[tuple[str, str], int]:
+    return {key: rows for key, rows in beat.dropped.items() if rows and key[1] not in _EXPECTED_DROPS}
 
 
 def _dropped_finding(rank: int, stage: int, rows: Counter[tuple[str, str]], seen: tuple[int, int]) -> Finding:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 import pyarrow.compute as pc
 
-from insitu.vocabulary import VerdictKind
+from insitu.vocabulary import IntervalClass, VerdictKind
 from insitu_collector.judgement import Judgement
 from insitu_collector.slices import JUDGED, Group, Groups, latest, seconds
 from insitu_collector.store import open_store
@@ -115,7 +115,9 @@ def _hangs(judgement: Judgement) -> bool:
         return True
     beats = judgement.evidence.last_beats().values()
     return any(
-        beat.open_cls is not None and not beat.closing and beat.t_ns - beat.open_since_ns > LONG_OPEN_NS
+        beat.open_cls not in (None, IntervalClass.IDLE)
+        and not beat.closing
+        and beat.t_ns - beat.open_since_ns > LONG_OPEN_NS
         for beat in beats
     )
 

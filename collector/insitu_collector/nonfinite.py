@@ -21,6 +21,7 @@ PATIENCE_NS: Final = 3_000_000_000
 QUIET_NS: Final = 3_000_000_000
 """A flagged step within this of the last one belongs to the same incident, whatever its requests."""
 LOOK_BACK_NS: Final = 20_000_000_000
+MOST_INCIDENTS: Final = 16
 _PHASES: Final = {0: "prefill", 1: "decode", 2: "mixed"}
 
 
@@ -61,7 +62,8 @@ class NonfiniteWatch:
             self._explained.add(step_id)
             self._explain(evidence, of_step, step_id, complete=whole)
         self._explained = {step for step in self._explained if step in set(rows["step"].tolist())}
-        return [_finding(incident) for incident in self.incidents[-8:]]
+        del self.incidents[:-MOST_INCIDENTS]
+        return [_finding(incident) for incident in self.incidents]
 
     def _explain(self, evidence: Evidence, rows: Columns, step_id: int, *, complete: bool) -> None:
         origin = _origin(evidence, rows)

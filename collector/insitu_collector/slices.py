@@ -20,6 +20,8 @@ Group = tuple[str, int]
 _TIMES: Final = {"intervals": "t1_ns", "steps": "t0_ns", "health": "t_ns", "events": "t_ns", "requests": "t_ns"}
 JUDGED: Final = ("sources", "sites", *_TIMES, "summaries")
 """The tables that verdicts are made of."""
+MOST_WAITING: Final = 100_000
+"""Rows of a table that may wait for their source; it is the first row a process writes, so few ever do."""
 
 
 class Groups:
@@ -44,7 +46,7 @@ class Groups:
         for name, rows in merged.items():
             strangers = rows.filter(pc.invert(_is_of(rows, known)))
             if strangers.num_rows:
-                self._waiting[name] = [strangers]
+                self._waiting[name] = [strangers.slice(max(0, strangers.num_rows - MOST_WAITING))]
         return {group: self._of_group(group, merged) for group in sorted(set(self._of.values()))}
 
     def _of_group(self, group: Group, merged: dict[str, pa.Table]) -> dict[str, pa.Table]:
