@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from insitu.identity import current_run
 from insitu_engine.checkpoint import Checkpoint, open_checkpoint
 from insitu_engine.config import EngineConfig, Plan, make_plan
 from insitu_engine.inject import forget_faults
@@ -47,6 +48,7 @@ def launch(config: EngineConfig, listener: socket.socket) -> Launched:
     No thread, channel or CUDA context exists in this process yet, so a fork is safe; ranks inherit the imports.
     """
     torch.set_num_threads(1)
+    current_run()  # made here, so that driver and ranks are one run
     checkpoint = open_checkpoint(config.model)
     plan = make_plan(config, checkpoint)
     folder = tempfile.TemporaryDirectory(prefix="insitu-")

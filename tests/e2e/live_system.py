@@ -91,7 +91,7 @@ class System:
 def running(folder: Path, serve: list[str], environment: dict[str, str] | None = None) -> Iterator[System]:
     """Run both until the block ends; afterwards `sources` holds every process's own account."""
     store = folder / "store"
-    collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", "0"])
+    collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", "0", "--judge"])
     to = collect.wait_for(r"collecting on (grpc://\S+)")[1]
     engine = Process([*serve, "--model", str(MODEL), "--port", "0", "--to", to], environment)
     system = System(store, "", [])
@@ -99,8 +99,7 @@ def running(folder: Path, serve: list[str], environment: dict[str, str] | None =
         system.url = engine.wait_for(r"ready on (http://[\w.:]+)")[1]
         yield system
     finally:
-        stdout = engine.stop()
-        collect.stop()
+        accounts = [process.stop().splitlines()[-1:] for process in (engine, collect)]
     assert engine.process.returncode == 0, engine.lines
-    system.sources = json.loads(stdout.splitlines()[-1])["sources"]
+    system.sources = [source for (account,) in accounts for source in json.loads(account)["sources"]]
     system.ended = True

@@ -193,6 +193,18 @@ def test_an_engine_that_dies_is_named_and_takes_nobody_with_it(tmp_path: Path, d
     assert open_store(demo.store).table("intervals").num_rows > 100, "what was recorded stays"
 
 
+def test_killed_outright_it_still_leaves_nobody_and_a_sealed_store(tmp_path: Path, demos: list[Demo]) -> None:
+    demo = Demo(tmp_path / "store", ["--json", "--seconds", "120", "--inject", "none"])
+    demos.append(demo)
+    demo.says("5 s:")
+    others = [process for process in demo.processes() if process.pid != demo.process.pid]
+    demo.process.kill()
+    _, left = psutil.wait_procs(others, timeout=60)
+    assert left == []
+    assert list((demo.store / "v1/open").rglob("*.arrow")) == []
+    assert open_store(demo.store).table("intervals").num_rows > 100
+
+
 def truncated(model: Path, folder: Path) -> Path:
     """Return a copy of the checkpoint whose weights end too early."""
     copy = folder / "cut"

@@ -78,7 +78,7 @@ def unbalanced(system: System) -> dict[str, tuple[int, int]]:
 
 def test_produced_is_stored_plus_dropped_and_a_lost_segment_shows(lit: tuple[System, Any, Any]) -> None:
     system = lit[0]
-    assert {source["role"] for source in system.sources} == {"driver", "rank"}
+    assert {source["role"] for source in system.sources} == {"driver", "rank", "client"}
     assert sum(sum(source["produced"].values()) for source in system.sources) > 1000
     assert unbalanced(system) == {}
     victim = next(system.store.glob("v1/sealed/intervals/*.arrow"))
