@@ -56,7 +56,7 @@ $(READY): constraints.txt pyproject.toml
 	  if $$python -c "$$good" 2>/dev/null; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	  echo "insitu needs Python 3.11 or newer, with its venv module; here is $$(python3 --version 2>&1 || echo no python3)."; \
+	  echo "insitu needs Python 3.11 or newer, with its venv module; here is $$(python3 --version 2>/dev/null || echo no python3)."; \
 	  echo "Install one (Debian, Ubuntu: python3.11 and python3.11-venv), or name it: make PYTHON=/path/to/python3.11"; \
 	  exit 1; \
 	fi; \
