@@ -154,6 +154,13 @@ def test_the_bar_is_nineteen_of_twenty_and_nothing_wrong() -> None:
     assert "stage_limits at stage 0" in table(trials)
 
 
+def test_only_a_miss_on_a_busy_host_is_asked_for_again() -> None:
+    assert Trial("gc", 1, [], missed=["no gc_pause"], foreign_share=0.5).is_noisy
+    assert not Trial("gc", 1, [], missed=["no gc_pause"], foreign_share=0.1).is_noisy
+    assert not Trial("gc", 1, [], wrong=["stuck at stage 0"], foreign_share=0.5).is_noisy
+    assert not Trial("gc", 1, [], right=True, foreign_share=0.5).is_noisy
+
+
 def test_seeds_are_read_as_people_write_them() -> None:
     assert parse_seeds("1-3,7,9-9") == [1, 2, 3, 7, 9]
     with pytest.raises(click.BadParameter):

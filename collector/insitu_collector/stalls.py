@@ -216,7 +216,12 @@ def _bar(ledger: Ledger, rank: int) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (insitu.stalls/1).")
 @click.pass_context
 def stalls(ctx: click.Context, store: Path, as_json: bool) -> None:
-    """Say what limits the latest run in STORE, and where each rank's time went."""
+    """Say what limits the latest run in STORE, and where each rank's time went.
+
+    \b
+    insitu stalls ./insitu-store
+    insitu stalls ./insitu-store --json | python -m json.tool
+    """
     try:
         found = stalls_of(open_store(store))
     except FileNotFoundError as error:

@@ -61,6 +61,10 @@ def serve(
     """Serve a model over HTTP (/v1/completions, /v1/models, /health/ready), one process a pipeline stage.
 
     When it stops, one line of JSON on stdout says how many records every process made and where they went.
+
+    \b
+    insitu serve --model ./tiny-llama --stages 2
+    insitu serve --model ./tiny-llama --stages 2 --to grpc://127.0.0.1:4317
     """
     began_s = time.monotonic()
     _one_thread_each()
