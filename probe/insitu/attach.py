@@ -90,7 +90,10 @@ def attach(
         logger.warning("insitu: INSITU_DISABLED is set; the model stays untouched")
         return off()
     from insitu.observer import Observer
+    from insitu.taps import MARK
 
+    if hasattr(type(model), MARK):
+        raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
     observer = Observer(model, rules, max_rows, axes)
     identity = Source(
         role=Role(role),
@@ -103,7 +106,11 @@ def attach(
     )
     session = Session(identity, destination(to))
     session.observe_with(observer)
-    session.on_detach(_enter_forward(model, session, observer))
+    try:
+        session.on_detach(_enter_forward(model, session, observer))
+    except TypeError:
+        session.close()
+        raise ValueError(f"a {type(model).__name__} cannot be observed: its class allows no subclass") from None
     return _remember(session)
 
 

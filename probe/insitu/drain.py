@@ -227,7 +227,7 @@ class Drain:
         self._outbox.put("sites", builders.sites(self._source, numbers, list(zip(new, names, strict=True))))
 
     def _count_lost(self) -> None:
-        lost = self._recorder.num_lost - self._lost_intervals
+        lost = self._recorder.num_lost + self._pauses.num_lost - self._lost_intervals
         self._lost_intervals += lost
         self._count_drops("intervals", DropReason.RING_FULL, lost)
         for table, num_rows in list(self._inlet.lost.items()):

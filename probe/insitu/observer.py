@@ -105,15 +105,20 @@ class Observer:
 
     def end(self, record: StepRecord) -> None:
         """Close the step: taps fall silent, and on CUDA an event marks when its slab may be read."""
+        self.silence()
         current = self.current
-        current.thread = 0
-        current.views = None
-        current.rows = None
         if self.device.type == "cuda":
             record.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             record.ready.record()
         if current.learning and self.taps.shapes:
             self._learned()
+
+    def silence(self) -> None:
+        """Let no tap write until the next step begins."""
+        current = self.current
+        current.thread = 0
+        current.views = None
+        current.rows = None
 
     def _choose_rows(self, record: StepRecord) -> list[list[int]] | None:
         """Pick the full variant and the row slab if any row of this step is wanted and there is room."""

@@ -186,8 +186,13 @@ class Session:
         self._open_thread = get_ident()
         if self._inlet.step_thread is None:
             self._inlet.step_thread = get_native_id()
-        if self._observer is not None and not self._observer.guard.num_errors:
-            self._observer.begin(record)
+        observer = self._observer
+        if observer is not None and not observer.guard.num_errors:
+            try:
+                observer.begin(record)
+            except Exception as error:
+                observer.silence()
+                observer.guard.contain(error)
 
     def _end(self, record: StepRecord) -> None:
         if not record.observed:
@@ -195,8 +200,11 @@ class Session:
         self._open_thread = 0
         observer = self._observer
         if observer is not None:
-            if not observer.guard.num_errors:
+            try:
                 observer.end(record)
+            except Exception as error:
+                observer.silence()
+                observer.guard.contain(error)
             if 2 * observer.slabs.ring.num_taken >= observer.slabs.ring.size or (
                 observer.row_slabs and 2 * observer.row_slabs.ring.num_taken >= observer.row_slabs.ring.size
             ):

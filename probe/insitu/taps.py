@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from threading import get_ident
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ from insitu.slab import Plan, Views
 _DIMS: Final = tuple(tuple(range(n)) for n in range(9))
 _INF: Final = float("inf")
 _F32: Final = torch.float32
+MARK: Final = "__insitu_observed__"
+"""Attribute of the private classes."""
 Tap = Callable[[torch.Tensor], None]
 
 
@@ -57,11 +60,17 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
 def give_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
     """Give one instance a private subclass with this `forward(self, ...)`; return the undo.
 
-    A copy of the module keeps working: its forward is bound to the copy.
+    A copy of the module keeps working: its forward is bound to the copy. Raises TypeError where the class cannot
+    be replaced (compiled script modules).
     """
     original = type(module)
     functools.update_wrapper(forward, original.forward)
-    names = {"forward": forward, "__module__": original.__module__, "__qualname__": original.__qualname__}
+    names = {
+        "forward": forward,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        MARK: True,
+    }
     private = type(original.__name__, (original,), names)
     module.__class__ = private
 
@@ -93,7 +102,8 @@ class Taps:
             tap = self.make(site)
             if site.fqn:
                 module = modules[site.fqn]
-                self._undo[site.number] = give_forward(module, self._forward(type(module), site, tap))
+                with suppress(TypeError):  # its class allows no subclass an instance: the site never fires
+                    self._undo[site.number] = give_forward(module, self._forward(type(module), site, tap))
             else:
                 root = tap
         return root

@@ -1,5 +1,6 @@
 """Attached models: same outputs, true rows, the first bad site, nothing left behind."""
 
+import copy
 import subprocess
 import sys
 import threading
@@ -198,6 +199,40 @@ def test_observe_decorates_a_class_a_factory_and_a_step_function(insitu_records:
     assert len(insitu_records.rows("steps")) == 3
     epoch = vars(step)["insitu"].source.epoch
     assert len(insitu_records.rows("intervals", epoch=epoch)) == 1, "a step function is observed from its second call"
+
+
+def test_a_model_is_attached_once(insitu_records: Recording) -> None:
+    net = small_net()
+    with insitu.attach(net, to=insitu_records), pytest.raises(ValueError, match="already attached"):
+        insitu.attach(net, to=insitu_records)
+    insitu.attach(net, to=insitu_records).close()
+
+
+def test_a_copy_of_an_attached_model_works_by_itself(insitu_records: Recording) -> None:
+    net, x = small_net(), torch.randn(3, 8)
+    with insitu.attach(net, to=insitu_records):
+        twin = copy.deepcopy(net)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+            assert twin(x).tolist() == [[0.0] * 4] * 3
+            assert net(x).abs().sum() > 0
+
+
+def test_an_error_of_the_probe_never_reaches_the_model(
+    insitu_records: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    net, x = small_net(), torch.randn(3, 8)
+    expected = net(x)
+    session = insitu.attach(net, to=insitu_records)
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # outside pytest errors are contained
+    assert session._observer is not None
+    monkeypatch.setattr(session._observer.taps, "_take_rows", None)
+    assert all(torch.equal(net(x), expected) for _ in range(3))
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "insitu: the taps failed and is switched off"
+    ]
+    session.close()
 
 
 def test_disabled_leaves_everything_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
