@@ -40,6 +40,8 @@ READY_TIMEOUT_S: Final = 180.0
 STOP_S: Final = 20.0
 """How long a process may take to end in order before it is killed."""
 LOOK_S: Final = 0.5
+DEVICE: Final = "cpu"
+"""What `insitu serve` runs on unless it is told otherwise."""
 STALLS_TIMEOUT_S: Final = 120.0
 LONGEST_AGE_S: Final = 30.0
 """A command that seems to have been started longer ago than this has a kernel that counts otherwise."""
@@ -53,7 +55,6 @@ class Run:
     began_unix_ns: int
     fault_log: Path
     watch: VerdictWatch
-    device: str = "cpu"
     ready_unix_ns: int = 0
     interrupted: bool = False
 
@@ -131,14 +132,18 @@ def run_demo(plan: Plan) -> tuple[dict[str, Any], bool]:
 def _serve_and_load(run: Run, children: Children) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
     """Start everything, watch the traffic, stop everything; return what the load and all sessions reported."""
     plan = run.plan
+    say(f"a collector with its judge, {plan.model.name} on {plan.num_stages} stages and a load, each a process here")
     say(f"collecting into {plan.store}")
     collect = children.start("the collector", ["collect", "--store", str(plan.store), "--port", "0", "--judge"])
     address = collect.wait_for_line(r"collecting on (grpc://\S+)", COLLECT_TIMEOUT_S, children.interrupted)[1]
-    say(f"starting {plan.model.name} on {plan.num_stages} stages, a process each")
+    say("starting the engine: it loads torch and the checkpoint, then warms up")
     serve = _start_engine(run, children, address)
     url = serve.wait_for_line(r"ready on (http://\S+)", READY_TIMEOUT_S, children.interrupted)[1].rstrip(",;.")
     run.ready_unix_ns = time.time_ns()
-    say(f"ready after {start_to_ready_s(run):.1f} s; {plan.seconds:.0f} s of prompts at random times follow")
+    say(
+        f"ready after {start_to_ready_s(run):.1f} s; prompts arrive at random times for {plan.seconds:.0f} s, then it "
+        "ends (Ctrl-C ends it at once)"
+    )
     say(f"  what is injected, and only the engine knows it: {', '.join(plan.specs) or 'nothing'}")
     load = _start_load(plan, children, url)
     try:
@@ -197,7 +202,7 @@ def _answer(run: Run, load: Mapping[str, Any], sources: list[Mapping[str, Any]])
         seed=plan.seed,
         model=plan.model.resolve().name,
         num_stages=plan.num_stages,
-        device=run.device,
+        device=DEVICE,
         store=str(plan.store),
         start_to_ready_s=start_to_ready_s(run),
         ready_unix_ns=run.ready_unix_ns,
