@@ -127,12 +127,13 @@ def final_verdicts(store: Store) -> list[Verdict]:
 
     Reads the `verdicts` table; a store that was never judged is judged here, and nothing is written.
     """
-    rows = store.table("verdicts").to_pylist()
-    if rows:
-        verdicts = [Verdict.from_row(row) for row in rows]
-        last = max(verdicts, key=lambda verdict: verdict.detected_unix_ns).run
-        return standing([verdict for verdict in verdicts if verdict.run == last])
-    return standing(judged(store))
+    verdicts = [Verdict.from_row(row) for row in store.table("verdicts").to_pylist()]
+    group = latest(Groups().sort({"sources": store.table("sources")}))
+    if group is not None:  # else a store that holds verdicts alone: those of the run judged last
+        verdicts = [verdict for verdict in verdicts if _name(group).startswith(verdict.run)]
+        return standing(verdicts or judged(store))
+    last = max(verdicts, key=lambda verdict: verdict.detected_unix_ns, default=None)
+    return standing([verdict for verdict in verdicts if last is not None and verdict.run == last.run])
 
 
 def judged(store: Store) -> list[Verdict]:

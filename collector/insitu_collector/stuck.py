@@ -20,6 +20,8 @@ TIMES_MEDIAN: Final = 20.0
 """... nor one open for less than this many times the median of its class on that rank."""
 FIRST_OPEN_NS: Final = 20_000_000_000
 """Before a class has a median on a rank (first use, first compilation), only this long is stuck."""
+WAITS_NS: Final = 1_000_000_000
+"""Who has waited for less is not named: its heartbeat may be of a moment after the end."""
 MIN_INTERVALS: Final = 10
 SILENT_NS: Final = 3_000_000_000
 """A rank that has not beaten for so long, while others have, is silent."""
@@ -37,7 +39,7 @@ def look(evidence: Evidence) -> list[Finding]:
     ends = {rank: _chain(rank, beats)[-1] for rank in beats}
     roots = {ends[rank] for rank, beat in beats.items() if _is_old(evidence, beat)}
     return [
-        _finding(evidence, beats, root, {rank for rank in beats if ends[rank] == root != rank})
+        _finding(evidence, beats, root, {r for r in beats if ends[r] == root != r and _age_ns(beats[r]) >= WAITS_NS})
         for root in sorted(roots)
         if _is_stuck(evidence, beats, root)
     ]

@@ -165,12 +165,16 @@ def test_a_store_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert "no store at" in found.output
 
 
-def test_each_run_of_a_store_is_judged_by_itself_and_the_latest_is_told(slow_tables: dict[str, pa.Table]) -> None:
+def test_each_run_of_a_store_is_judged_by_itself_and_the_latest_is_told(
+    slow_tables: dict[str, pa.Table], tmp_path: Path
+) -> None:
     healthy = simulate(Scenario(seed=1, seconds=8.0))
     later = {name: _of_another_run(rows) for name, rows in healthy.items()}
     both = {name: pa.concat_tables([slow_tables[name], later[name]]) for name in slow_tables}
     found = Groups().sort(both)
     assert {run for run, _ in found} == {"5eed5eed5eed5eed", "0123456789abcdef"}
+    write_store(both, str(tmp_path))
+    assert [verdict.kind for verdict in final_verdicts(open_store(tmp_path))] == [VerdictKind.HEALTHY]
     assert latest(found) == ("0123456789abcdef", 0)
     assert sum(rows.num_rows for tables in found.values() for rows in tables.values()) == sum(
         rows.num_rows for rows in both.values()
