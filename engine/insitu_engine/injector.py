@@ -20,6 +20,7 @@ from insitu_engine.messages import RowPlan
 LONG_PAUSE_S: Final = 0.22
 """What the heap is sized for, so that a collection takes 150 ms with room to spare."""
 COLLECT_EVERY_S: Final = 2.0
+_NUM_CONTAINERS: Final = 60_000
 _NUM_REFERENCES: Final = 40
 
 
@@ -163,23 +164,31 @@ def _inner_mlp(stage: nn.Module, layer: int | None) -> nn.Module:
 
 
 def large_heap(pause_s: float = LONG_PAUSE_S) -> list[list[Any]]:
-    """Return live containers so many that one collection takes `pause_s` on this machine, set aside until used.
+    """Return live containers so many that one collection of this process takes `pause_s`, then set all aside.
 
-    They refer to each other at random: a collection visits every reference, mostly out of cache.
+    Until `gc.unfreeze` no collection sees them. They refer to each other at random: a collection visits every
+    reference, mostly out of cache.
     """
-    shuffled = random.Random(0)
+    gc.unfreeze()
+    gc.collect()  # the first one also copies the pages that a fork shares
     heap: list[list[Any]] = []
-    while True:
-        fresh: list[list[Any]] = [[] for _ in range(20_000)]
+    shuffled = random.Random(0)
+    while _collection_s() < pause_s:
+        fresh: list[list[Any]] = [[] for _ in range(_NUM_CONTAINERS)]
         others = fresh.copy()
         shuffled.shuffle(others)
         for at, holder in enumerate(fresh):
             holder += others[at : at + _NUM_REFERENCES]
         heap += fresh
-        began = time.thread_time()
-        gc.collect()
-        if time.thread_time() - began >= pause_s:
-            return heap
+    gc.freeze()
+    return heap
+
+
+def _collection_s() -> float:
+    """Return what one full collection takes of this thread's CPU time."""
+    began = time.thread_time()
+    gc.collect()
+    return time.thread_time() - began
 
 
 def install(

@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -20,6 +22,9 @@ from insitu_engine.checkpoint import Checkpoint, open_checkpoint
 from insitu_engine.config import EngineConfig, Plan, make_plan
 from insitu_engine.inject import forget_faults
 from insitu_engine.rank_process import RankSpec, rank_main
+
+LEAVE_S: Final = 3.0
+"""How long ranks may take to go when the driver lets go of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,19 @@ class Launched:
     plan: Plan
     ranks: tuple[RankProcess, ...]
     folder: tempfile.TemporaryDirectory[str]
-    """Holds the file through which the ranks found each other; goes when this goes."""
+    """Holds the file through which the ranks find each other."""
+
+    def close(self) -> None:
+        """Leave no rank and no file behind, however the driver ended. Safe to call twice."""
+        for rank in self.ranks:
+            rank.end.close()  # a rank that is idle goes by itself
+        deadline = time.monotonic() + LEAVE_S
+        for rank in self.ranks:
+            rank.process.join(max(0.0, deadline - time.monotonic()))
+            if rank.process.exitcode is None:
+                rank.process.kill()
+                rank.process.join()
+        self.folder.cleanup()
 
 
 def launch(config: EngineConfig, listener: socket.socket) -> Launched:

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 _LENGTH: Final = struct.Struct("<I")
+HEAD_LENGTH: Final = _LENGTH.size
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -140,10 +141,10 @@ class Frames:
         pending = self._pending
         pending += data
         at = 0
-        while len(pending) - at >= _LENGTH.size:
-            end = at + _LENGTH.size + read_length(pending[at : at + _LENGTH.size])
+        while len(pending) - at >= HEAD_LENGTH:
+            end = at + HEAD_LENGTH + read_length(pending[at : at + HEAD_LENGTH])
             if len(pending) < end:
                 break
-            yield self._decoder.decode(pending[at + _LENGTH.size : end])
+            yield self._decoder.decode(pending[at + HEAD_LENGTH : end])
             at = end
         del pending[:at]

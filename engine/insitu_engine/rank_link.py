@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import BinaryIO
 
-from insitu_engine.messages import Idle, StepPlan, Stop, ToDriver, Traffic, frame, read_length, to_rank
+from insitu_engine.messages import HEAD_LENGTH, Idle, StepPlan, Stop, ToDriver, Traffic, frame, read_length, to_rank
 
 
 class DriverGone(Exception):
@@ -21,12 +21,15 @@ class Link:
 
     def read(self) -> StepPlan | Idle | Traffic | Stop:
         """Wait for the next message. Raises DriverGone."""
-        head = self._reader.read(4)
-        body = self._reader.read(read_length(head)) if len(head) == 4 else b""
-        if not body:
-            raise DriverGone
+        body = self._take(read_length(self._take(HEAD_LENGTH)))
         message: StepPlan | Idle | Traffic | Stop = to_rank.decode(body)
         return message
+
+    def _take(self, num_bytes: int) -> bytes:
+        data = self._reader.read(num_bytes)
+        if len(data) < num_bytes:
+            raise DriverGone
+        return data
 
     def send(self, message: ToDriver) -> None:
         try:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -102,11 +103,10 @@ def _run(config: EngineConfig, began_s: float) -> None:
         gc.disable()
         from insitu_engine.launcher import launch
 
-        launched = launch(config, listener)
-        # Imported while the ranks load.
-        from insitu_engine.server import run
+        with closing(launch(config, listener)) as launched:
+            # Imported while the ranks load.
+            from insitu_engine.server import run
 
-        with launched.folder:
             run(config, launched, listener, began_s)
 
 

@@ -18,7 +18,7 @@ from insitu_engine import api
 from insitu_engine.calibrate import warm_up
 from insitu_engine.config import EngineConfig
 from insitu_engine.driver import Driver
-from insitu_engine.errors import EngineError, say
+from insitu_engine.errors import EngineError, one_line, say
 from insitu_engine.launcher import Launched
 from insitu_engine.links import end_ranks
 from insitu_engine.text import open_tokenizer
@@ -39,7 +39,10 @@ def run(config: EngineConfig, launched: Launched, listener: socket.socket, began
     """Serve until told to stop; print the account of records. Raises EngineError when a rank ends by itself."""
     session = insitu.off()
     if config.to is not None:
-        session = insitu.start(to=config.to, role="driver", model=launched.checkpoint.name)
+        try:
+            session = insitu.start(to=config.to, role="driver", model=launched.checkpoint.name)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"--to {config.to} cannot be used: {one_line(error)}") from None
     try:
         sources = asyncio.run(_Life(config, launched, listener, session, began_s).run())
     finally:
