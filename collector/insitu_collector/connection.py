@@ -93,7 +93,8 @@ class Connection:
         self.epoch = hello.epoch
         unknown = [digest.hex() for digest in hello.schemas if spec_by_digest(int.from_bytes(digest, "big")) is None]
         source = hello.source
-        _log.info(
+        _log.log(
+            logging.DEBUG if self._ingest.knows(hello.epoch) else logging.INFO,
             "insitu: %s (rank %s, process %s) connected%s",
             source.get("role", "?"),
             source.get("rank", "?"),

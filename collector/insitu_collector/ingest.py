@@ -169,6 +169,11 @@ class Ingest:
             progress = self._stream(epoch, stream)
             return progress.received, progress.durable
 
+    def knows(self, epoch: int) -> bool:
+        """Return whether anything of this process has come before."""
+        with self._lock:
+            return any(known == epoch for known, _ in self._streams)
+
     @property
     def unsynced_bytes(self) -> int:
         return self._writer.unsynced_bytes

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import grpc
 
@@ -65,7 +65,7 @@ def _report(recovery: Recovery) -> None:
 
 
 class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated base has no types
-    """Receives frames into one store. Started by the constructor, stopped by `stop`.
+    """Receives frames into one store. Started by the constructor, stopped by `stop` or at the end of `with`.
 
     Raises PortInUse; ShardLocked when another collector writes the store; StoreFull; OSError when the store cannot
     be written.
@@ -111,6 +111,12 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         if not bound:
             raise PortInUse(errno.EADDRINUSE, "address already in use", f"{host}:{port}")
         return int(bound)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def Ship(self, messages: Iterator[ToCollector], context: Any) -> Iterator[ToProbe]:
         """Serve one probe (see insitu.proto)."""

@@ -17,11 +17,12 @@ import grpc
 import pyarrow as pa
 import pytest
 
-from insitu.exporters import Batch
+from insitu.exporters import Batch, Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
 from insitu.records import schema_of, table_spec
 from insitu.segments import ShardLocked, ShardWriter, list_segments
+from insitu.vocabulary import DropReason
 from insitu.wire.insitu_pb2 import DURABLE, RECEIVED, Frame, Hello, ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorStub
 from insitu_collector.connection import WINDOW_BYTES
@@ -84,11 +85,21 @@ class Client:
         self._channel.close()
 
 
+def ship(exporter: CollectorExporter, *batches: Batch) -> None:
+    """Export as the drain does: again after a while when the exporter asks for it."""
+    for batch in batches:
+        while True:
+            try:
+                exporter.export(batch)
+                break
+            except Retry as retry:
+                threading.Event().wait(retry.after_s)
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[CollectorServer]:
-    running = CollectorServer(tmp_path / "store", port=0)
-    yield running
-    running.stop()
+    with CollectorServer(tmp_path / "store", port=0) as running:
+        yield running
 
 
 @pytest.fixture
@@ -206,29 +217,26 @@ def test_a_message_over_the_limit_ends_only_its_own_connection(server: Collector
 
 
 def test_stopping_seals_everything_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
-    server = CollectorServer(tmp_path, port=0)
-    client = Client(server)
-    client.send(hello(), frame(events(0)))
-    client.until_durable(0)
-    server.stop()
-    server.stop()
+    with CollectorServer(tmp_path, port=0) as server:
+        client = Client(server)
+        client.send(hello(), frame(events(0)))
+        client.until_durable(0)
+        server.stop()
     assert list_segments(tmp_path, "open") == []
     assert row_seqs(tmp_path) == [0]
     client.close()
 
 
 def test_a_probe_goes_on_after_its_collector_was_replaced(tmp_path: Path) -> None:
-    first = CollectorServer(tmp_path, port=0)
-    exporter = CollectorExporter(f"127.0.0.1:{first.port}", Source(epoch=7))
-    exporter.export(events(0))
-    assert exporter.flush(20)
-    first.stop()
+    with CollectorServer(tmp_path, port=0) as first:
+        exporter = CollectorExporter(f"127.0.0.1:{first.port}", Source(epoch=7))
+        exporter.export(events(0))
+        assert exporter.flush(20)
     exporter.export(events(1))
-    second = CollectorServer(tmp_path, port=first.port)
-    exporter.export(events(2))
-    assert exporter.flush(20)
-    exporter.close(5)
-    second.stop()
+    with CollectorServer(tmp_path, port=first.port):
+        ship(exporter, events(2))
+        assert exporter.flush(20)
+        exporter.close(5)
     assert row_seqs(tmp_path) == [0, 1, 2]
 
 
@@ -252,8 +260,8 @@ def test_shards_of_dead_processes_are_recovered_and_their_losses_stored(tmp_path
     left.parent.mkdir(parents=True)
     left.write_bytes(source.read_bytes()[:-1])
     dead.close()
-    server = CollectorServer(tmp_path / "store", port=0)
-    server.stop()
+    with CollectorServer(tmp_path / "store", port=0):
+        pass
     assert row_seqs(tmp_path / "store") == [0]
     (gap,) = open_store(tmp_path / "store").table("gaps").to_pylist()
     assert (gap["source_epoch"], gap["table"], gap["seq_from"], gap["num_rows"]) == (7, "events", 1, 1)
@@ -275,15 +283,20 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def fill(disk: Path) -> Path:
+    """Take all the room of a disk with one file."""
+    with (disk / "ballast").open("wb") as file, suppress(OSError):
+        while True:
+            os.write(file.fileno(), bytes(65536))
+    return disk / "ballast"
+
+
 def test_a_full_disk_gives_no_false_acknowledgement_and_service_goes_on(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 4 << 20) as disk:
-        server = CollectorServer(disk / "store", port=0)
+    with small_disk(tmp_path / "disk", 4 << 20) as disk, CollectorServer(disk / "store", port=0) as server:
         client = Client(server)
         client.send(hello(), frame(events(0)))
         client.until_durable(0)
-        with (disk / "ballast").open("wb") as file, suppress(OSError):
-            while True:
-                os.write(file.fileno(), bytes(65536))
+        ballast = fill(disk)
         client.send(frame(events(1)), frame(events(2)))
         replies = list(client.replies)
         refusal = replies[-1].refusal
@@ -291,11 +304,14 @@ def test_a_full_disk_gives_no_false_acknowledgement_and_service_goes_on(tmp_path
         assert all(reply.ack.seq <= 0 for reply in replies if reply.WhichOneof("m") == "ack")
         client.close()
         exporter = CollectorExporter(f"127.0.0.1:{server.port}", Source(epoch=7))
-        for seq in (1, 2):
-            exporter.export(events(seq))
+        exporter.export(events(1))
         assert not exporter.flush(0.3)
+        with pytest.raises(Retry) as retry:
+            exporter.export(events(2))
+        assert retry.value.reason is DropReason.DISK_FULL
         assert row_seqs(disk / "store") == [0]
-        (disk / "ballast").unlink()
+        ballast.unlink()
+        ship(exporter, events(2))
         assert exporter.flush(30)
         exporter.close(5)
         server.stop()

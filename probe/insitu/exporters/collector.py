@@ -47,9 +47,9 @@ gRPC would try to cancel them, on threads the child does not have."""
 class CollectorExporter:
     """Ships batches over one `Ship` call, made at the first export in the process that uses it.
 
-    `export` never waits: it takes a batch into the window, or raises `Retry` when the window is full. The window
-    survives the collector; after a reconnect everything in it is sent again. In a forked child the first call
-    begins anew, with an empty window.
+    `export` never waits: it takes a batch into the window, or raises `Retry` when the window is full or the collector
+    is away. The window survives the collector; after a reconnect everything in it is sent again. In a forked child
+    the first call begins anew, with an empty window.
     """
 
     def __init__(self, target: str, source: Source, *, window_bytes: int = WINDOW_BYTES) -> None:
@@ -71,9 +71,9 @@ class CollectorExporter:
         self._call: Any = None
         self._connection = 0
         """Counts connections, so that the sender of an old one knows that it is old."""
-        self._is_connected = False
+        self._away_because: DropReason | None = None
+        """Why the collector takes nothing now; None while it does, and before the first attempt."""
         self._closing = threading.Event()
-        self._away_because = DropReason.COLLECTOR_UNREACHABLE
         self._last_said = ""
 
     # -- what the drain thread calls ---------------------------------------------------------------
@@ -87,8 +87,12 @@ class CollectorExporter:
         with self._changed:
             if self._closing.is_set():
                 raise Refused(DropReason.SHUTDOWN)
-            if self._window and self._window.num_bytes + num_bytes > self._window_bytes:
-                raise Retry(RETRY_S, DropReason.QUEUE_FULL if self._is_connected else self._away_because)
+            # One batch is taken in any case: its acknowledgement is what shows that the collector is back.
+            if len(self._window):
+                if self._away_because is not None:
+                    raise Retry(RETRY_S, self._away_because)
+                if self._window.num_bytes + num_bytes > self._window_bytes:
+                    raise Retry(RETRY_S, DropReason.QUEUE_FULL)
             pending = Pending.of(batch)
             self._window.add(pending)
             self._unsent.append(pending)
@@ -146,18 +150,20 @@ class CollectorExporter:
     def _ship_until_closed(self) -> None:
         backoff_s = FIRST_BACKOFF_S
         while not self._closing.is_set():
+            is_broken = True
             try:
                 self._connect_and_listen()
-                if self._closing.is_set():
-                    return
-                self._say(logging.WARNING, f"collector {self._target} hung up; its records are kept and sent again")
+                is_broken = False
+                if self._away_because is None and not self._closing.is_set():
+                    self._say(logging.WARNING, f"collector {self._target} hung up; its records are sent again")
             except grpc.RpcError as error:
                 self._note_error(error)
             except Exception:
                 _log.exception("insitu: shipping to %s failed; it is tried again", self._target)
-            was_connected, self._is_connected = self._is_connected, False
-            if was_connected:
+            if self._away_because is None:  # it took something meanwhile
                 backoff_s = FIRST_BACKOFF_S
+            if is_broken or self._away_because is None:
+                self._away_because = DropReason.COLLECTOR_UNREACHABLE
             self._closing.wait(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
 
@@ -210,8 +216,7 @@ class CollectorExporter:
         if kind == "ack":
             self._say(logging.INFO, f"connected to collector {self._target}")
             with self._changed:
-                self._is_connected = True
-                self._away_because = DropReason.COLLECTOR_UNREACHABLE
+                self._away_because = None
                 if reply.ack.window_bytes:
                     self._window_bytes = min(self._own_window_bytes, reply.ack.window_bytes)
                 self._window.acknowledge(reply.ack.stream, reply.ack.seq, Level(reply.ack.level))
