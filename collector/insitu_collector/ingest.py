@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -26,6 +27,8 @@ SENT_AGAIN_S: Final = 30.0
 """How long after a restart a probe may take to send again what the last collector had torn off."""
 MAX_FRAME_BYTES: Final = 32 << 20
 """Largest body of a frame; also the limit of a received message, with some room for its other fields."""
+
+_log = logging.getLogger("insitu")
 
 
 def checked_batch(epoch: int, frame: Frame) -> Batch:
@@ -94,6 +97,7 @@ class Ingest:
         self._streams: dict[tuple[int, int], StreamProgress] = {}
         self._source = Source.without_rank(Role.CLIENT)
         self._own_rows: dict[str, tuple[int, int]] = {}
+        self._is_failing = False
         self._unsure: list[tuple[float, Damage]] = []
         """Lost unless sent again: since when, and what."""
         for key in recent_keys(writer.store, SHARD):
@@ -110,8 +114,24 @@ class Ingest:
         with self._lock:
             progress = self._stream(epoch, frame.stream)
             if frame.seq not in progress:
-                self._writer.append(batch)
+                self._append(batch)
                 progress.take(frame.seq)
+
+    def _append(self, batch: Batch) -> None:
+        try:
+            self._writer.append(batch)
+        except OSError as error:
+            if not self._is_failing:
+                _log.error(
+                    "insitu: store %s takes no records (%s); make room there: probes keep theirs and send again",
+                    self._writer.store,
+                    error.strerror or error,
+                )
+            self._is_failing = True
+            raise
+        if self._is_failing:
+            _log.warning("insitu: store %s takes records again", self._writer.store)
+        self._is_failing = False
 
     def skip(self, epoch: int, stream: int, seq: int) -> None:
         """A frame was refused for good, and the probe is about to be told: acknowledgements may pass it."""
