@@ -17,7 +17,14 @@ from insitu_collector.baseline import Baseline
 from insitu_collector.evidence import Evidence, Tables
 from insitu_collector.incidents import Incidents
 from insitu_collector.nonfinite import NonfiniteWatch
-from insitu_collector.slow_stage import MIN_EXCESS_NS, MIN_EXCESS_SHARE, StageExcess, measure, run_delay_ns
+from insitu_collector.slow_stage import (
+    CLEAR_FACTOR,
+    MIN_EXCESS_NS,
+    MIN_EXCESS_SHARE,
+    StageExcess,
+    measure,
+    run_delay_ns,
+)
 from insitu_collector.step_times import StepTimes, step_times
 from insitu_collector.verdicts import Finding, Verdict
 
@@ -141,8 +148,9 @@ class Judgement:
             self.evidence, self.baseline, traffic, spread=self._spread(), open_ranks=said, contended=contended
         )
         before, self._seen = self._seen, frozenset(f.on_rank for f in found if f.on_rank is not None)
-        if contended:  # stronger evidence: it must also be there in two looks in a row
-            found = [finding for finding in found if finding.on_rank in before | said]
+        if contended:  # stronger evidence: it must be clear, or there in two looks in a row
+            clear = {rank for rank, excess in excesses.items() if excess.own_ns > CLEAR_FACTOR * excess.threshold_ns}
+            found = [finding for finding in found if finding.on_rank in before | said | clear]
         return found, excesses
 
     def _quiet(self, excesses: dict[int, StageExcess], contended: bool, *, final: bool) -> list[Finding]:

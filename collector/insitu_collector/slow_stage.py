@@ -5,6 +5,7 @@ The rule and the reason behind each number: docs/verdicts.md, "stage_limits".
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,13 +30,17 @@ UNEXPECTED_SHARE: Final = 1.0
 OWN_SHARE: Final = 0.5
 """At least this much of the excess must not be shared by the other stages."""
 ERRORS: Final = 3.0
-"""The excess must also exceed this many standard errors of the fit where it is used."""
+"""The excess must also exceed this many standard errors, of the fit where it is used and of the window itself."""
 SPREADS: Final = 3.0
 """... and this many robust deviations of the same figure over healthy windows."""
 CONTENDED_FACTOR: Final = 1.5
-"""While the host is contended the excess must be this much larger."""
+"""While the host is contended the excess must be this much larger, ..."""
+CLEAR_FACTOR: Final = 3.0
+"""... and be there in two looks in a row, unless it is this many times the threshold."""
 TILE_NS: Final = 500_000_000
 MIN_TILE_STEPS: Final = 2
+MIN_COVERED: Final = 0.5
+"""Share of a window's steps that heartbeats must cover for their run-queue delay to be known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ def measure(
         if all(expected.values())
         else {rank: unlearnt_excess(evidence, window, rank) for rank in window}
     )
-    middle = {rank: excess[rank].total(run_delay_ns(evidence, rank, t0_ns, t1_ns)) for rank in window}
+    middle = {rank: excess[rank].total(blocked_ns(evidence, rank, excess[rank], t0_ns, t1_ns)) for rank in window}
     typical = {rank: found.typical_ns for rank, found in excess.items()}
     tiles = _tiles(excess, t0_ns, t1_ns)
     waits = wait_ns(evidence, window, t0_ns, t1_ns)
@@ -111,7 +116,8 @@ def measure(
         known = expected[rank] if all(expected.values()) else None
         own = sum(middle[rank]) - _shared(rank, middle, typical, evidence.stages)
         share = MIN_EXCESS_SHARE if known else UNEXPECTED_SHARE
-        noise = max(ERRORS * known.error_ns(steps.shape) if known else 0.0, SPREADS * (spread or {}).get(rank, 0.0))
+        error = max(known.error_ns(steps.shape) if known else 0.0, excess[rank].error_ns)
+        noise = max(ERRORS * error, SPREADS * (spread or {}).get(rank, 0.0))
         found[rank] = StageExcess(
             rank=rank,
             stage=evidence.stages[rank],
@@ -150,14 +156,19 @@ class _Excess:
     typical_ns: float
     """Median expected time of the window's steps."""
 
-    def total(self, run_delay_ns: float = 0.0) -> Parts:
-        """Return the excess of all steps; run_delay_ns: what they spent in the run queue, all together.
+    def total(self, blocked_ns: float = math.inf) -> Parts:
+        """Return the excess of all steps; blocked_ns: the mean of what was off the core and not in the run queue.
 
         Off the core, two measures must agree, so the smaller counts. The lower quartile does not see what struck a few
         steps (a hang, a preemption). The mean less the run-queue delay does not see contention, however many it struck.
         """
-        blocked = float(self.off_ns.mean()) - run_delay_ns / len(self.off_ns)
-        return float(np.median(self.on_ns)), min(float(np.quantile(self.off_ns, OFF_CORE)), blocked)
+        return float(np.median(self.on_ns)), min(float(np.quantile(self.off_ns, OFF_CORE)), blocked_ns)
+
+    @property
+    def error_ns(self) -> float:
+        """Standard error of the mean time off the core, by its interquartile range; every other step counts as new."""
+        low, high = np.quantile(self.off_ns, [0.25, 0.75])
+        return float(high - low) / 1.35 / math.sqrt(len(self.off_ns) / 2)
 
     def between(self, t0_ns: int, t1_ns: int) -> _Excess:
         inside = (self.begin_ns >= t0_ns) & (self.begin_ns < t1_ns)
@@ -232,6 +243,22 @@ def wait_ns(evidence: Evidence, window: dict[int, StepTimes], t0_ns: int, t1_ns:
         waited = (end - begin)[mine] - (demandless(end[mine]) - demandless(begin[mine]))
         found[rank] = float(waited.sum()) / max(1, len(steps))
     return found
+
+
+def blocked_ns(evidence: Evidence, rank: int, excess: _Excess, t0_ns: int, t1_ns: int) -> float:
+    """Return the mean excess off the core of the window's steps less their run-queue delay.
+
+    Taken over what heartbeats cover, for which the delay is known; 0 where they cover too little to say, inf for a
+    rank without heartbeats.
+    """
+    beats = [held[-1].t_ns for held in evidence.beats.values() if held[-1].rank == rank]
+    if not beats:
+        return math.inf
+    end = min(t1_ns, max(beats))
+    covered = excess.between(t0_ns, end)
+    if len(covered.off_ns) < MIN_COVERED * len(excess.off_ns):
+        return 0.0
+    return float(covered.off_ns.mean()) - run_delay_ns(evidence, rank, t0_ns, end) / len(covered.off_ns)
 
 
 def run_delay_ns(evidence: Evidence, rank: int, t0_ns: int, t1_ns: int) -> float:
