@@ -62,7 +62,7 @@ class Driver:
 
     async def connect(self, launched: Launched) -> None:
         """Open the links to all ranks."""
-        self.links = [RankLink(rank, self._on_message) for rank in launched.ranks]
+        self.links = [RankLink(rank, self.on_message) for rank in launched.ranks]
         for link in self.links:
             await link.open(self._on_exit)
 
@@ -76,7 +76,8 @@ class Driver:
         assert self.cause is not None, "a failure has a cause"
         return self.cause
 
-    def _on_message(self, rank: int, message: ToDriver) -> None:
+    def on_message(self, rank: int, message: ToDriver) -> None:
+        """Take what a rank said."""
         now = self._clock()
         if isinstance(message, Sampled):
             self._on_sampled(message, now)

@@ -79,7 +79,7 @@ def build(spec: RankSpec, link: Link) -> Rank:
     check_faults(faults, spec.num_ranks, spec.checkpoint.num_layers)
     torch.set_num_threads(1)
     checkpoint, layers = spec.checkpoint, spec.layers[spec.rank]
-    device, dtype = torch.device(spec.device), getattr(torch, spec.dtype)
+    device, dtype = device_of(spec), getattr(torch, spec.dtype)
     hidden_size = checkpoint.config.hidden_size
     transport = None
     if spec.num_ranks > 1:
@@ -94,6 +94,15 @@ def build(spec: RankSpec, link: Link) -> Rank:
     injector = _install(faults, spec, stage)
     session = attach(spec, stage)
     return Rank(spec.rank, spec.num_ranks, link, stage, cache, transport, session, injector)
+
+
+def device_of(spec: RankSpec) -> torch.device:
+    """Return the rank's device: with several GPUs one each, else the one there is. Raises EngineError for none."""
+    if spec.device != "cuda":
+        return torch.device(spec.device)
+    if not torch.cuda.is_available():
+        raise EngineError("--device cuda: torch finds no CUDA device; use --device cpu")
+    return torch.device("cuda", spec.rank % torch.cuda.device_count())
 
 
 def _install(faults: Sequence[Fault], spec: RankSpec, stage: Stage) -> Injector | None:

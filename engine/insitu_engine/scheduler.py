@@ -79,6 +79,10 @@ class Scheduler:
     def num_running(self) -> int:
         return sum(len(slot.requests) for slot in self.slots)
 
+    @property
+    def queue_is_full(self) -> bool:
+        return len(self.waiting) >= self.limits.max_queue
+
     def fits(self, num_positions: int) -> bool:
         """Return whether a request of so many positions could ever run."""
         return blocks_for(num_positions) <= self.limits.num_blocks
@@ -88,7 +92,7 @@ class Scheduler:
         assert request.name not in self._by_name, f"request {request.name} is already here"
         assert request.prompt and request.max_tokens > 0, "a request computes at least one token"
         assert self.fits(request.most_positions), "a request that can never run would block the queue"
-        if len(self.waiting) >= self.limits.max_queue:
+        if self.queue_is_full:
             raise QueueFull
         self._by_name[request.name] = request
         self.waiting.append(request)
