@@ -46,6 +46,9 @@ def run(config: EngineConfig, launched: Launched, listener: socket.socket, began
     try:
         sources = asyncio.run(_Life(config, launched, listener, session, began_s).run())
     finally:
+        # It is ending already: one more signal must not cut short what is still to be made durable.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         session.close()
     print(json.dumps({"schema": "insitu.serve/1", "sources": [session.stats().to_json(), *sources]}), flush=True)
 

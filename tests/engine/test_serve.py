@@ -275,6 +275,7 @@ def test_a_rank_that_is_killed_is_named_to_client_and_operator(folder: Path, vic
         assert answer.status_code == 503
         assert f"rank {victim} (stage {victim}) was killed by SIGKILL" in answer.json()["error"]["message"]
     one.process.wait_for(rf"^insitu serve: rank {victim} \(stage {victim}\) was killed by SIGKILL$")
+    one.process.process.wait(30)
     stdout = one.stop()
     assert one.process.process.returncode == 1
     assert stdout == ""
