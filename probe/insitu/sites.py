@@ -31,7 +31,7 @@ class Site:
     shard: str = "replicated"
     axis: str = "tokens"
     boundary: bool = False
-    """Per-row sum and absmax are taken in every step: the stage's last site, and logits."""
+    """Per-row sum and absmax are taken in every step: the stage's last layer and last site, and logits."""
 
 
 class SiteError(ValueError):
@@ -98,8 +98,14 @@ def _children_first(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def _with_boundary(sites: list[Site]) -> list[Site]:
-    """Mark the last site, where the stage hands its result on, as the boundary."""
-    return [replace(site, boundary=site.number == len(sites) - 1 or site.name == "logits") for site in sites]
+    """Mark as boundaries the last site, where the stage hands its result on, the last layer, and logits.
+
+    Logits alone would not do: a chunk of a prompt that samples nothing has none, and a NaN it leaves in the KV cache
+    would be blamed on a later step and layer.
+    """
+    last_layer = max((site.number for site in sites if site.name.endswith(".resid_post")), default=-1)
+    ends = {len(sites) - 1, last_layer}
+    return [replace(site, boundary=site.number in ends or site.name == "logits") for site in sites]
 
 
 def _with_axis(site: Site, axes: Mapping[str, str]) -> Site:

@@ -109,6 +109,30 @@ def test_the_first_bad_site_and_row_of_a_step_are_named(insitu_records: Recordin
     assert len(insitu_records.rows("summaries", step_id=10)) == 1, "a clean step ships its boundary only"
 
 
+def test_a_bad_value_in_a_step_that_samples_nothing_is_seen_in_that_step(insitu_records: Recording) -> None:
+    inner = oracle_model(num_layers=2, width=4)
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = inner.model
+            self.lm_head = nn.Linear(4, 8)
+
+        def forward(self, x: torch.Tensor, samples: int) -> torch.Tensor:
+            hidden: torch.Tensor = self.model(x)
+            return self.lm_head(hidden[:samples]) if samples else hidden
+
+    model = Decoder()
+    with torch.no_grad(), insitu.attach(model, to=insitu_records):
+        model(torch.zeros(3, 4), 3)
+        model(torch.full((3, 4), float("nan")), 0)
+    names = {row["site"]: row["name"] for row in insitu_records.rows("sites")}
+    flagged = insitu_records.rows("summaries", step_id=1)
+    assert names[flagged[0]["site"]] == "L0.attn_out"
+    (boundary,) = [row for row in flagged if row["nonfinite_rows"]]
+    assert (names[boundary["site"]], boundary["nonfinite_rows"]) == ("L1.resid_post", [0, 1, 2])
+
+
 def test_a_site_that_never_fires_is_named(insitu_records: Recording) -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:

@@ -43,10 +43,10 @@ def test_known_architectures_have_canonical_names(make: object, names: list[str]
     assert all(site.fqn in modules for site in sites)
 
 
-def test_a_decoder_ends_in_norm_and_logits_and_logits_are_a_boundary() -> None:
+def test_a_decoder_ends_in_norm_and_logits_and_its_last_layer_and_logits_are_boundaries() -> None:
     sites = resolve(llama())
     assert [site.name for site in sites][-2:] == ["final_norm", "logits"]
-    assert [site.name for site in sites if site.boundary] == ["logits"]
+    assert [site.name for site in sites if site.boundary] == ["L1.resid_post", "logits"]
 
 
 def test_a_stage_without_a_head_hands_on_its_last_layer() -> None:
