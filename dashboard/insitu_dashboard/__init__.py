@@ -1,0 +1,1 @@
+"""The dashboard: looks, never writes. Empty for now."""
