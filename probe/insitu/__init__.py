@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from insitu.attach import attach, interval, observe, off, start, tap
     from insitu.rows import Rows
     from insitu.rules import Rule
     from insitu.session import Session
+    from insitu.verbs import attach, interval, observe, off, start, tap
 
 __all__ = ["Rows", "Rule", "Session", "attach", "interval", "observe", "off", "start", "tap"]
 
@@ -25,7 +25,7 @@ _HOMES = {
     "Rows": "insitu.rows",
     "Rule": "insitu.rules",
     "Session": "insitu.session",
-    **dict.fromkeys(("attach", "interval", "observe", "off", "start", "tap"), "insitu.attach"),
+    **dict.fromkeys(("attach", "interval", "observe", "off", "start", "tap"), "insitu.verbs"),
 }
 
 

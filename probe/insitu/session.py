@@ -116,6 +116,7 @@ class Session:
         self._undo: list[Callable[[], None]] = []
         self._open_thread = 0
         self._next_step = 0
+        self._step_id = -1
         self._closed = False
         self._running = False
         self._assemble()
@@ -184,6 +185,7 @@ class Session:
             record.observed = False
             return
         self._open_thread = get_ident()
+        self._step_id = record.step_id
         if self._inlet.step_thread is None:
             self._inlet.step_thread = get_native_id()
         observer = self._observer
@@ -215,6 +217,16 @@ class Session:
     def in_step(self) -> bool:
         """True on the thread whose step is open."""
         return self._open_thread == get_ident()
+
+    @property
+    def in_interval(self) -> bool:
+        """True while an interval is open."""
+        return self._recorder.open is not None
+
+    @property
+    def step_id(self) -> int:
+        """The step that is open, or was last."""
+        return self._step_id
 
     def interval(self, cls: str, *, step_id: int = -1, mb: int = -1, peer: int = -1, num_bytes: int = 0) -> Interval:
         """Return the context of a timed stretch of the step thread; `cls` is a name of `IntervalClass`.
@@ -271,7 +283,9 @@ class Session:
         return self._observer.sites if self._observer else ()
 
     def coverage(self) -> Coverage:
-        """Return which sites fired in the steps drained so far."""
+        """Return which sites fired in the steps that are over."""
+        if not self._closed:
+            self.flush(0.0)  # the drain looks at what is finished
         observer = self._observer
         if observer is None:
             return Coverage(0, [], 0)

@@ -279,6 +279,18 @@ def test_a_bad_rule_or_destination_says_so_at_once(insitu_records: Recording) ->
         insitu.attach(small_net(), to="ftp://nowhere")
 
 
+def test_every_public_name_is_itself_whatever_was_used_before() -> None:
+    code = (
+        "import insitu, types, itertools\n"
+        "for name in ['start', 'Session', 'Rows', 'attach', 'interval', 'tap', 'observe', 'off', 'Rule']:\n"
+        "    getattr(insitu, name)\n"
+        "import insitu.verbs, insitu.session, insitu.rows, insitu.rules, insitu.intervals, insitu.taps\n"
+        "print([name for name in insitu.__all__ if isinstance(getattr(insitu, name), types.ModuleType)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_import_loads_neither_torch_nor_arrow_nor_grpc() -> None:
     code = "import insitu, sys; print(sorted({'torch', 'pyarrow', 'grpc'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

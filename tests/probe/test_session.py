@@ -95,6 +95,18 @@ def test_the_heartbeat_shows_an_open_interval_while_it_lasts(insitu_records: Rec
     assert expect(insitu_records.rows("health"), closing=True)["open_cls"] is None
 
 
+def test_a_plain_forward_is_timed_as_compute_unless_the_caller_times_it(insitu_records: Recording) -> None:
+    net = nn.Linear(4, 4)
+    with insitu.attach(net, to=insitu_records) as session:
+        net(torch.zeros(2, 4))
+        with session.interval("host"), session.step(7):
+            net(torch.zeros(2, 4))
+        with session.step(9):
+            net(torch.zeros(2, 4))
+    found = [(IntervalClass(row["cls"]).name, row["step_id"]) for row in insitu_records.rows("intervals")]
+    assert found == [("COMPUTE", 0), ("HOST", -1), ("COMPUTE", 9)]
+
+
 def test_flush_makes_everything_so_far_durable_and_goes_on(insitu_records: Recording) -> None:
     session = insitu.start(to=insitu_records)
     session.event("one")

@@ -121,17 +121,22 @@ def _remember(session: Session) -> Session:
 
 
 def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Callable[[], None]:
-    """Let the model's outermost forward be a step; return the undo."""
+    """Let the model's outermost forward be a step, timed as compute unless an interval is open; return the undo."""
     forward_of, root_tap = type(model).forward, observer.root_tap
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if session.in_step:
-            output = forward_of(self, *args, **kwargs)
-            _tap_root(root_tap, observer, output)
-            return output
+            return compute(self, *args, **kwargs)
         with session.step():
+            return compute(self, *args, **kwargs)
+
+    def compute(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if session.in_interval:  # the caller says itself where its time goes
             output = forward_of(self, *args, **kwargs)
-            _tap_root(root_tap, observer, output)
+        else:
+            with session.interval("compute", step_id=session.step_id):
+                output = forward_of(self, *args, **kwargs)
+        _tap_root(root_tap, observer, output)
         return output
 
     from insitu.taps import give_forward
