@@ -126,6 +126,7 @@ def test_a_stopped_judge_writes_the_final_state_and_ends_with_0(slow_store: Path
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
     )
     _until(lambda: (out / "v1").is_dir() and open_store(out).table("verdicts").num_rows > 0)
     process.send_signal(stop)
