@@ -30,14 +30,18 @@ def healthy(evidence: Evidence, baseline: Baseline, excesses: dict[int, StageExc
         f"{excess.expected_ns / 1e6:.1f} ms)"
         for excess in sorted(excesses.values(), key=lambda excess: (excess.stage, excess.rank))
     )
+    computing = " and ".join(
+        f"{excess.computing_limit_ns / 1e6:.1f} ms"
+        for excess in sorted(excesses.values(), key=lambda excess: (excess.stage, excess.rank))
+    )
     caveat = "" if learnt else " (no warm-up was recorded, so stages are compared by their share of the parameters)"
     advice = advised_split(evidence, baseline)
     last = max(excess.t1_ns for excess in excesses.values())
     return Finding(
         kind=VerdictKind.HEALTHY,
         confidence=1.0,
-        text=f"healthy: no stage, rank or value stands out{caveat}. It would have told a slowdown of {limits} or more."
-        + (f" Advice: {advice}." if advice else ""),
+        text=f"healthy: no stage, rank or value stands out{caveat}. It would have told a slowdown of {limits} or more, "
+        f"or by {computing} of computing." + (f" Advice: {advice}." if advice else ""),
         remedy=f"Nothing needs a cure{'; the split could be evened out' if advice else ''}.",
         t0_ns=since_ns,
         t1_ns=last,

@@ -25,6 +25,9 @@ MIN_EXCESS_NS: Final = 1_000_000
 """An excess below this is not told, however short the step."""
 MIN_EXCESS_SHARE: Final = 0.20
 """... nor one below this share of the expected time."""
+MIN_COMPUTING_NS: Final = 2_000_000
+COMPUTING_SHARE: Final = 0.30
+"""An excess that is on the core must be this much: where cores are shared, the speed of a core itself varies."""
 UNEXPECTED_SHARE: Final = 1.0
 """Without a baseline a stage is compared with its share of the parameters, which knows neither head nor embedding."""
 OWN_SHARE: Final = 0.5
@@ -74,6 +77,11 @@ class StageExcess:
     def excess_ns(self) -> float:
         return self.cpu_excess_ns + self.off_excess_ns
 
+    @property
+    def computing_limit_ns(self) -> float:
+        """The least excess that is told when the stage computes longer, rather than waits."""
+        return max(self.threshold_ns, MIN_COMPUTING_NS, COMPUTING_SHARE * self.expected_ns)
+
     def support(self) -> float:
         """Return the share of tiles in which the excess is there."""
         return sum(own > self.threshold_ns / 2 for _, own in self.tiles) / max(1, len(self.tiles))
@@ -81,6 +89,8 @@ class StageExcess:
     def exceeds(self, factor: float = 1.0) -> bool:
         """Tell whether the rank is slower than it should be, by `factor` times the threshold."""
         limit = factor * self.threshold_ns
+        if self.off_excess_ns <= limit:  # then it is, if anything, computing
+            limit = max(limit, factor * self.computing_limit_ns)
         return self.own_ns > limit and self.own_ns >= OWN_SHARE * self.excess_ns and self.agrees
 
 
