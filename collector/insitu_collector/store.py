@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from insitu_collector.ranges import Ranges
 
 if TYPE_CHECKING:
     from insitu.exporters.base import Batch
+
+TIME_TABLES: Final = frozenset(("intervals", "steps", "requests", "summaries", "captures", "health"))
+"""Tables whose size follows time. The others say what those rows mean, and are small."""
 
 _log = logging.getLogger("insitu")
 
@@ -68,18 +71,26 @@ class Store:
             self.damage = damage
             return connection.sql(query).to_arrow_table()
 
-    def tail(self, tables: Iterable[str] | None = None) -> StoreTail:
-        """Return a reader whose first `poll` gives all rows there are, and each later one those that are new."""
-        return StoreTail(self.path, TABLES if tables is None else tables)
+    def tail(self, tables: Iterable[str] | None = None, since_unix_ns: int | None = None) -> StoreTail:
+        """Return a reader whose first `poll` gives all rows there are, and each later one those that are new.
+
+        since_unix_ns: leave out, of `TIME_TABLES` only, sealed segments that were last written before this time, so
+        that a large store opens fast. Rows a little older than it may come all the same.
+        """
+        return StoreTail(self.path, TABLES if tables is None else tables, since_unix_ns)
 
 
 class StoreTail:
-    """Follows tables of a store while they are written. Not for several threads at once."""
+    """Follows tables of a store while they are written. Not for several threads at once.
 
-    def __init__(self, path: Path, tables: Iterable[str]) -> None:
+    A segment that expires meanwhile is read to its end if it was begun, and left out otherwise.
+    """
+
+    def __init__(self, path: Path, tables: Iterable[str], since_unix_ns: int | None = None) -> None:
         self.damage: list[Damage] = []
         """Everything that could not be read so far."""
         self._path = path
+        self._since_unix_ns = since_unix_ns
         self._tables = [table for table in tables if schema_of(table)]
         self._reading: dict[SegmentName, TailReader] = {}
         self._finished: set[SegmentName] = set()
@@ -107,12 +118,25 @@ class StoreTail:
     def _new_batches(self, table: str, final: bool) -> list[Batch]:
         # Open before sealed: a segment sealed in between is then seen at least once.
         being_written = set(list_segments(self._path, OPEN, table))
-        names = sorted(being_written | set(list_segments(self._path, SEALED, table)) | self._reading_of(table))
+        there = being_written | set(list_segments(self._path, SEALED, table)) | self._reading_of(table)
+        # What has expired is forgotten: a shard never uses a number twice.
+        self._finished -= {name for name in self._finished if name.table == table} - there
         batches: list[Batch] = []
-        for name in names:
-            if name not in self._finished:
-                batches += self._read(name, is_done=name not in being_written, final=final)
+        for name in sorted(there - self._finished):
+            is_done = name not in being_written
+            if is_done and self._is_too_old(name):
+                self._finished.add(name)
+            else:
+                batches += self._read(name, is_done=is_done, final=final)
         return batches
+
+    def _is_too_old(self, name: SegmentName) -> bool:
+        if self._since_unix_ns is None or name.table not in TIME_TABLES or name in self._reading:
+            return False
+        try:
+            return name.path(self._path, SEALED).stat().st_mtime_ns < self._since_unix_ns
+        except FileNotFoundError:
+            return False
 
     def _reading_of(self, table: str) -> set[SegmentName]:
         return {name for name in self._reading if name.table == table}
@@ -120,7 +144,7 @@ class StoreTail:
     def _read(self, name: SegmentName, *, is_done: bool, final: bool) -> list[Batch]:
         try:
             reader = self._reading.get(name) or TailReader(self._path, name)
-        except FileNotFoundError:  # moved away between the listing and now
+        except FileNotFoundError:  # moved away or expired between the listing and now
             return []
         self._reading[name] = reader
         batches = reader.read(final=is_done or final)

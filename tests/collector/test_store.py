@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -155,6 +156,57 @@ def test_a_deleted_segment_is_missing_from_the_count(tmp_path: Path) -> None:
     assert numbers(open_store(tmp_path).table("events")) == [0, 1, 2]
     SegmentName("events", "a", 0).path(tmp_path, "sealed").unlink()
     assert numbers(open_store(tmp_path).table("events")) == [2]
+
+
+def intervals(row_seq: int) -> Batch:
+    rows = [{"epoch": 7, "rank": 0, "stage": 0, "row_seq": row_seq, "t0_ns": 0, "t1_ns": 1, "cls": 4}]
+    return Batch(7, row_seq, pa.RecordBatch.from_pylist(rows, schema=schema_of("intervals")), "intervals")
+
+
+def one_segment_each(store: Path, *batches: Batch) -> None:
+    for batch in batches:
+        writer = ShardWriter(store, "a")
+        writer.append(batch)
+        writer.close()
+
+
+def test_a_tail_since_a_time_leaves_out_older_sealed_rows_of_time_tables_only(tmp_path: Path) -> None:
+    one_segment_each(tmp_path, events([0]), intervals(0), events([1], seq=1), intervals(1))
+    for number in (0, 1):
+        table = ("events", "intervals")[number]
+        os.utime(SegmentName(table, "a", number).path(tmp_path, "sealed"), ns=(10**9, 10**9))
+    living = ShardWriter(tmp_path, "a")
+    living.append(intervals(2))
+    os.utime(SegmentName("intervals", "a", 4).path(tmp_path, "open"), ns=(10**9, 10**9))
+    tail = open_store(tmp_path).tail(since_unix_ns=2 * 10**9)
+    rows = tail.poll()
+    assert numbers(rows["events"]) == [0, 1]
+    assert numbers(rows["intervals"]) == [1, 2], "one being written is read whatever its time"
+    living.close()
+    assert tail.poll() == {}
+    tail.close()
+    everything = open_store(tmp_path).tail(since_unix_ns=0)
+    assert numbers(everything.poll()["intervals"]) == [0, 1, 2]
+    everything.close()
+
+
+def test_a_tail_survives_a_segment_that_vanishes(tmp_path: Path) -> None:
+    one_segment_each(tmp_path, events([0]), events([1], seq=1))
+    tail = open_store(tmp_path).tail()
+    assert numbers(tail.poll()["events"]) == [0, 1]
+    writer = ShardWriter(tmp_path, "a")
+    writer.append(events([2], seq=2))
+    assert numbers(tail.poll()["events"]) == [2]
+    writer.append(events([3], seq=3))
+    writer.close()
+    one_segment_each(tmp_path, events([4], seq=4))
+    for number in (0, 2):  # read to its end, and begun
+        SegmentName("events", "a", number).path(tmp_path, "sealed").unlink()
+    assert numbers(tail.poll()["events"]) == [3, 4], "one that was begun is still open here"
+    one_segment_each(tmp_path, events([5], seq=5))
+    assert numbers(tail.poll()["events"]) == [5]
+    assert tail.damage == []
+    tail.close()
 
 
 @given(st.lists(st.lists(st.integers(0, 30), max_size=6), max_size=8))
