@@ -1,0 +1,214 @@
+// The Pipeline page: who waits for whom, a rank a lane; the heat map and the breakdown under it.
+
+const REPORT_PAUSE_MS = 400;
+const SLOW_DRAW_MS = 1000; // for people who asked for less motion
+
+export default function (component) {
+  const { parentElement } = component;
+  let page = parentElement.insituPage;
+  if (!page) page = parentElement.insituPage = new PipelinePage(parentElement);
+  const call = page.update(component);
+  // Streamlit may run an older call's clean-up after a newer call: only the newest one ends the page.
+  return () => page.calls === call && page.close();
+}
+
+class PipelinePage {
+  constructor(parent) {
+    this.parent = parent;
+    this.calls = 0;
+    this.numTicks = 0;
+    this.picture = null;
+    this.stream = this.streamUrl = null;
+    this.given = {}; // what Python said last, as text: an echo of what it was told must not undo what was done since
+    this.reporting = {};
+    this.drawnAt = 0;
+    this.frame = 0;
+    this.slow = matchMedia("(prefers-reduced-motion: reduce)");
+    this.build();
+  }
+
+  build() {
+    const root = (this.root = element("div", "insitu-root insitu-pipeline"));
+    this.strip = createStrip(root, { onPause: (wanted) => this.pause(wanted) });
+    const section = (className, title) => {
+      const node = element("section", className);
+      node.setAttribute("aria-label", title);
+      root.append(node);
+      return node;
+    };
+    const panel = (this.panel = new TimelinePanel(section("insitu-timeline", "Timeline"), {
+      view: () => this.report("view", () => panel.viewSaid()),
+      selected: () => this.report("selected", () => panel.selectedSaid()),
+      live: () => this.followLive(),
+      change: (isAsked) => this.drawSoon(isAsked),
+    }));
+    this.heat = createHeat(section("insitu-heat-part", "Heat map"), { onBrush: (t0S, t1S) => panel.moveToUnix(t0S, t1S) });
+    this.breakdown = createBreakdown(section("insitu-breakdown", "Breakdown"));
+    this.parent.append(root);
+    this.resized = new ResizeObserver(() => this.drawSoon(true));
+    this.resized.observe(panel.canvas);
+    this.clock = setInterval(() => panel.caption(), 1000);
+  }
+
+  // -- what Python says ------------------------------------------------------------------------------------------------
+
+  update(component) {
+    const { data } = component;
+    const { panel } = this;
+    this.component = component;
+    this.data = data;
+    panel.isPaused = Boolean(data.paused);
+    panel.spansUrl = data.spans_url;
+    panel.viewport.liveUs = Math.min(LIVE_MOST_US, data.window_s * 1e6);
+    this.strip.paused(panel.isPaused);
+    this.connect(data.stream);
+    if (data.picture && (!this.stream || !this.picture)) this.takePicture(data.picture);
+    if (data.spans && (!this.stream || !panel.store.lanes.length)) this.takeSpans(data.spans);
+    if (this.isNews("view", data.view) && (data.view || !panel.isPaused)) panel.restoreView(data.view);
+    if (panel.isPaused) panel.freeze();
+    if (this.isNews("selected", data.selected)) panel.restoreSelected(data.selected);
+    this.look = theme(this.root);
+    panel.timeline.useTheme(this.look);
+    this.drawSoon(true);
+    this.calls += 1;
+    return this.calls;
+  }
+
+  connect(url) {
+    if (url === this.streamUrl) return;
+    if (this.stream) this.stream.close();
+    if (url && this.streamUrl) this.panel.store.clear(); // another run
+    this.streamUrl = url;
+    this.stream = url
+      ? openStream(url, {
+          onPicture: (picture) => this.takePicture(picture),
+          onSpans: (spans) => this.takeSpans(spans),
+          onState: (state) => this.told(state),
+        })
+      : null;
+    if (!url) this.strip.connection("open");
+  }
+
+  told(state) {
+    this.strip.connection(state);
+    if (state === "failed") this.component.setTriggerValue("fallback", true);
+  }
+
+  isNews(name, value) {
+    const text = JSON.stringify(value ?? null);
+    if (this.given[name] === text) return false;
+    this.given[name] = text;
+    return true;
+  }
+
+  // -- what the server sends -------------------------------------------------------------------------------------------
+
+  takePicture(picture) {
+    this.picture = picture;
+    this.strip.show(picture.header, picture.notice, performance.now());
+    this.count();
+  }
+
+  takeSpans(spans) {
+    this.panel.takeSpans(spans);
+    this.count();
+  }
+
+  count() {
+    this.numTicks += 1;
+    this.root.dataset.ticks = String(this.numTicks);
+    this.root.dataset.spans = String(this.panel.store.size);
+    this.drawSoon(false);
+  }
+
+  // -- what the viewer does --------------------------------------------------------------------------------------------
+
+  // Tells Python once the viewer's hand rests.
+  report(name, value, pauseMs = REPORT_PAUSE_MS) {
+    clearTimeout(this.reporting[name]);
+    const tell = () => {
+      if (this.isNews(name, value())) this.component.setStateValue(name, value());
+    };
+    if (pauseMs) this.reporting[name] = setTimeout(tell, pauseMs);
+    else tell();
+  }
+
+  followLive() {
+    const wasPaused = this.panel.isPaused;
+    this.panel.isPaused = false;
+    this.strip.paused(false);
+    this.panel.follow();
+    this.report("view", () => this.panel.viewSaid(), 0);
+    if (wasPaused) this.component.setStateValue("paused", null);
+    this.drawSoon(true);
+  }
+
+  pause(wanted) {
+    if (!wanted) return this.followLive();
+    if (!this.panel.freeze()) return;
+    this.panel.isPaused = true;
+    this.strip.paused(true);
+    this.report("view", () => this.panel.viewSaid(), 0);
+    this.component.setStateValue("paused", { t1: this.panel.viewSaid().t1 });
+  }
+
+  // -- drawing ---------------------------------------------------------------------------------------------------------
+
+  // One drawing a frame at most, and none while nothing changed.
+  drawSoon(isAsked) {
+    if (this.frame || this.isClosed) return;
+    const wait = this.slow.matches && !isAsked ? this.drawnAt + SLOW_DRAW_MS - performance.now() : 0;
+    if (wait > 0) {
+      this.later ??= setTimeout(() => {
+        this.later = null;
+        this.drawSoon(true);
+      }, wait);
+      return;
+    }
+    this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
+      this.drawnAt = performance.now();
+      this.draw();
+    });
+  }
+
+  lanes() {
+    const { stages, ranks } = this.data.filter || {};
+    const { lanes } = this.panel.store;
+    const known = lanes.length ? lanes : this.picture ? this.picture.grid : [];
+    return known.filter((lane) => (!stages || stages.includes(lane.stage)) && (!ranks || ranks.includes(lane.rank)));
+  }
+
+  draw() {
+    const { panel } = this;
+    const { classes } = this.data.filter || {};
+    panel.timeline.isShown = CLASS_NAMES.map((name) => !classes || classes.includes(name));
+    const lanes = this.lanes();
+    panel.draw(lanes);
+    const said = panel.viewSaid();
+    this.root.dataset.view = said ? `${said.t0}-${said.t1}` : "live";
+    if (this.picture) this.drawPicture(lanes, panel.windowUnix());
+  }
+
+  drawPicture(lanes, window) {
+    const key = JSON.stringify([this.picture.unix_ns, lanes, window, this.panel.canvas.clientWidth, this.look]);
+    if (key === this.pictureDrawn) return;
+    this.pictureDrawn = key;
+    this.heat.show(this.picture, this.look, lanes, window);
+    this.panel.describe(lanes, this.breakdown.show(this.picture, this.look, lanes, window));
+  }
+
+  close() {
+    this.isClosed = true;
+    if (this.stream) this.stream.close();
+    this.panel.fetched.stop();
+    clearInterval(this.clock);
+    clearTimeout(this.later);
+    Object.values(this.reporting).forEach(clearTimeout);
+    cancelAnimationFrame(this.frame);
+    this.resized.disconnect();
+    this.strip.close();
+    this.root.remove();
+    delete this.parent.insituPage;
+  }
+}
