@@ -62,6 +62,18 @@ function createHeat(root, { onBrush }) {
     if (select.value !== state.cls) select.value = state.cls;
   }
 
+  // No colour of the scale may stand for the absence of a value.
+  function noData(context) {
+    const tile = document.createElement("canvas");
+    tile.width = tile.height = HATCH_PX;
+    const inner = tile.getContext("2d");
+    inner.fillStyle = look.panel;
+    inner.fillRect(0, 0, HATCH_PX, HATCH_PX);
+    inner.strokeStyle = look.muted;
+    hatch(inner, "up", HATCH_PX);
+    return context.createPattern(tile, "repeat");
+  }
+
   function paintCells(rows) {
     const columns = state.picture.heat.unix_s.length;
     cells.width = columns;
@@ -92,7 +104,7 @@ function createHeat(root, { onBrush }) {
     context.fillStyle = look.text;
     context.textAlign = "left";
     state.lanes.forEach((lane, place) => context.fillText(laneLabel(lane, width), 0, (place + 0.5) * high));
-    context.fillStyle = look.panel;
+    context.fillStyle = noData(context);
     context.fillRect(left(), 0, width - left(), height - HEAT_AXIS_PX);
     if (!hasData() || !state.lanes.length) return;
     const rows = shownRows();
@@ -144,9 +156,9 @@ function createHeat(root, { onBrush }) {
     const key = `${look.isDark} ${look.text} ${window.devicePixelRatio}`;
     if (legend.dataset.key === key) return;
     legend.dataset.key = key;
-    legend.style.width = "230px";
+    legend.style.width = "310px";
     const { context } = fit(legend, 18);
-    context.clearRect(0, 0, 230, 18);
+    context.clearRect(0, 0, 310, 18);
     const shade = context.createLinearGradient(26, 0, 106, 0);
     CIVIDIS.forEach((colour, at) => shade.addColorStop(at / (CIVIDIS.length - 1), colour));
     context.fillStyle = shade;
@@ -156,6 +168,9 @@ function createHeat(root, { onBrush }) {
     context.textBaseline = "middle";
     context.fillText("0 %", 2, 9);
     context.fillText("100 % of wall time", 112, 9);
+    context.fillText("no data", 252, 9);
+    context.fillStyle = noData(context);
+    context.fillRect(230, 3, 18, 12);
   }
 
   function readAt(x, y) {

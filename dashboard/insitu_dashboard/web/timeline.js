@@ -184,25 +184,29 @@ class Timeline {
   }
 
   letter(context, kind, mb, x, width, us, y) {
-    const name = CLASS_NAMES[kind];
-    const more = mb >= 0 ? ` mb ${mb}` : "";
-    const text = width >= TEXT_FROM_PX ? `${classOf(name).letter}${more} ${durationText(us / 1e6)}` : classOf(name).letter;
-    this.label(context, kind, text, x, width, y);
+    const { letter } = classOf(CLASS_NAMES[kind]);
+    if (width < TEXT_FROM_PX) return this.label(context, kind, letter, "", x, width, y);
+    const more = mb >= 0 ? `${letter} mb ${mb}` : letter;
+    this.label(context, kind, `${more} ${durationText(us / 1e6)}`, letter, x, width, y);
   }
 
-  // A text on a plain ground of the class's colour: a hatch behind letters makes them hard to read.
-  label(context, kind, text, x, width, y) {
+  // A text on a plain ground of the class's colour: a hatch behind letters makes them hard to read. `short`: if it is too long.
+  label(context, kind, text, short, x, width, y) {
     const name = CLASS_NAMES[kind];
     context.font = LETTER_FONT;
     context.textAlign = "left";
-    const long = Math.min(width - 4, context.measureText(text).width);
+    let long = context.measureText(text).width;
+    if (long + 10 > width && short) {
+      text = short;
+      long = context.measureText(text).width;
+    }
     const left = width < TEXT_FROM_PX ? x + (width - 1 - long) / 2 : x + 6;
     if (classOf(name).hatch !== "plain") {
       context.fillStyle = this.colours[kind];
       context.fillRect(left - 2, y + this.high / 2 - 8, long + 4, 16);
     }
     context.fillStyle = inkOf(name, this.look.isDark);
-    context.fillText(text, left, y + this.high / 2 + 0.5, Math.max(1, width - 6));
+    context.fillText(text, left, y + this.high / 2 + 0.5);
   }
 
   drawOpen(context, live) {
@@ -213,8 +217,8 @@ class Timeline {
       const x = Math.max(this.gutter, this.xOf(open.t0));
       const y = this.yOf(place);
       this.paint(context, kind, x, this.width - x, y);
-      if (this.width - x >= TEXT_FROM_PX) this.label(context, kind, open.text, x, this.width - x, y);
-      else if (this.width - x >= LETTER_FROM_PX) this.label(context, kind, classOf(open.name).letter, x, this.width - x, y);
+      const { letter } = classOf(open.name);
+      if (this.width - x >= LETTER_FROM_PX) this.label(context, kind, open.text, letter, x, this.width - x, y);
     }
   }
 
@@ -223,17 +227,19 @@ class Timeline {
       if (gap.t1 < this.view.t0 || gap.t0 > this.view.t1) continue;
       const x = Math.max(this.gutter, this.xOf(gap.t0));
       const width = Math.max(3, Math.min(this.width, this.xOf(gap.t1)) - x);
-      context.globalAlpha = 0.75;
+      context.globalAlpha = 0.4;
       context.fillStyle = fill(context, "contended", this.look.isDark);
       context.fillRect(x, AXIS_PX, width, height - AXIS_PX);
       context.globalAlpha = 1;
-      if (width < TEXT_FROM_PX) continue;
       context.font = LETTER_FONT;
       context.textAlign = "left";
+      const text = context.measureText(gap.text).width + 16 <= width ? gap.text : "lost";
+      const long = context.measureText(text).width + 8;
+      if (long > width) continue;
       context.fillStyle = this.look.background;
-      context.fillRect(x + 4, AXIS_PX + 2, Math.min(width - 8, context.measureText(gap.text).width + 8), 16);
+      context.fillRect(x + 2, height - 18, long, 16);
       context.fillStyle = this.look.text;
-      context.fillText(gap.text, x + 8, AXIS_PX + 10, width - 16);
+      context.fillText(text, x + 6, height - 10);
     }
   }
 
