@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "insitu": set(),
     "insitu_engine": {"insitu"},
     "insitu_collector": {"insitu"},
-    "insitu_dashboard": {"insitu_collector"},
+    "insitu_dashboard": {"insitu", "insitu_collector"},
 }
 WITHOUT_TORCH = ("insitu_collector", "insitu_dashboard")
 

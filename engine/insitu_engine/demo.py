@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -20,7 +20,9 @@ from typing import Any, Final, NoReturn
 import click
 
 from insitu.cli import ExitCode
+from insitu.config_show import load_for_command
 from insitu.identity import current_run
+from insitu_engine.demo_pages import DemoPages
 from insitu_engine.demo_plan import (
     DEFAULT_FAULT,
     Plan,
@@ -55,12 +57,14 @@ class Run:
     began_unix_ns: int
     fault_log: Path
     watch: VerdictWatch
+    pages: DemoPages | None = None
+    """The dashboard, where somebody watches."""
     ready_unix_ns: int = 0
     interrupted: bool = False
 
 
 @click.command()
-@click.option("--headless", is_flag=True, help="Open nothing and expect nobody to watch.")
+@click.option("--headless", is_flag=True, help="No dashboard: nobody watches.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 @click.option("--seconds", type=click.FloatRange(min=1), default=30, show_default=True, help="Traffic, once ready.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Fixes prompts, arrivals and a random fault.")
@@ -88,43 +92,50 @@ def demo(
 
     \b
     insitu demo
-    insitu demo --seconds 60 --inject gc=0 --inject slow-stage=0:15@20-40
-    insitu demo --json --inject random --seed 7
+    insitu demo --json --seconds 60 --inject gc=0 --inject slow-stage=0:15@20-40
     """
     folder = model or default_model()
     layers = num_layers(folder)
     check_stages(stages, layers)
-    plan = Plan(
-        model=folder,
-        num_stages=stages,
-        store=store or fresh_store(),
-        seconds=seconds,
-        seed=seed,
-        specs=resolve_specs(inject or (DEFAULT_FAULT,), seed, stages, layers),
+    specs = resolve_specs(inject or (DEFAULT_FAULT,), seed, stages, layers)
+    store = store or fresh_store()  # last: it makes a folder
+    plan = Plan(model=folder, num_stages=stages, store=store, seconds=seconds, seed=seed, specs=specs)
+    is_watched = not headless and not as_json
+    interrupted = run_demo(
+        plan,
+        lambda answer: click.echo(json.dumps(answer) if as_json else render(answer)),
+        DemoPages(say) if is_watched else None,
     )
-    answer, interrupted = run_demo(plan)
-    click.echo(json.dumps(answer) if as_json else render(answer))
     if interrupted:
         raise SystemExit(ExitCode.INTERRUPTED)
 
 
-def run_demo(plan: Plan) -> tuple[dict[str, Any], bool]:
-    """Run the whole; return its document and whether somebody ended it early. Nothing it started is left.
+def run_demo(plan: Plan, tell: Callable[[dict[str, Any]], None], pages: DemoPages | None = None) -> bool:
+    """Run the whole, tell its document; return whether somebody ended it early. Nothing it started is left.
 
+    With `pages` a dashboard runs beside the traffic; in a terminal it stays after it, until Ctrl-C.
     Raises ClickException, one line.
     """
     current_run()  # the children inherit it: one run, whoever writes
     began_unix_ns = time.time_ns() - int(_age_s() * 1e9)
     with tempfile.TemporaryDirectory(prefix="insitu-demo-") as scratch:
-        run = Run(plan, began_unix_ns, Path(scratch) / "faults.jsonl", VerdictWatch(plan.store, began_unix_ns))
+        run = Run(plan, began_unix_ns, Path(scratch) / "faults.jsonl", VerdictWatch(plan.store, began_unix_ns), pages)
+        children = Children()
         try:
-            with Children() as children:
+            with children:
                 load, sources = _serve_and_load(run, children)
-            return _answer(run, load, sources), run.interrupted
+                tell(_answer(run, load, sources))
+                if pages is not None and not run.interrupted and sys.stdout.isatty():
+                    pages.stay(children)
+            return run.interrupted
         except ChildFailed as error:
+            if children.interrupted.is_set():  # a terminal's Ctrl-C reaches whoever was reading the store
+                _stop_saying(f"stopped before the answer was there{_kept(plan.store)}")
             raise click.ClickException(f"{error}{_kept(plan.store)}") from None
         except Interrupted:
             _stop_saying(f"stopped before the engine was ready{_kept(plan.store)}")
+        except KeyboardInterrupt:  # everything has ended, and the store is being read
+            _stop_saying(f"stopped before the answer was there{_kept(plan.store)}")
         finally:
             run.watch.close()
 
@@ -133,7 +144,7 @@ def _serve_and_load(run: Run, children: Children) -> tuple[Mapping[str, Any], li
     """Start everything, watch the traffic, stop everything; return what the load and all sessions reported."""
     plan = run.plan
     say(f"a collector with its judge, {plan.model.name} on {plan.num_stages} stages and a load, each a process here")
-    say(f"collecting into {plan.store}")
+    say(f"collecting into {plan.store}, which keeps {load_for_command().keep}")
     collect = children.start("the collector", ["collect", "--store", str(plan.store), "--port", "0", "--judge"])
     address = collect.wait_for_line(r"collecting on (grpc://\S+)", COLLECT_TIMEOUT_S, children.interrupted)[1]
     say("starting the engine: it loads torch and the checkpoint, then warms up")
@@ -146,6 +157,8 @@ def _serve_and_load(run: Run, children: Children) -> tuple[Mapping[str, Any], li
     )
     say(f"  what is injected, and only the engine knows it: {', '.join(plan.specs) or 'nothing'}")
     load = _start_load(plan, children, url)
+    if run.pages is not None:
+        run.pages.start(children, plan.store)
     try:
         _watch(run, children, load)
     except Interrupted:

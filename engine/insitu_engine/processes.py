@@ -44,8 +44,11 @@ class Child:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         on_stderr: Callable[[str], None] | None = None,
+        vital: bool = True,
     ) -> None:
         self.name = name
+        self.vital = vital
+        """Whether the whole fails when this child ends by itself."""
         self.stdout: deque[str] = deque(maxlen=KEPT_LINES)
         self.stderr: deque[str] = deque(maxlen=KEPT_LINES)
         self._news = Condition()
@@ -150,20 +153,21 @@ class Children:
         arguments: Sequence[str],
         environment: Mapping[str, str] | None = None,
         on_stderr: Callable[[str], None] | None = None,
+        vital: bool = True,
     ) -> Child:
         """Start `insitu ARGUMENTS` in a process group of its own. Raises Interrupted."""
         if self.interrupted.is_set():
             raise Interrupted
-        child = Child(name, arguments, environment or {}, on_stderr)
+        child = Child(name, arguments, environment or {}, on_stderr, vital)
         self._children.append(child)
         return child
 
     def check(self, *may_end: Child) -> None:
-        """Raise Interrupted or ChildFailed when it is time to stop: any child but `may_end` must be running."""
+        """Raise Interrupted or ChildFailed when it is time to stop: any vital child but `may_end` must be running."""
         if self.interrupted.is_set():
             raise Interrupted
         for child in self._children:
-            if child.ended and not (child in may_end and child.process.returncode == 0):
+            if child.vital and child.ended and not (child in may_end and child.process.returncode == 0):
                 raise child.failure()
 
     def stop(self, child: Child, deadline_s: float) -> bool:

@@ -6,12 +6,16 @@ Our own commands stand in a table, so that `insitu --help` imports nothing but c
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from enum import IntEnum
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
-import click
+from insitu.interrupts import ending_at_once
+
+with ending_at_once():
+    import click
 
 ENTRY_POINTS: Final = "insitu.commands"
 
@@ -46,7 +50,11 @@ COMMANDS: Final[dict[str, Entry]] = {
     "load": Entry("insitu_engine.load:load", "Send prompts at random times to a server.", "engine", hidden=True),
     "collect": Entry("insitu_collector.collect:collect", "Receive records and store them as Arrow files.", "collector"),
     "judge": Entry("insitu_collector.judge:judge", "Judge a store once a second and append verdicts.", "collector"),
+    "dashboard": Entry(
+        "insitu_dashboard.dashboard:dashboard", "Show a store in a browser, live while it is written.", "dashboard"
+    ),
     "stalls": Entry("insitu_collector.stalls:stalls", "Say what a store's verdicts and ledger say.", "collector"),
+    "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
     "doctor": Entry("insitu.doctor:doctor", "Check this machine and environment, and say what to fix."),
 }
 
@@ -63,7 +71,8 @@ class LazyGroup(click.Group):
             return _from_entry_points(cmd_name)
         module, _, attribute = entry.target.partition(":")
         try:
-            command = getattr(import_module(module), attribute)
+            with ending_at_once():
+                command = getattr(import_module(module), attribute)
         except ModuleNotFoundError as error:
             raise _missing(error, cmd_name) from error
         assert isinstance(command, click.Command), f"{entry.target} is not a click command"
@@ -86,6 +95,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except ModuleNotFoundError as error:  # a command may import its heavy parts only when it runs
             raise _missing(error, ctx.invoked_subcommand or "insitu") from error
+        except KeyboardInterrupt:
+            raise SystemExit(ExitCode.INTERRUPTED) from None
 
 
 def _from_entry_points(name: str) -> click.Command | None:
@@ -139,4 +150,8 @@ def insitu(ctx: click.Context) -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line. Raises SystemExit with an `ExitCode`."""
-    insitu.main(args=None if args is None else list(args), prog_name="insitu")
+    try:
+        insitu.main(args=None if args is None else list(args), prog_name="insitu")
+    finally:
+        if args is None:  # the process ends: a signal now would only tear up its last steps
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

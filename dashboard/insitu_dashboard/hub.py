@@ -1,0 +1,241 @@
+"""One reader of the store for all viewers: a thread that follows it, more slowly while nobody looks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from insitu.segment_layout import FORMAT
+from insitu_collector.slices import Group, Groups, latest
+from insitu_collector.store import open_store
+from insitu_dashboard.notices import Level, Notice, State
+from insitu_dashboard.picture import blank_picture, picture
+from insitu_dashboard.run_view import RunView
+from insitu_dashboard.span_document import live_document, window_document
+
+if TYPE_CHECKING:
+    from insitu_collector.store import StoreTail
+
+_log = logging.getLogger("insitu")
+
+TABLES: Final = ("sources", "intervals", "steps", "health", "requests", "verdicts", "gaps")
+HISTORY_NS: Final = 3600 * 1_000_000_000
+"""How far before its newest segment a store is read when the dashboard starts."""
+POLL_S: Final = 0.5
+IDLE_POLL_S: Final = 5.0
+WATCHED_S: Final = 10.0
+"""How long after the last question somebody is taken to be looking."""
+PICTURE_EVERY_S: Final = 1.0
+CROWD: Final = 8
+"""Open streams above which pictures are made half as often."""
+MOST_RUNS: Final = 8
+LIVE_NS: Final = 12_000_000_000
+"""What a timeline is given when it is opened."""
+KEPT_DELTAS: Final = 64
+
+
+@dataclass(slots=True)
+class _Run:
+    view: RunView = field(default_factory=RunView)
+    deltas: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_DELTAS))
+    """New spans as JSON texts, made once for all viewers; empty while nobody looked."""
+    num_deltas: int = 0
+    pictures: dict[int, tuple[float, str]] = field(default_factory=dict)
+    """Window -> when it was made, and the document."""
+
+
+class Hub:
+    """What all pages read. Every method may be called from any thread. Nothing here writes to the store."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_streams = 0
+        self.error: str | None = None
+        """Why the store cannot be read now, or None."""
+        self._lock = threading.RLock()
+        self._runs: dict[Group, _Run] = {}
+        self._groups = Groups()
+        self._latest: Group | None = None
+        self._tail: StoreTail | None = None
+        self._asked_s = 0.0
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._loaded = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="insitu dashboard hub", daemon=True)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> Hub:
+        """Follow the store from now on."""
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Stop following; what was read can still be asked for."""
+        self.stop_streams()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._tail is not None:
+            self._tail.close()
+
+    def stop_streams(self) -> None:
+        """Let every open stream end at its next look."""
+        self._stop.set()
+        self._wake.set()
+
+    @property
+    def is_closing(self) -> bool:
+        return self._stop.is_set()
+
+    def wait_loaded(self, timeout_s: float) -> bool:
+        """Wait until the store was read once; return whether it was."""
+        return self._loaded.wait(timeout_s)
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            self.poll()
+            self._wake.wait(POLL_S if self._is_watched else IDLE_POLL_S)
+            self._wake.clear()
+
+    @property
+    def _is_watched(self) -> bool:
+        return self.num_streams > 0 or time.monotonic() - self._asked_s < WATCHED_S
+
+    def _asked(self) -> None:
+        was_watched, self._asked_s = self._is_watched, time.monotonic()
+        if not was_watched:
+            self._wake.set()
+
+    def poll(self) -> None:
+        """Read what is new. A store that cannot be read is a state to show, not an error to raise."""
+        try:
+            rows = self._read()
+        except (OSError, pa.ArrowException) as error:
+            if self.error is None:
+                _log.warning("insitu: the dashboard cannot read the store: %s", error)
+            self.error = str(error)
+        else:
+            with self._lock:
+                self.error = None
+                self._take(rows)
+        self._loaded.set()
+
+    def _read(self) -> dict[str, pa.Table]:
+        if not (self.path / FORMAT).is_dir():
+            raise FileNotFoundError(f"there is no store at {self.path}")
+        if self._tail is None:
+            newest = max((file.stat().st_mtime_ns for file in (self.path / FORMAT).rglob("*.arrow")), default=0)
+            self._tail = open_store(self.path).tail(TABLES, since_unix_ns=newest - HISTORY_NS)
+        return self._tail.poll()
+
+    def _take(self, rows: dict[str, pa.Table]) -> None:
+        if not rows:
+            return
+        verdicts, gaps = rows.pop("verdicts", None), rows.pop("gaps", None)
+        for group, tables in self._groups.sort(rows).items():
+            run = self._runs.setdefault(group, _Run())
+            run.view.add(tables)
+            self._add_delta(run, tables)
+        for (name, _), run in self._runs.items():
+            if verdicts is not None:
+                run.view.take_verdicts(verdicts.filter(pc.starts_with(verdicts["verdict"], name[:8])))
+            if gaps is not None:
+                run.view.take_gaps(gaps)
+            run.view.settle()
+        self._latest = latest({group: {"sources": run.view.sources} for group, run in self._runs.items()})
+        for group in sorted(self._runs, key=lambda group: self._runs[group].view.last_ns or 0)[:-MOST_RUNS]:
+            del self._runs[group]
+
+    def _add_delta(self, run: _Run, tables: Mapping[str, pa.Table]) -> None:
+        if "intervals" in tables or "health" in tables:
+            rows = tables.get("intervals", run.view.intervals.between(0, 0))
+            run.num_deltas += 1
+            run.deltas.append(json.dumps(live_document(run.view, rows, reset=False)) if self.num_streams else "")
+
+    # -- what pages ask for --------------------------------------------------------------------------------------
+
+    def runs(self) -> list[str]:
+        """Return the runs that can be shown, the one with the newest record first."""
+        with self._lock:
+            groups = sorted(self._runs, key=lambda group: -(self._runs[group].view.last_ns or 0))
+        return list(dict.fromkeys(run for run, _ in groups))
+
+    def _find(self, run: str | None) -> tuple[Group, _Run] | None:
+        """Return the run whose name begins so (None: the latest), or None when it is not here. Under the lock."""
+        self._asked()
+        group = self._latest if not run else min((g for g in self._runs if g[0].startswith(run)), default=None)
+        return None if group is None or group not in self._runs else (group, self._runs[group])
+
+    @property
+    def tick_s(self) -> float:
+        """Return how often pictures are made."""
+        return PICTURE_EVERY_S * (1 if self.num_streams <= CROWD else 2)
+
+    def picture(self, run: str | None, window_s: int, at_unix_ns: int | None = None) -> str:
+        """Return the picture of a run as a JSON text; always one, whatever the state of store and run."""
+        now_s = time.monotonic()
+        with self._lock:
+            found = self._find(run)
+            if found is None or self.error is not None:
+                return json.dumps(self._blank(run))
+            (name, replica), kept = found
+            made_s, text = kept.pictures.get(window_s, (float("-inf"), ""))
+            if at_unix_ns is None and now_s - made_s < 0.9 * self.tick_s:
+                return text
+            at_ns = None if at_unix_ns is None else at_unix_ns - kept.view.timeline.unix_minus_mono_ns
+            made = picture(kept.view, time.time_ns(), window_s, run=name, replica=replica, at_ns=at_ns)
+            made["header"] |= {"viewers": self.num_streams, "tick_s": self.tick_s}
+            text = json.dumps(made)
+            if at_unix_ns is None:
+                kept.pictures[window_s] = now_s, text
+            return text
+
+    def _blank(self, run: str | None) -> dict[str, Any]:
+        if self.error is not None:
+            remedy = "Check the path and its permissions; this page goes on by itself once it can be read."
+            return blank_picture(State.ERROR, Notice(Level.ERROR, f"The store cannot be read: {self.error}.", remedy))
+        if run and self._runs:
+            text = f"The run {run} is not among the recent ones of this store."
+            remedy = f"Here are: {', '.join(self.runs()[:5])}. Of older ones `insitu stalls {self.path}` tells."
+            return blank_picture(State.ERROR, Notice(Level.ERROR, text, remedy))
+        return blank_picture(State.EMPTY if self._loaded.is_set() else State.LOADING)
+
+    def live_spans(self, run: str | None) -> tuple[int, str] | None:
+        """Return (number of the newest delta, the last seconds of spans as a JSON text), or None without a run."""
+        with self._lock:
+            found = self._find(run)
+            if found is None:
+                return None
+            view = found[1].view
+            end = view.last_ns or 0
+            rows = view.intervals.between(end - LIVE_NS, end + 1)
+            return found[1].num_deltas, json.dumps(live_document(view, rows, reset=True))
+
+    def new_spans(self, run: str | None, after: int) -> list[str] | None:
+        """Return the deltas that followed number `after`; None when some of them are gone: ask for `live_spans`."""
+        with self._lock:
+            found = self._find(run)
+            if found is None:
+                return None
+            num_new = found[1].num_deltas - after
+            deltas = list(found[1].deltas)[-num_new:] if num_new else []
+            return deltas if len(deltas) == num_new and all(deltas) else None
+
+    def spans(self, run: str | None, t0_unix_ns: int, t1_unix_ns: int, pixels: int) -> str | None:
+        """Return the spans of a window as a JSON text, or None without such a run."""
+        with self._lock:
+            found = self._find(run)
+            if found is None:
+                return None
+            offset = found[1].view.timeline.unix_minus_mono_ns
+            return json.dumps(window_document(found[1].view, t0_unix_ns - offset, t1_unix_ns - offset, pixels))

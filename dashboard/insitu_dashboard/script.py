@@ -1,0 +1,5 @@
+"""What Streamlit runs for each viewer; the pages themselves are in `insitu_dashboard.pages`."""
+
+from insitu_dashboard.pages import run
+
+run()

@@ -1,0 +1,138 @@
+"""Intervals as spans to draw: which lane, when, which ledger class; fewer where a pixel holds many. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from insitu.vocabulary import NO_RANK, IntervalClass, LedgerClass
+from insitu_collector.ledger import RunningSum, classify
+from insitu_collector.timeline import Int64, Timeline, numbers
+
+CLASSES: Final = tuple(LedgerClass)
+MOST_SPANS: Final = 8_000
+"""Of one answer: more cannot be told apart on any screen."""
+PLACE: Final = {cls: place for place, cls in enumerate(CLASSES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Columns of one length, int64 each, by begin. `cls` is a place in `CLASSES`, `lane` one in the list of ranks."""
+
+    lane: Int64
+    t0_ns: Int64
+    t1_ns: Int64
+    cls: Int64
+    step: Int64
+    mb: Int64
+    peer: Int64
+    merged: Int64
+    """How many intervals a span stands for."""
+
+    def __len__(self) -> int:
+        return len(self.lane)
+
+    def only(self, wanted: NDArray[Any]) -> Spans:
+        return Spans(*(getattr(self, item.name)[wanted] for item in fields(self)))
+
+
+def spans_of(rows: pa.Table, clock: Timeline, stages: Mapping[int, int]) -> Spans:
+    """Return the intervals of ranks as spans. A wait for work while the first stage had none is no demand."""
+    lanes = {rank: place for place, rank in enumerate(lanes_of(stages))}
+    rank = numbers(rows, "rank", NO_RANK)
+    rows = rows.filter(pa.array(np.isin(rank, list(lanes))))
+    rank, peer = numbers(rows, "rank", NO_RANK), numbers(rows, "peer", NO_RANK)
+    begin, end = clock.moved(rows, "t0_ns"), clock.moved(rows, "t1_ns")
+    number = numbers(rows, "cls", -1)
+    found = Spans(
+        lane=_mapped(rank, lanes),
+        t0_ns=begin,
+        t1_ns=end,
+        cls=_classes(number, peer, rank, stages),
+        step=numbers(rows, "step_id", -1),
+        mb=numbers(rows, "mb", -1),
+        peer=peer,
+        merged=np.ones(rows.num_rows, np.int64),
+    )
+    _mark_no_demand(found, number, rank, stages)
+    return found.only(np.argsort(begin, kind="stable"))
+
+
+def lanes_of(stages: Mapping[int, int]) -> list[int]:
+    """Return the ranks in the order they are drawn: by stage, then rank."""
+    return sorted(stages, key=lambda rank: (stages[rank], rank))
+
+
+def _mapped(values: Int64, mapping: Mapping[int, int]) -> Int64:
+    keys, place = np.unique(values, return_inverse=True)
+    return np.array([mapping[int(key)] for key in keys], np.int64)[place.reshape(-1)]
+
+
+def _classes(number: Int64, peer: Int64, rank: Int64, stages: Mapping[int, int]) -> Int64:
+    keys, place = np.unique(np.stack([number, peer, rank]), axis=1, return_inverse=True)
+    each = [PLACE[classify(int(n), int(p), int(r), dict(stages))[0]] for n, p, r in keys.T]
+    return np.array(each, np.int64)[place.reshape(-1)]
+
+
+def _mark_no_demand(spans: Spans, number: Int64, rank: Int64, stages: Mapping[int, int]) -> None:
+    first = [each for each in stages if stages[each] == min(stages.values())][:1]
+    idle = np.isin(rank, first) & (number == IntervalClass.IDLE)
+    waits = (
+        (number == IntervalClass.RECV_WAIT) & (spans.cls == PLACE[LedgerClass.WAIT_UPSTREAM]) & ~np.isin(rank, first)
+    )
+    if not idle.any() or not waits.any():
+        return
+    begin, end = spans.t0_ns[idle], spans.t1_ns[idle]
+    order = np.argsort(begin, kind="stable")
+    covered = RunningSum(begin[order], end[order], (end - begin)[order].astype(np.float64))
+    idle_ns = covered(spans.t1_ns[waits]) - covered(spans.t0_ns[waits])
+    mostly = np.flatnonzero(waits)[2 * idle_ns > (spans.t1_ns - spans.t0_ns)[waits]]
+    spans.cls[mostly] = PLACE[LedgerClass.NO_DEMAND]
+
+
+def merged_by_pixel(spans: Spans, pixel_ns: int) -> Spans:
+    """Return fewer spans: those shorter than a pixel become one a (lane, pixel), of the class that took most of it."""
+    pixel_ns = max(1, pixel_ns)
+    short = spans.t1_ns - spans.t0_ns < pixel_ns
+    if not short.any():
+        return spans
+    few = spans.only(short)
+    key = few.lane * (2**40) + few.t0_ns // pixel_ns - (int(few.t0_ns.min()) // pixel_ns)
+    _, where, place = np.unique(key, return_index=True, return_inverse=True)
+    place = place.reshape(-1)
+    weight = np.zeros((len(where), len(CLASSES)))
+    np.add.at(weight, (place, few.cls), few.t1_ns - few.t0_ns)
+    end = np.full(len(where), np.iinfo(np.int64).min)
+    np.maximum.at(end, place, few.t1_ns)
+    count = np.bincount(place, few.merged, len(where)).astype(np.int64)
+    one = count == 1
+    joined = Spans(
+        lane=few.lane[where],
+        t0_ns=few.t0_ns[where],  # spans come by begin, so the first of a pixel began first
+        t1_ns=end,
+        cls=weight.argmax(axis=1).astype(np.int64),
+        step=np.where(one, few.step[where], -1),
+        mb=np.where(one, few.mb[where], -1),
+        peer=np.where(one, few.peer[where], NO_RANK),
+        merged=count,
+    )
+    rest = spans.only(~short)
+    both = Spans(*(np.concatenate([getattr(rest, f.name), getattr(joined, f.name)]) for f in fields(Spans)))
+    return both.only(np.argsort(both.t0_ns, kind="stable"))
+
+
+def fitted(spans: Spans, t0_ns: int, t1_ns: int, pixels: int) -> Spans:
+    """Return the spans of a window at the detail `pixels` columns can show, at most about `MOST_SPANS`."""
+    if len(spans) <= min(MOST_SPANS, 4 * pixels):
+        return spans
+    pixel_ns = max(1, (t1_ns - t0_ns) // max(1, pixels))
+    found = merged_by_pixel(spans, pixel_ns)
+    while len(found) > MOST_SPANS:
+        pixel_ns *= 2
+        found = merged_by_pixel(found, pixel_ns)
+    return found

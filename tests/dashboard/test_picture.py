@@ -1,0 +1,117 @@
+"""The picture pages draw: true to the records, complete, JSON, and the same for a view that is looked at later."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from insitu.vocabulary import VerdictKind
+from insitu_collector.simulate import SECOND
+from insitu_collector.verdicts import CLOSED, OPEN, Verdict
+from insitu_dashboard.notices import Level, Notice, State
+from insitu_dashboard.picture import NO_DATA, WINDOWS_S, blank_picture, picture, told_now, verdict_json
+from insitu_dashboard.run_view import RunView
+
+
+def now_of(view: RunView) -> int:
+    assert view.last_ns is not None
+    return view.timeline.unix_ns(view.last_ns) + 400_000_000
+
+
+def pictured(view: RunView, window_s: int = 60) -> Any:
+    unix_ns = now_of(view) if view.last_ns is not None else 10**18
+    return picture(view, unix_ns, window_s, run="5eed", replica=0)
+
+
+def test_it_names_the_slow_stage(view: RunView) -> None:
+    found = pictured(view)
+    verdicts = found["verdicts"]
+    assert verdicts[0]["text"].startswith("stage 1 limits the pipeline")
+    assert verdicts[0]["remedy"]
+    assert [alarm["kind"] for alarm in found["alarms"]] == ["stage_limits"]
+    assert found["header"]["state"] == "live"
+    assert found["header"]["age_s"] == 0.4
+    assert found["ticks"], "the verdict marks the charts"
+
+
+@pytest.mark.parametrize("window_s", WINDOWS_S)
+def test_shares_sum_to_one_and_the_heat_map_to_a_hundred(view: RunView, window_s: int) -> None:
+    found = picture(view, now_of(view), window_s, run="5eed", replica=0)
+    json.loads(json.dumps(found, allow_nan=False))
+    for part in ("grid", "mix"):
+        for cell in found[part]:
+            assert sum(cell["classes"].values()) == pytest.approx(1, abs=0.01)
+    heat = found["heat"]
+    assert 1 <= len(heat["unix_s"]) <= 361
+    for row, _ in enumerate(heat["lanes"]):
+        for column in range(len(heat["unix_s"])):
+            cells = [percent[row][column] for percent in heat["percent"].values()]
+            assert cells == [NO_DATA] * len(cells) or sum(cells) == pytest.approx(100, abs=len(cells))
+    columns = {len(values) for values in found["latency"].values()}
+    assert len(columns) == 1
+
+
+def test_a_look_at_an_earlier_time_shows_what_was_so_then(view: RunView) -> None:
+    before = 1000 * SECOND + 4 * SECOND
+    found = picture(view, now_of(view), 10, run="5eed", replica=0, at_ns=before)
+    assert found["alarms"] == []
+    assert found["heat"]["unix_s"][-1] <= view.timeline.unix_ns(before) / 1e9
+
+
+def verdict(kind: VerdictKind, state: str, name: str = "v", detected: int = 1) -> Verdict:
+    return Verdict(
+        verdict=name,
+        revision=0,
+        state=state,
+        kind=kind,
+        on_stage=1,
+        on_rank=1,
+        layer=None,
+        site="<img src=x onerror=alert(1)>",
+        step_id=None,
+        phase=None,
+        confidence=1.0,
+        text=f"{kind} text",
+        remedy="r",
+        window_start_unix_ns=detected,
+        window_end_unix_ns=detected + 1,
+        detected_unix_ns=detected,
+        num_requests=0,
+    )
+
+
+def test_what_is_open_is_told_most_severe_first() -> None:
+    pause = verdict(VerdictKind.GC_PAUSE, OPEN, "a")
+    stuck = verdict(VerdictKind.STUCK, OPEN, "b", 5)
+    healthy = verdict(VerdictKind.HEALTHY, OPEN, "c")
+    assert told_now([pause, stuck, healthy], is_over=False) == [stuck, pause]
+
+
+def test_what_is_over_gives_way_to_how_it_is_now() -> None:
+    stuck = verdict(VerdictKind.STUCK, CLOSED, "b")
+    healthy = verdict(VerdictKind.HEALTHY, OPEN, "c")
+    assert told_now([stuck, healthy], is_over=False) == [healthy]
+    assert told_now([stuck, healthy], is_over=True) == [stuck], "of a run that ended, what was found stands"
+    assert told_now([stuck], is_over=False) == []
+
+
+def test_nanoseconds_travel_as_text() -> None:
+    found = verdict_json(replace(verdict(VerdictKind.STUCK, OPEN), window_start_unix_ns=2**60 + 1))
+    assert found["t0"] == str(2**60 + 1)
+
+
+def test_nothing_has_a_picture_too() -> None:
+    notice = Notice(Level.ERROR, "gone.", "look.")
+    found = blank_picture(State.ERROR, notice)
+    assert found.keys() == pictured(RunView()).keys()
+    assert found["notice"] == {"level": "error", "text": "gone.", "remedy": "look."}
+    assert blank_picture(State.EMPTY)["notice"]["text"].startswith("No record")
+
+
+def test_an_empty_view_gives_an_empty_picture() -> None:
+    found = picture(RunView(), 10**18, 60, run="5eed", replica=0)
+    assert found["header"]["state"] == "empty"
+    assert (found["grid"], found["verdicts"], found["heat"]["unix_s"]) == ([], [], [])
