@@ -2,4 +2,5 @@
 
 from insitu_dashboard.pages import run
 
-run()
+if __name__ == "__main__":  # as Streamlit runs it
+    run()
