@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import uuid
@@ -14,25 +13,26 @@ from pathlib import Path
 from typing import Any, Final
 
 SETTINGS: Final = {
-    "STREAMLIT_SERVER_HEADLESS": "true",
-    "STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none",
-    "STREAMLIT_SERVER_RUN_ON_SAVE": "false",
-    "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
-    "STREAMLIT_CLIENT_TOOLBAR_MODE": "minimal",
-    "STREAMLIT_CLIENT_SHOW_ERROR_DETAILS": "none",
-    "STREAMLIT_LOGGER_LEVEL": "error",
+    "browser.gatherUsageStats": False,
+    "client.showErrorDetails": "none",
+    "client.toolbarMode": "minimal",
+    "logger.level": "error",
+    "server.fileWatcherType": "none",
+    "server.headless": True,
 }
-"""Streamlit reads these when it is imported."""
+"""Over whatever a user has set for apps of their own: nothing is sent anywhere, no traceback reaches a viewer."""
 
 _log = logging.getLogger("insitu")
 
 
 def serve(store: Path, listener: socket.socket, address: str) -> None:
     """Serve the dashboard of a store on a bound socket until SIGTERM or SIGINT. Prints its address when it is ready."""
-    os.environ.update(SETTINGS)
+    from streamlit.web import bootstrap
+
     from insitu_dashboard import pages
     from insitu_dashboard.hub import Hub
 
+    bootstrap.load_config_options(SETTINGS)
     hub = Hub(store).start()
     pages.use(hub)
     try:

@@ -44,7 +44,7 @@ def use(hub: Hub) -> None:
 def run() -> None:
     """Draw the page that the address names."""
     assert _hub is not None, "the dashboard's server gives the pages their hub before the first one is opened"
-    st.set_page_config(page_title="insitu", page_icon=":material/monitor_heart:", layout="wide")
+    st.set_page_config(page_title="insitu", layout="wide")
     st.html(f"<style>{LAYOUT}</style>")
     _hub.wait_loaded(LOAD_S)
     pages = [
