@@ -18,6 +18,8 @@ from typing import Final
 
 import click
 
+from insitu.config_show import load_for_command
+from insitu.retention import Keep
 from insitu.segments import ShardLocked, StoreFull
 from insitu_collector.server import CollectorServer, PortInUse
 
@@ -43,21 +45,25 @@ _log = logging.getLogger("insitu")
 @click.option("--port", default=4317, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--judge", is_flag=True, help="Also run `insitu judge` on the store.")
-def collect(store: Path, port: int, host: str, judge: bool) -> None:
+@click.option("--keep-bytes", metavar="SIZE", help="Most of what is received to keep, or none.  [default: 2GiB]")
+@click.option("--keep-for", metavar="TIME", help="How long to keep it, or none.  [default: 24h]")
+def collect(store: Path, port: int, host: str, judge: bool, keep_bytes: str | None, keep_for: str | None) -> None:
     """Receive records from probes and store them as Arrow files.
 
     When it stops, one line of JSON on stdout says what it and its judge wrote themselves.
 
     \b
-    insitu collect --store ./insitu-store
-    insitu collect --store /data/insitu --port 4327 --judge
+    insitu collect --store ./insitu-store --port 0
+    insitu collect --store ./insitu-store --port 0 --judge --keep-bytes 500MiB --keep-for 1h
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     stop = threading.Event()
     _stop_on_signals(stop)
-    server = _start(store, host, port)
+    keep = load_for_command(keep_bytes=keep_bytes, keep_for=keep_for).keep
+    server = _start(store, host, port, keep)
     if host not in LOOPBACK:
         click.echo(f"anyone who reaches {host}:{server.port} can write to {store}; there is no TLS yet", err=True)
+    click.echo(f"keeps {keep}; --keep-bytes and --keep-for change it", err=True)
     click.echo(f"collecting on {server.address} into {store}", err=True)
     try:
         if judge:
@@ -77,10 +83,10 @@ def _stop_on_signals(stop: threading.Event) -> None:
         signal.signal(number, ask)
 
 
-def _start(store: Path, host: str, port: int) -> CollectorServer:
+def _start(store: Path, host: str, port: int, keep: Keep) -> CollectorServer:
     """Return the running server. Raises ClickException: one line that names the thing and the remedy."""
     try:
-        return CollectorServer(store, host, port)
+        return CollectorServer(store, host, port, keep)
     except PortInUse as error:
         remedy = "choose another with --port (0: any)" if error.errno == errno.EADDRINUSE else "check --host and --port"
         raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None

@@ -15,6 +15,8 @@ import pyarrow as pa
 from insitu.exporters.base import Batch, Refused
 from insitu.identity import Source
 from insitu.records import TABLES, schema_of, spec_by_digest, table_spec
+from insitu.retention import Keep
+from insitu.segment_expiry import Expiry
 from insitu.segment_message import RECORD_BATCH, read_head
 from insitu.segment_reader import Damage, recent_keys
 from insitu.segments import Key, ShardWriter
@@ -85,18 +87,29 @@ def _invalid(detail: str) -> Refused:
 
 
 class Ingest:
-    """Stores each frame of each stream once in the collector's shard. Safe for several threads.
+    """Stores each frame of each stream once in the collector's shard, and keeps that within bounds. Safe for several
+    threads.
 
     Raises what `ShardWriter` raises when the store cannot be used.
     """
 
-    def __init__(self, writer: ShardWriter, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, writer: ShardWriter, clock: Callable[[], float] = time.monotonic, keep: Keep | None = None
+    ) -> None:
         self._writer = writer
         self._clock = clock
         self._lock = threading.Lock()
         self._streams: dict[tuple[int, int], StreamProgress] = {}
         self._source = Source.without_rank(Role.CLIENT)
         self._own_rows: dict[str, tuple[int, int]] = {}
+        self._expiry = Expiry(
+            writer.store,
+            SHARD,
+            keep or Keep(),
+            lambda rows: self.write_own("gaps", rows),
+            own_epoch=self._source.epoch,
+            clock=clock,
+        )
         self._is_failing = False
         self._unsure: list[tuple[float, Damage]] = []
         """Lost unless sent again: since when, and what."""
@@ -148,6 +161,7 @@ class Ingest:
             for progress in self._streams.values():
                 progress.close_old_holes(now)
         self._write_losses(before=now - SENT_AGAIN_S)
+        self._expiry.look(self._writer.busy)
         return done.failed
 
     def lost(self, damage: Sequence[Damage], *, may_come_again: bool = False) -> None:
@@ -245,6 +259,6 @@ def gap_row(damage: Damage, unix_ns: int) -> dict[str, Any]:
         "num_rows": damage.num_rows,
         "num_bytes": damage.num_bytes,
         "reason": str(DropReason.TORN_TAIL) if damage.torn else "corrupt",
-        "file": f"{damage.segment.table}/{damage.segment.shard}-{damage.segment.number:010}.arrow",
+        "file": damage.segment.file,
         "unix_ns": unix_ns,
     }

@@ -208,5 +208,6 @@ def judge(store: Path, to: str | None, once: bool, with_parent: bool) -> None:
             judge_once.look(live=False, final=True)
             judge_once.close()
         else:
+            click.echo(f"judging {store} until SIGTERM or Ctrl-C", err=True)
             _run(opened, session, stop, os.getppid() if with_parent else None)
     click.echo(json.dumps({"schema": "insitu.judge/1", "sources": [session.stats().to_json()]}))

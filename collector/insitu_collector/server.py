@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 import grpc
 
+from insitu.retention import Keep
 from insitu.segment_recovery import Recovery, recover_store
 from insitu.segments import Key, ShardWriter
 from insitu.wire.insitu_pb2 import ToCollector, ToProbe
@@ -71,12 +72,14 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
     be written.
     """
 
-    def __init__(self, store: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 4317) -> None:
+    def __init__(
+        self, store: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 4317, keep: Keep | None = None
+    ) -> None:
         self.store = Path(store)
         _check_port(host, port)  # before the store is touched
         writer = ShardWriter(self.store, SHARD)
         try:
-            self.ingest = Ingest(writer)
+            self.ingest = Ingest(writer, keep=keep)
             _report(writer.recovery)
             others = recover_store(self.store)
             self.ingest.lost(others.damage)

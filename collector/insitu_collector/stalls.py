@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from insitu.cli import ExitCode
 from insitu.records import schema_of
-from insitu.vocabulary import DropReason, LedgerClass
+from insitu.segment_layout import SEALED, list_segments
+from insitu.vocabulary import EXPIRED, DropReason, LedgerClass
 from insitu_collector.evidence import Tables
 from insitu_collector.judge import final_verdicts
 from insitu_collector.ledger import Ledger, rank_ledger
@@ -59,6 +60,8 @@ class Stalls:
     """Rows that are known to be missing, by reason."""
     stored: dict[str, int]
     """Rows of the run by table, counted by reading every segment."""
+    expired: dict[str, int]
+    """Rows of the run by table that were stored and have gone by age or size since."""
     revised: int
     """Verdicts that were withdrawn."""
 
@@ -116,6 +119,7 @@ def stalls_of(store: Store) -> Stalls | None:
         timeline=timeline_of(tables["sources"]),
         missing=missing_rows(tables, store.table("gaps")),
         stored=stored_rows(store, group[0], read["sources"]),
+        expired=expired_rows(store, group[0], read["sources"]),
         revised=num_revised([Verdict.from_row(row) for row in store.table("verdicts").to_pylist()], group[0]),
     )
 
@@ -130,6 +134,20 @@ def stored_rows(store: Store, run: str, sources: pa.Table) -> dict[str, int]:
     return counted
 
 
+def expired_rows(store: Store, run: str, sources: pa.Table) -> dict[str, int]:
+    """Return the rows of a run by table that have expired. A file told to have gone may still be there: not counted."""
+    epochs = set(sources.filter(pc.equal(sources["run"], run))["epoch"].to_pylist())
+    there = {name.file for name in list_segments(store.path, SEALED)}
+    gone: dict[tuple[str, int], tuple[str, int]] = {}
+    for row in store.table("gaps").to_pylist():
+        if row["reason"] == EXPIRED and row["source_epoch"] in epochs and row["file"] not in there:
+            gone[row["file"], row["source_epoch"]] = row["table"], row["num_rows"] or 0
+    counted: dict[str, int] = {}
+    for table, num_rows in gone.values():
+        counted[table] = counted.get(table, 0) + num_rows
+    return counted
+
+
 def missing_rows(tables: Tables, gaps: pa.Table) -> dict[str, int]:
     """Return how many rows are known to be missing, by reason: dropped at a probe, or lost in the store."""
     missing: dict[str, int] = {}
@@ -141,7 +159,7 @@ def missing_rows(tables: Tables, gaps: pa.Table) -> dict[str, int]:
     drops = [(drop["reason"], drop["rows"]) for row in last.values() for drop in row["dropped"] or ()]
     drops += [(row["reason"] or str(DropReason.TORN_TAIL), row["num_rows"] or 0) for row in gaps.to_pylist()]
     for reason, num_rows in drops:
-        if num_rows:
+        if num_rows and reason != EXPIRED:
             missing[reason] = missing.get(reason, 0) + num_rows
     return missing
 
@@ -161,7 +179,7 @@ def to_json(found: Stalls) -> dict[str, Any]:
         ],
         "overlap_ns": {str(rank): ns for rank, ns in found.ledger.overlap_ns.items()} if found.ledger else {},
         "missing": found.missing,
-        "records": {"stored": found.stored},
+        "records": {"stored": found.stored, "expired": found.expired},
         "revised": found.revised,
     }
 
@@ -177,6 +195,11 @@ def to_text(found: Stalls) -> str:
         lines.append("No verdict: nothing was judged yet.")
     if found.ledger is not None:
         lines += ["", *_ledger_lines(found.ledger)]
+    if found.expired:
+        lines += [
+            "",
+            f"{sum(found.expired.values())} older rows of this run have expired; what is said is of the rest.",
+        ]
     if found.missing:
         counted = ", ".join(f"{rows} ({reason})" for reason, rows in sorted(found.missing.items()))
         lines += ["", f"The record is partial: rows missing: {counted}."]

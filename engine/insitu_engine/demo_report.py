@@ -79,7 +79,7 @@ def document(setting: Setting, reports: Reports) -> dict[str, Any]:
         "revised": int(reports.stalls["revised"]),
         "ledger_window_unix_ns": reports.stalls["ledger_window_unix_ns"] or [0, 0],
         "ledger": ledger_rows(reports.stalls["ledger"]),
-        "records": records(reports.sources, reports.stalls["records"]["stored"]),
+        "records": records(reports.sources, **reports.stalls["records"]),
         "overhead": {"share": round(max(shares, default=0.0), 5), "how": OVERHEAD_HOW},
         "store": setting.store,
     }
@@ -123,8 +123,10 @@ def ready_to_verdict_s(setting: Setting, verdicts: Sequence[Mapping[str, Any]]) 
     return round((min(seen) - setting.ready_unix_ns) / 1e9, 3) if seen else None
 
 
-def records(sources: Sequence[Mapping[str, Any]], stored: Mapping[str, int]) -> dict[str, Any]:
-    """Return produced, stored and dropped rows in all and by table."""
+def records(
+    sources: Sequence[Mapping[str, Any]], stored: Mapping[str, int], expired: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Return produced, stored and dropped rows in all and by table; those that have expired in all, if any have."""
     produced: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     dropped_of: Counter[str] = Counter()
@@ -143,6 +145,7 @@ def records(sources: Sequence[Mapping[str, Any]], stored: Mapping[str, int]) -> 
         "stored": sum(int(rows) for rows in stored.values()),
         "dropped": dict(dropped),
         "tables": tables,
+        **({"expired": sum(expired.values())} if expired else {}),
     }
 
 
@@ -160,7 +163,8 @@ def render(answer: Mapping[str, Any]) -> str:
         f"requests  {answer['requests']['completed']} answered, {answer['requests']['failed']} failed, "
         f"{answer['tokens_per_s']:.0f} tokens/s",
         f"records   {kept['produced']:,} produced, {kept['stored']:,} stored, {num_dropped:,} dropped"
-        f"{_reasons(kept['dropped'])}; the probe took {100 * answer['overhead']['share']:.2g} % of step time",
+        f"{_reasons(kept['dropped'])}{_expired(kept)}; "
+        f"the probe took {100 * answer['overhead']['share']:.2g} % of step time",
         f"store     {answer['store']}",
         f"next      insitu stalls {answer['store']}",
     ]
@@ -169,6 +173,10 @@ def render(answer: Mapping[str, Any]) -> str:
 
 def _reasons(dropped: Mapping[str, int]) -> str:
     return f" ({', '.join(f'{reason} {rows:,}' for reason, rows in dropped.items())})" if dropped else ""
+
+
+def _expired(kept: Mapping[str, Any]) -> str:
+    return f", {kept['expired']:,} expired" if kept.get("expired") else ""
 
 
 def _verdict(verdict: Mapping[str, Any]) -> str:

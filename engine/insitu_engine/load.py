@@ -276,9 +276,11 @@ def read_prompts(path: Path) -> list[str]:
 def load(url: str, seconds: float, seed: int, rate: float, prompts: Path | None, progress: bool | None) -> None:
     """Send prompts of mixed lengths at random times to a server, and print what came of them as one JSON line.
 
+    With `insitu serve` running on its usual port:
+
     \b
-    insitu load --url http://127.0.0.1:8000
-    insitu load --url http://127.0.0.1:8000 --seconds 60 --rate 8 --seed 3
+    insitu load --url http://127.0.0.1:8000 --seconds 5
+    insitu load --url http://127.0.0.1:8000 --seconds 5 --rate 8 --seed 3
     """
     planned = plan(seed, rate, seconds, read_prompts(prompts) if prompts else ())
     shown = sys.stderr.isatty() if progress is None else progress

@@ -13,7 +13,10 @@ from urllib.parse import urlsplit
 
 import click
 
+from insitu.config import Origin
+from insitu.config_show import load_for_command
 from insitu_engine.config import EngineConfig
+from insitu_engine.demo_plan import default_model
 from insitu_engine.errors import EngineError, one_line, say
 
 DEFAULT_TO = "grpc://127.0.0.1:4317"
@@ -29,7 +32,11 @@ def _split(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
 
 
 @click.command()
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="Hugging Face checkpoint folder.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Hugging Face checkpoint folder.  [default: the tiny-llama that comes with insitu]",
+)
 @click.option("--stages", type=click.IntRange(min=1), default=1, show_default=True, help="Pipeline stages.")
 @click.option("--split", callback=_split, help="Layers of each stage, like 5,3; balanced by cost if not given.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -44,7 +51,7 @@ def _split(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
 @click.option("--kv-mib", type=click.IntRange(min=1), default=256, show_default=True, help="Key/value memory a rank.")
 @click.option("--grace", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds to finish in.")
 def serve(
-    model: Path,
+    model: Path | None,
     stages: int,
     split: tuple[int, ...] | None,
     host: str,
@@ -64,14 +71,19 @@ def serve(
     When it stops, one line of JSON on stdout says how many records every process made and where they went.
 
     \b
-    insitu serve --model ./tiny-llama --stages 2
-    insitu serve --model ./tiny-llama --stages 2 --to grpc://127.0.0.1:4317
+    insitu serve --stages 2 --port 0
+    insitu serve --stages 2 --port 0 --to file://./insitu-store
     """
     began_s = time.monotonic()
     _one_thread_each()
+    settings = load_for_command(to=to)
+    if settings.origin("to") is not Origin.DEFAULT:
+        to = str(settings.to)
+        if to.startswith("file:"):
+            say(f"{to} keeps {settings.keep}, each process its own; INSITU_KEEP_BYTES and INSITU_KEEP_FOR change it")
     try:
         config = EngineConfig(
-            model=model,
+            model=model or default_model(),
             num_stages=stages,
             split=split,
             host=host,

@@ -14,14 +14,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from insitu.config import Config
     from insitu.rows import Rows
     from insitu.rules import Rule
     from insitu.session import Session
     from insitu.verbs import attach, interval, observe, off, start, tap
 
-__all__ = ["Rows", "Rule", "Session", "attach", "interval", "observe", "off", "start", "tap"]
+__all__ = ["Config", "Rows", "Rule", "Session", "attach", "interval", "observe", "off", "start", "tap"]
 
 _HOMES = {
+    "Config": "insitu.config",
     "Rows": "insitu.rows",
     "Rule": "insitu.rules",
     "Session": "insitu.session",

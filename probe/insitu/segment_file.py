@@ -33,6 +33,8 @@ class OpenSegment:
         self.unsynced: list[Key] = []
         """Appended since the last sync; whoever syncs takes the list."""
         self.num_bytes = 0
+        self.epochs: set[int] = set()
+        """Whose rows it holds."""
         self._store = store
         self._path = name.path(store, OPEN)
         self._is_named = False
@@ -49,6 +51,7 @@ class OpenSegment:
     def append(self, batch: Batch, now: float) -> None:
         self._writer.write_batch(batch.data, custom_metadata=batch_metadata(batch))
         self.unsynced.append(Key(batch.epoch, batch.stream, batch.seq))
+        self.epochs.add(batch.epoch)
         self.num_bytes = self._sink.tell()
         self.appended_at = now
 

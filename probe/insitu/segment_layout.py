@@ -52,9 +52,14 @@ class SegmentName:
     shard: str
     number: int
 
+    @property
+    def file(self) -> str:
+        """`<table>/<shard>-<number>.arrow`, as `gaps.file` has it."""
+        return f"{self.table}/{self.shard}-{self.number:010}.arrow"
+
     def path(self, store: Path, state: str) -> Path:
         """Return `STORE/v1/<state>/<table>/<shard>-<number>.arrow`."""
-        return store / FORMAT / state / self.table / f"{self.shard}-{self.number:010}.arrow"
+        return store / FORMAT / state / self.file
 
 
 def shard_name(host: str, pid: int) -> str:

@@ -265,24 +265,27 @@ def recent_keys(store: Path, shard: str, max_bytes: int = 256 << 20) -> Iterator
     """Yield which batches the newest sealed segments of a shard hold, `max_bytes` of them; only heads are read."""
     names = [name for name in list_segments(store, SEALED) if name.shard == shard]
     for name in sorted(names, key=lambda name: -name.number):
-        size = name.path(store, SEALED).stat().st_size
-        if size > FIRST_MESSAGE:
-            yield from _keys_in(name.path(store, SEALED), size)
-        max_bytes -= size
+        path = name.path(store, SEALED)
+        yield from (key for key, _ in batch_heads(path))
+        max_bytes -= path.stat().st_size
         if max_bytes <= 0:
             return
 
 
-def _keys_in(path: Path, num_bytes: int) -> Iterator[Key]:
+def batch_heads(path: Path) -> list[tuple[Key, Head]]:
+    """Return which batches a sealed segment holds; a damaged one tells as much as it can."""
+    found: list[tuple[Key, Head]] = []
+    num_bytes = path.stat().st_size
+    if num_bytes <= FIRST_MESSAGE:
+        return found
     with path.open("rb") as file, mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ) as data:
-        keys: list[Key] = []
         view = memoryview(data)
         at = FIRST_MESSAGE
-        with contextlib.suppress(KeyError, ValueError):  # a damaged file tells as much as it can
+        with contextlib.suppress(KeyError, ValueError):
             while (head := read_head(view, at)) and not head.is_end:
                 if head.kind == RECORD_BATCH:
                     pairs = dict(head.metadata)
-                    keys.append(Key(int(pairs["epoch"]), int(pairs["stream"]), int(pairs["seq"])))
+                    found.append((Key(int(pairs["epoch"]), int(pairs["stream"]), int(pairs["seq"])), head))
                 at += head.num_bytes
         view.release()
-    yield from keys
+    return found

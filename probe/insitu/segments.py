@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from insitu.exporters.base import Batch
+from insitu.retention import Busy
 from insitu.segment_file import Limits, OpenSegment
 from insitu.segment_layout import (
     OPEN,
@@ -111,6 +112,12 @@ class ShardWriter:
     def unsynced_bytes(self) -> int:
         """Bytes appended since the last sync began."""
         return self._unsynced_bytes
+
+    def busy(self) -> Busy:
+        """Return how much is in files not yet sealed, and whose rows those are."""
+        with self._lock:
+            segments = [*self._open.values(), *self._retiring, *self._torn]
+            return Busy(sum(s.num_bytes for s in segments), frozenset().union(*(s.epochs for s in segments)))
 
     def append(self, batch: Batch) -> None:
         """Write one batch. After StoreFull or OSError nothing of it counts, and a later call may do better.

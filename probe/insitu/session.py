@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from insitu.observer import Observer
+    from insitu.retention import Keep
     from insitu.sites import Site
 
 logger = logging.getLogger("insitu")
@@ -108,9 +109,10 @@ class Step:
 class Session:
     """What `insitu.attach` and `insitu.start` return. Use from the step thread, except where said."""
 
-    def __init__(self, source: Source, to: str | Exporter) -> None:
+    def __init__(self, source: Source, to: str | Exporter, keep: Keep | None = None) -> None:
         self.source = source
         self.to = to
+        self._keep = keep
         self.concurrent_forward = 0
         self._observer: Observer | None = None
         self._undo: list[Callable[[], None]] = []
@@ -127,11 +129,16 @@ class Session:
         self._inlet = Inlet()
         self._recorder = Recorder()
         self._pauses = GcPauses()
-        self._exporter = open_exporter(self.to, self.source) if isinstance(self.to, str) else self.to
+        to = self.to
+        self._exporter = open_exporter(to, self.source, self._keep, self._put_gaps) if isinstance(to, str) else to
         self._outbox = Outbox(self.source.epoch, self._exporter)
         self._drain = Drain(
             self.source, self._outbox, self._inlet, self._recorder, self._pauses, lambda: self._observer
         )
+
+    def _put_gaps(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            self._inlet.put_row("gaps", row)
 
     def _run(self) -> None:
         """Start the drain: at once, and in a forked child when the child first uses the session."""

@@ -8,8 +8,9 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from insitu.config import Config, Origin, is_on, load
 from insitu.exporters import Exporter
 from insitu.identity import Source
 from insitu.intervals import Interval
@@ -28,23 +29,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger("insitu")
 
 T = TypeVar("T")
-DEFAULT_TO: Final = "file://./insitu-store"
-DEFAULT_MAX_ROWS: Final = 2048
+_said: set[str] = set()
+"""Warnings this process has given."""
 _current: Session | None = None
 """The session that `tap` and `interval` speak to: the one attached or started last in this process."""
 
 
-def destination(to: str | Exporter | None) -> str | Exporter:
-    """Return where records go: the argument, else `INSITU_TO`, else a store in the current folder (said once)."""
-    chosen = to or os.environ.get("INSITU_TO")
-    if chosen:
-        return chosen
-    logger.warning("insitu: no destination given (to= or INSITU_TO); writing to %s", DEFAULT_TO)
-    return DEFAULT_TO
+def settings(**arguments: Any) -> Config:
+    """Return what is set. A variable that means nothing, and a destination nobody gave, are said once a process.
+
+    Raises ConfigError, a ValueError, for a setting that cannot be used. `INSITU_DISABLED` works whatever else is set.
+    """
+    if disabled():
+        return Config(disabled=True, origins={"disabled": Origin.ENVIRONMENT})
+    config = load(**arguments)
+    warnings = config.warnings()
+    if config.origin("to") is Origin.DEFAULT and not config.disabled:
+        warnings.append(f"no destination given (to= or INSITU_TO); writing to {config.to}, which keeps {config.keep}")
+    for warning in warnings:
+        if warning not in _said:
+            logger.warning("insitu: %s", warning)
+    _said.update(warnings)
+    return config
 
 
 def disabled() -> bool:
-    return os.environ.get("INSITU_DISABLED", "") not in ("", "0")
+    return is_on(os.environ.get("INSITU_DISABLED", ""))
+
+
+def _switch(config: Config) -> str:
+    return "INSITU_DISABLED" if config.origin("disabled") is Origin.ENVIRONMENT else f"`disabled` in {config.file}"
 
 
 def off() -> Session:
@@ -60,10 +74,11 @@ def start(
     `source` sets further fields of `insitu.identity.Source`. Raises ValueError for a bad destination, OSError for
     one that cannot be written.
     """
-    if disabled():
-        logger.warning("insitu: INSITU_DISABLED is set; nothing is observed")
+    config = settings(to=to)
+    if config.disabled:
+        logger.warning("insitu: %s is set; nothing is observed", _switch(config))
         return off()
-    return _remember(Session(Source.without_rank(Role(role), model=model, **source), destination(to)))
+    return _remember(Session(Source.without_rank(Role(role), model=model, **source), config.to, config.keep))
 
 
 def attach(
@@ -75,26 +90,28 @@ def attach(
     rank: int = 0,
     stage: int = 0,
     model_name: str | None = None,
-    max_rows: int = DEFAULT_MAX_ROWS,
+    max_rows: int | None = None,
     axes: Mapping[str, str] | None = None,
     **source: Any,
 ) -> Session:
     """Observe an existing model; every outermost forward is a step unless the caller opens `session.step(...)`.
 
-    max_rows: most rows of one step whose per-row statistics and raw rows are kept (a slab's size follows from it).
+    max_rows: most rows of one step whose per-row statistics and raw rows are kept (a slab's size follows from it);
+    2048 if not told, here or in `insitu config show`.
     axes: site glob -> "tokens" | "samples" | "batch", where the default is wrong (`{"logits": "samples"}`).
     Raises ValueError for a bad rule or destination (a rule whose sites resolve nowhere lists the nearest), OSError
     for a destination that cannot be written; never after that.
     """
-    if disabled():
-        logger.warning("insitu: INSITU_DISABLED is set; the model stays untouched")
+    config = settings(to=to, max_rows=max_rows, axes=axes)
+    if config.disabled:
+        logger.warning("insitu: %s is set; the model stays untouched", _switch(config))
         return off()
     from insitu.observer import Observer
     from insitu.taps import MARK
 
     if hasattr(type(model), MARK):
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
-    observer = Observer(model, rules, max_rows, axes)
+    observer = Observer(model, rules, config.max_rows, config.axes)
     identity = Source(
         role=Role(role),
         rank=rank,
@@ -104,7 +121,7 @@ def attach(
         param_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         **source,
     )
-    session = Session(identity, destination(to))
+    session = Session(identity, config.to, config.keep)
     session.observe_with(observer)
     try:
         session.on_detach(_enter_forward(model, session, observer))
@@ -215,9 +232,11 @@ def start_steps(
     *, to: str | Exporter | None = None, rank: int = 0, stage: int = 0, role: str = "rank", **source: Any
 ) -> Session:
     """Start a session for a step function: steps and intervals, no sites."""
-    if disabled():
+    config = settings(to=to)
+    if config.disabled:
         return off()
-    return _remember(Session(Source(role=Role(role), rank=rank, stage=stage, **source), destination(to)))
+    identity = Source(role=Role(role), rank=rank, stage=stage, **source)
+    return _remember(Session(identity, config.to, config.keep))
 
 
 def _is_module(result: Any) -> bool:

@@ -92,6 +92,10 @@ class DropReason(StrEnum):
     PROBE_ERROR = "probe_error"
 
 
+EXPIRED = "expired"
+"""`gaps.reason` of rows that were stored and have gone by age or size since: kept for a while, not lost."""
+
+
 class VerdictKind(StrEnum):
     """What a verdict says. `SEVERITY` gives the order in which views list them."""
 

@@ -134,6 +134,20 @@ def test_a_full_or_read_only_disk_is_said_in_one_line(tmp_path: Path, options: s
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_it_says_what_it_keeps(tmp_path: Path) -> None:
+    collector = Collector(tmp_path / "store", 0, "--keep-bytes", "500MiB", "--keep-for", "none")
+    assert collector.end(signal.SIGTERM) == 0
+    assert collector.said[0] == "keeps 500 MiB, oldest first; --keep-bytes and --keep-for change it"
+
+
+def test_nonsense_to_keep_is_said_in_one_line(tmp_path: Path) -> None:
+    command = [*INSITU, "collect", "--store", str(tmp_path / "store"), "--port", "0", "--keep-bytes", "lots"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "Error: keep_bytes: 'lots' is no size; write it like 2GiB, 500MB or none\n"
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_killed_collector_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
     """Kill it at random moments under traffic, start it again on the same store, and count."""
     chance = random.Random(20)

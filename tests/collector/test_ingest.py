@@ -14,7 +14,9 @@ import pytest
 
 from insitu.exporters.base import Batch, Refused
 from insitu.records import schema_of, table_spec
-from insitu.segments import Damage, Key, SegmentName, ShardWriter
+from insitu.retention import Keep
+from insitu.segment_expiry import SWEEP_S
+from insitu.segments import Damage, Key, Limits, SegmentName, ShardWriter, list_segments
 from insitu.vocabulary import DropReason
 from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.ingest import MAX_FRAME_BYTES, SENT_AGAIN_S, SHARD, Ingest, checked_batch, gap_row
@@ -267,3 +269,33 @@ def test_a_dead_processs_torn_tail_is_lost_at_once(ingest: Ingest, tmp_path: Pat
     assert open_store(tmp_path).table("gaps").num_rows == 1
     ingest.close()
     assert open_store(tmp_path).table("gaps").num_rows == 1
+
+
+def test_what_the_collector_received_expires_and_is_told(tmp_path: Path) -> None:
+    """Bounds of one byte: every sealed segment of rows goes, its rows are in `gaps`, and nothing else changes."""
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    ingest = Ingest(ShardWriter(tmp_path, SHARD, limits=Limits(max_bytes=1)), clock=clock, keep=Keep(1, None))
+    for seq in range(4):
+        ingest.take(EPOCH, frame(rows(first=3 * seq), seq=seq))
+        ingest.commit()
+    now = SWEEP_S
+    ingest.commit()
+    assert open_store(tmp_path).table("events").num_rows == 12, "told first"
+    now = 2 * SWEEP_S
+    ingest.commit()
+    assert ingest.reached(EPOCH, STREAM) == (3, 3)
+    ingest.take(EPOCH, frame(rows(), seq=0))  # sent again: known, though it is gone
+    ingest.close()
+    store = open_store(tmp_path)
+    gaps = store.table("gaps").to_pylist()
+    assert {(gap["source_epoch"], gap["table"], gap["reason"]) for gap in gaps} == {(EPOCH, "events", "expired")}
+    there = {name.file for name in list_segments(tmp_path, "sealed")}
+    gone = sum(gap["num_rows"] for gap in gaps if gap["file"] not in there)
+    assert gone >= 9
+    assert store.table("events").num_rows + gone == 12
+    assert store.table("sources").num_rows == 1
+    assert ingest.account()["produced"] == {"sources": 1, "gaps": len(gaps)}

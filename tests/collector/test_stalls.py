@@ -88,6 +88,37 @@ def test_a_partial_record_exits_5_and_says_what_is_missing(tables: dict[str, pa.
     assert "rows missing: 12 (ring_full), 3 (torn_tail)" in found.stdout
 
 
+def test_expired_rows_are_said_and_not_missing(tables: dict[str, pa.Table], tmp_path: Path) -> None:
+    epoch = tables["steps"]["epoch"][0].as_py()
+    told = [
+        ("steps/collector-0000000003.arrow", epoch),
+        ("steps/collector-0000000003.arrow", epoch),  # told again after a crash
+        ("steps/collector-0000000004.arrow", epoch),
+        ("steps/simulated-0000000002.arrow", epoch),  # told to have gone, and still there
+        ("steps/collector-0000000009.arrow", 1),  # of another run
+    ]
+    gaps = [
+        {
+            "epoch": 1,
+            "rank": 0,
+            "stage": 0,
+            "row_seq": n,
+            "source_epoch": of,
+            "table": "steps",
+            "num_rows": 10,
+            "reason": "expired",
+            "file": file,
+        }
+        for n, (file, of) in enumerate(told)
+    ]
+    write_store({**tables, "gaps": pa.Table.from_pylist(gaps, schema=schema_of("gaps"))}, str(tmp_path / "store"))
+    assert "simulated-0000000002.arrow" in {path.name for path in (tmp_path / "store/v1/sealed/steps").iterdir()}
+    found = run(tmp_path / "store", "--json")
+    answer = json.loads(found.stdout)
+    assert (found.exit_code, answer["missing"], answer["records"]["expired"]) == (0, {}, {"steps": 20})
+    assert "20 older rows of this run have expired" in run(tmp_path / "store").stdout
+
+
 @pytest.mark.parametrize("make", [False, True])
 def test_a_missing_or_empty_store_is_one_line(tmp_path: Path, make: bool) -> None:
     if make:

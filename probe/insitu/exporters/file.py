@@ -10,6 +10,8 @@ from typing import Final
 
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.identity import Source
+from insitu.retention import Keep
+from insitu.segment_expiry import Expiry, Tell
 from insitu.segments import Key, Limits, ShardWriter, StoreFull, shard_name
 from insitu.vocabulary import DropReason
 
@@ -25,8 +27,9 @@ class FileExporter:
 
     No thread: a group commit happens in `export` or `durable` once the oldest uncommitted batch is 50 ms old or
     8 MiB are uncommitted, and in `flush`. A full disk raises `Retry` with reason `disk_full`, and goes on when room
-    returns. In a forked child the first call begins the child's own shard. Raises OSError when the store cannot be
-    written.
+    returns. In a forked child the first call begins the child's own shard. Once a minute, after a commit, sealed
+    segments beyond `keep` are unlinked; `tell` gets the rows of `gaps` that say so. Raises OSError when the store
+    cannot be written.
     """
 
     def __init__(
@@ -34,18 +37,27 @@ class FileExporter:
         path: str,
         source: Source,
         *,
+        keep: Keep | None = None,
+        tell: Tell | None = None,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
-        self._host = source.host
+        self._source = source
+        self._keep = keep or Keep()
+        self._tell = tell or (lambda rows: None)
         self._limits = limits
         self._clock = clock
         self._begin()
+        _log.info("insitu: %s keeps %s; INSITU_KEEP_BYTES and INSITU_KEEP_FOR change it", path, self._keep)
 
     def _begin(self) -> None:
         pid = os.getpid()
-        self._writer = ShardWriter(self._path, shard_name(self._host, pid), limits=self._limits, clock=self._clock)
+        shard = shard_name(self._source.host, pid)
+        self._writer = ShardWriter(self._path, shard, limits=self._limits, clock=self._clock)
+        self._expiry = Expiry(
+            self._path, shard, self._keep, self._tell, own_epoch=self._source.epoch, clock=self._clock
+        )
         self._pid = pid
         self._uncommitted_since: float | None = None
         self._pending: dict[int, set[int]] = {}
@@ -136,6 +148,7 @@ class FileExporter:
         self._uncommitted_since = None
         done = self._writer.sync()
         self._settle(done.durable, done.failed)
+        self._expiry.look(self._writer.busy)
 
     def _settle(self, durable: list[Key], failed: list[Key]) -> None:
         for key in durable:

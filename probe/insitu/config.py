@@ -1,0 +1,222 @@
+"""What was asked for: arguments, then `INSITU_*` variables, then `insitu.toml`, then defaults. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from insitu.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
+
+if TYPE_CHECKING:
+    from insitu.exporters import Exporter
+
+PREFIX: Final = "INSITU_"
+NOT_FOR_PEOPLE: Final = "INSITU_ENGINE_"
+"""How the engine's processes speak to each other; no setting."""
+FILE: Final = "insitu.toml"
+PROJECT: Final = "pyproject.toml"
+DEFAULT_TO: Final = "file://./insitu-store"
+DEFAULT_MAX_ROWS: Final = 2048
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: one line that names it and what it may be."""
+
+
+class Origin(StrEnum):
+    """Where a value came from; the first of these that gives one counts."""
+
+    ARGUMENT = "argument"
+    ENVIRONMENT = "environment"
+    FILE = "file"
+    DEFAULT = "default"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is no text; write it in quotes")
+    return value
+
+
+def is_on(value: Any) -> bool:
+    """Return what a switch says: off are an empty text, 0, false and no."""
+    return value if isinstance(value, bool) else str(value).lower() not in ("", "0", "false", "no")
+
+
+def _count(value: Any) -> int:
+    try:
+        count = 0 if isinstance(value, bool | float) else int(value)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{value!r} is no count; write a whole number from 1")
+    return count
+
+
+def _axes(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(axis, str) for axis in value.values()):
+        raise ValueError(f'{value!r} is no table; write it like {{ "logits" = "samples" }}')
+    return dict(value)
+
+
+def _bytes(value: Any) -> int | None:
+    return parse_bytes(str(value))
+
+
+def _age(value: Any) -> float | None:
+    return parse_age(str(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One thing that can be set, and by what. `variable` or `key` None: not that way."""
+
+    name: str
+    default: Any
+    help: str
+    parse: Callable[[Any], Any] = _text
+    variable: str | None = None
+    key: str | None = None
+    show: Callable[[Any], Any] = lambda value: value
+
+
+SETTINGS: Final = (
+    Setting("to", DEFAULT_TO, "where records go: grpc://HOST:PORT or file://STORE", _text, "INSITU_TO", "to"),
+    Setting("disabled", False, "true: nothing is observed", is_on, "INSITU_DISABLED", "disabled"),
+    Setting("run", None, "16 hex digits all processes of a run share; the first makes them", _text, "INSITU_RUN"),
+    Setting("max_rows", DEFAULT_MAX_ROWS, "most rows of a step that are kept", _count, "INSITU_MAX_ROWS", "max_rows"),
+    Setting("axes", {}, "site glob -> tokens, samples or batch", _axes, key="axes"),
+    Setting(
+        "keep_bytes",
+        DEFAULT_BYTES,
+        "most that a shard of a store keeps",
+        _bytes,
+        "INSITU_KEEP_BYTES",
+        "keep_bytes",
+        bytes_text,
+    ),
+    Setting("keep_for", DEFAULT_AGE_S, "how long it is kept", _age, "INSITU_KEEP_FOR", "keep_for", age_text),
+)
+ONLY_ARGUMENTS: Final = (
+    Setting("rules", (), "attach: which rows to take (insitu.Rule)"),
+    Setting("role", "rank", "attach, start: rank, driver or client (what start takes if not told)"),
+    Setting("rank", 0, "attach: the place in the pipeline; -1 for start"),
+    Setting("stage", 0, "attach: the stage; -1 for start"),
+    Setting("model_name", None, "attach: the model's name (its class if not told); `model` of start"),
+)
+"""What only the caller of a verb can know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting, and where each came from. What `insitu config show` prints is what attach, start and serve use."""
+
+    to: str | Exporter = DEFAULT_TO
+    disabled: bool = False
+    run: str | None = None
+    max_rows: int = DEFAULT_MAX_ROWS
+    axes: Mapping[str, str] = field(default_factory=dict)
+    keep_bytes: int | None = DEFAULT_BYTES
+    keep_for: float | None = DEFAULT_AGE_S
+    """Seconds."""
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """By setting; what is not there is a default."""
+    file: Path | None = None
+    """The file that was read."""
+    unknown: tuple[str, ...] = ()
+    """`INSITU_*` variables that mean nothing."""
+
+    @property
+    def keep(self) -> Keep:
+        return Keep(self.keep_bytes, self.keep_for)
+
+    def origin(self, name: str) -> Origin:
+        return self.origins.get(name, Origin.DEFAULT)
+
+    def warnings(self) -> list[str]:
+        """Return one line for each variable that means nothing."""
+        known = ", ".join(sorted(setting.variable for setting in SETTINGS if setting.variable))
+        return [f"the variable {name} means nothing to insitu; those that do are {known}" for name in self.unknown]
+
+
+def load(folder: Path | None = None, environment: Mapping[str, str] | None = None, **arguments: Any) -> Config:
+    """Return what is set; an argument of None was not given.
+
+    Raises ConfigError for an unknown key in the file, and for a value that cannot be used.
+    """
+    environment = os.environ if environment is None else environment
+    path, table = read_file(folder or Path())
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for setting in SETTINGS:
+        found = _find(setting, arguments, environment, table)
+        if found is not None:
+            origins[setting.name], raw = found
+            values[setting.name] = _value(setting, origins[setting.name], raw, path)
+    known = {setting.variable for setting in SETTINGS}
+    unknown = (name for name in environment if name.startswith(PREFIX) and not name.startswith(NOT_FOR_PEOPLE))
+    return Config(**values, origins=origins, file=path, unknown=tuple(sorted(set(unknown) - known)))
+
+
+def _find(
+    setting: Setting, arguments: Mapping[str, Any], environment: Mapping[str, str], table: Mapping[str, Any]
+) -> tuple[Origin, Any] | None:
+    if arguments.get(setting.name) is not None:
+        return Origin.ARGUMENT, arguments[setting.name]
+    if setting.variable and environment.get(setting.variable):
+        return Origin.ENVIRONMENT, environment[setting.variable]
+    if setting.key and setting.key in table:
+        return Origin.FILE, table[setting.key]
+    return None
+
+
+def _value(setting: Setting, origin: Origin, raw: Any, path: Path | None) -> Any:
+    if origin is Origin.ARGUMENT and not isinstance(raw, str):
+        return raw  # the caller's own object
+    try:
+        return setting.parse(raw)
+    except ValueError as error:
+        where = {Origin.ENVIRONMENT: setting.variable, Origin.FILE: f"{setting.key} in {path}"}.get(
+            origin, setting.name
+        )
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def read_file(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
+    """Return the settings of `insitu.toml`, or where there is none of `[tool.insitu]` in `pyproject.toml`.
+
+    Raises ConfigError when it cannot be read or has a key that is no setting.
+    """
+    path = folder / FILE
+    table = _parse(path)
+    if table is None:
+        path = folder / PROJECT
+        table = (_parse(path) or {}).get("tool", {}).get("insitu")
+    if table is None:
+        return None, {}
+    keys = [setting.key for setting in SETTINGS if setting.key]
+    for key in table:
+        if key not in keys:
+            raise ConfigError(f"{path}: no setting {key!r}; the settings are {', '.join(keys)}")
+    return path, table
+
+
+def _parse(path: Path) -> dict[str, Any] | None:
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        if path.name == PROJECT:  # somebody else's file: its own tools will say so
+            return None
+        raise ConfigError(f"{path} is no TOML: {error}") from None
