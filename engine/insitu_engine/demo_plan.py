@@ -70,10 +70,26 @@ def check_stages(num_stages: int, num_layers: int) -> None:
 
 
 def fresh_store() -> Path:
-    """Return a folder that does not exist yet: in ./insitu-store, or in the temporary folder where that is closed."""
+    """Make a folder that was not there: in ./insitu-store, or in the temporary folder where that is closed.
+
+    Making it is what claims it: another demo in the same place gets another one. Raises ClickException, one line.
+    """
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     parent = Path("insitu-store") if os.access(".", os.W_OK) else Path(tempfile.gettempdir()) / "insitu-store"
-    return next(path for n in range(1, 1000) if not (path := parent / (name if n == 1 else f"{name}-{n}")).exists())
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return next(path for n in range(1, 1000) if _made(path := parent / (name if n == 1 else f"{name}-{n}")))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise click.ClickException(f"no store can be made in {parent}: {reason}; give a folder with --store") from None
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def resolve_specs(given: Sequence[str], seed: int, num_stages: int, num_layers: int) -> tuple[str, ...]:

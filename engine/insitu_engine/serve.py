@@ -15,6 +15,7 @@ import click
 
 from insitu.config import Origin
 from insitu.config_show import load_for_command
+from insitu.interrupts import ending_at_once
 from insitu_engine.config import EngineConfig
 from insitu_engine.demo_plan import default_model
 from insitu_engine.errors import EngineError, one_line, say
@@ -113,7 +114,8 @@ def _run(config: EngineConfig, began_s: float) -> None:
             say(f"nothing is observed; start `insitu collect --store DIR` and add --to {DEFAULT_TO} to see inside")
         # A collection would walk what the imports make again and again; the launcher turns it on once they are done.
         gc.disable()
-        from insitu_engine.launcher import launch
+        with ending_at_once():
+            from insitu_engine.launcher import launch
 
         with closing(launch(config, listener)) as launched:
             # Imported while the ranks load.

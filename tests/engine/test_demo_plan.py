@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -91,9 +92,23 @@ def test_the_checkpoint_that_comes_with_insitu_is_found() -> None:
 def test_a_fresh_store_is_a_folder_nobody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda form: "demo-now")
-    first = fresh_store()
-    first.mkdir(parents=True)
-    assert (first, fresh_store()) == (Path("insitu-store/demo-now"), Path("insitu-store/demo-now-2"))
+    assert [fresh_store(), fresh_store()] == [Path("insitu-store/demo-now"), Path("insitu-store/demo-now-2")]
+    assert Path("insitu-store/demo-now-2").is_dir(), "it is claimed"
+
+
+def test_many_demos_at_one_moment_get_a_store_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "demo-now")
+    with ThreadPoolExecutor(8) as demos:
+        found = list(demos.map(lambda _: fresh_store(), range(32)))
+    assert len(set(found)) == 32
+
+
+def test_no_room_for_a_store_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("insitu-store").write_text("mine")
+    with pytest.raises(click.ClickException, match=r"made in insitu-store: file exists; give a folder with --store"):
+        fresh_store()
 
 
 def test_no_checkpoint_at_all_says_what_to_give(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
