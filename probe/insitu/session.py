@@ -348,9 +348,10 @@ class Session:
         self._pauses.remove()
         if not self._running:
             return self._report()
+        deadline = time.monotonic() + timeout_s
         self._drain.stop(closing=True)
         self._outbox.flush(timeout_s)
-        self._exporter.close(max(0.1, timeout_s))
+        self._exporter.close(max(0.1, deadline - time.monotonic()))
         self._outbox.settle()
         pending = self._outbox.num_pending
         self._outbox.abandon()

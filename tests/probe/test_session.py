@@ -2,7 +2,9 @@
 
 import gc
 import multiprocessing
+import socket
 import threading
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -120,6 +122,16 @@ def test_flush_makes_everything_so_far_durable_and_goes_on(insitu_records: Recor
 def test_closing_twice_is_safe(insitu_records: Recording) -> None:
     session = insitu.start(to=insitu_records)
     assert session.close() == session.close()
+
+
+def test_a_close_that_nobody_answers_takes_its_deadline_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        session = insitu.start(to=f"grpc://127.0.0.1:{deaf.getsockname()[1]}")
+        began = time.monotonic()
+        report = session.close(3.0)
+    assert time.monotonic() - began < 1.8 * 3.0
+    assert (report.durable, report.pending) == (0, 0)
+    assert report.dropped == sum(session.stats().produced.values()) > 0
 
 
 def test_an_unknown_column_is_refused(insitu_records: Recording) -> None:
