@@ -122,7 +122,9 @@ function drawVerdict(node, picture) {
     const sign = { good: "✓", unsure: "?", bad: "▲" }[card.dataset.level];
     const over = verdict.state === "closed" && card.dataset.level === "bad" ? " (it is over)" : "";
     const before = isOld ? "Told before the record stopped: " : "";
-    card.append(element(place ? "h4" : "h3", "", `${sign} ${before}${verdict.text}${over}`));
+    const [head, rest] = parted(verdict.text);
+    card.append(element(place ? "h4" : "h3", "", `${sign} ${before}${head}${over}`));
+    if (rest) card.append(element("p", "insitu-finding", rest));
     if (verdict.remedy) card.append(element("p", "", card.dataset.level === "bad" ? `What helps: ${verdict.remedy}` : verdict.remedy));
     const facts = element("p", "insitu-muted");
     const count = verdict.num_requests ? ` · ${verdict.num_requests.toLocaleString("en")} requests affected` : "";
@@ -134,6 +136,17 @@ function drawVerdict(node, picture) {
   });
   if (!cards.length) cards.push(element("div", "insitu-card", "No verdict yet."));
   node.replaceChildren(...cards);
+}
+
+// The claim of a verdict, and what it rests on: its first clause, with more of it where that alone names no place.
+function parted(text) {
+  const colon = text.indexOf(": ");
+  const isClaim = colon > 0 && text.slice(0, colon).split(" ").length > 3;
+  const ends = [isClaim ? colon : -1, text.indexOf("; "), text.indexOf(". ")].filter((place) => place > 0);
+  if (!ends.length) return [text, ""];
+  const end = Math.min(...ends);
+  const rest = text.slice(end + 2);
+  return [text.slice(0, end), rest.charAt(0).toUpperCase() + rest.slice(1)];
 }
 
 // -- numbers ----------------------------------------------------------------------------------------------------------
