@@ -14,10 +14,10 @@ READY := $(VENV)/.ready
 PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboard/insitu_dashboard
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 
-.PHONY: help venv demo test check format bench trials clean
+.PHONY: help venv demo test soak check format bench trials clean
 
 help:
-	@echo "make demo | test | check | format | bench | trials | clean | venv"
+	@echo "make demo | test | soak | check | format | bench | trials | clean | venv"
 	@echo "     ARGS=... goes to the command: make demo ARGS='--seconds 60', make test ARGS='-k ledger'"
 
 venv: $(READY)
@@ -27,6 +27,9 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(READY)
+	@$(BIN)/python -m pytest -m soak $(ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff check .

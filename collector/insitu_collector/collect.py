@@ -26,7 +26,8 @@ from insitu_collector.server import CollectorServer, PortInUse
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 JUDGE_NICE: Final = 10
 JUDGE_RESTART_S: Final = 1.0
-JUDGE_STOP_S: Final = 5.0
+JUDGE_STOP_S: Final = 8.0
+"""More than a session takes to give up what no store takes, so that the judge still gives its account."""
 RUN_JUDGE: Final = """
 import ctypes
 from insitu.cli import main

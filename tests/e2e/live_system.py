@@ -23,9 +23,16 @@ START_S = 60.0
 
 
 class Process:
-    """One `insitu ...` process whose stderr is read as it comes."""
+    """One `insitu ...` process whose stderr is read as it comes; with `own_session`, a terminal's foreground group."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        environment: dict[str, str] | None = None,
+        *,
+        folder: Path | None = None,
+        own_session: bool = False,
+    ) -> None:
         self.lines: list[str] = []
         self._news = threading.Condition()
         self.process = subprocess.Popen(
@@ -34,6 +41,8 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=folder,
+            start_new_session=own_session,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -1,0 +1,138 @@
+"""`insitu demo` in a hurry: Ctrl-C at any moment of its life, and two of them at once in one folder.
+
+Told elsewhere already (tests/e2e/test_demo.py): a signal to the demo alone while the engine starts and in traffic, an
+engine that dies, a demo killed outright.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fault_kit import left_of, new_run
+from live_system import Process
+
+from insitu.cli import ExitCode
+from insitu_collector.store import open_store
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+END_S = 20.0
+
+
+class Demo(Process):
+    """A demo as a shell starts it: in a process group of its own, in some folder."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.run = new_run()
+        arguments = ["-m", "insitu", "demo", "--json", "--headless", "--inject", "none", *options]
+        super().__init__(arguments, {"INSITU_RUN": self.run}, folder=folder, own_session=True)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C: the terminal signals the whole foreground group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self, within_s: float) -> tuple[int, str]:
+        """Return status and stdout. Fails when it takes longer, leaves a process, or says a traceback."""
+        stdout, _ = self.process.communicate(timeout=within_s)
+        self._reader.join()
+        assert left_of(self.run) == []
+        assert not [line for line in self.lines if "Traceback" in line or "Error" in line], self.lines
+        return self.process.returncode, stdout
+
+
+@pytest.fixture
+def demos() -> Iterator[list[Demo]]:
+    """Hold what a test starts; nothing of it survives the test."""
+    started: list[Demo] = []
+    yield started
+    for demo in started:
+        left_of(demo.run, timeout_s=0)
+        demo.process.communicate()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A stretch of a demo's life: from a line it says (none: from its birth), for so long."""
+
+    line: str | None
+    begin_s: float
+    end_s: float
+
+    def wait(self, demo: Demo, chance: random.Random) -> None:
+        """Return somewhere in it, or when the demo has ended."""
+        if self.line is not None:
+            demo.wait_for(self.line)
+        with suppress(subprocess.TimeoutExpired):
+            demo.process.wait(chance.uniform(self.begin_s, self.end_s))
+
+
+MOMENTS = {
+    "import": Moment(None, 0.15, 1.0),
+    "collector": Moment("collecting into", 0.0, 1.0),
+    "engine": Moment("starting the engine", 0.0, 5.0),
+    "traffic": Moment("ready after", 0.0, 1.0),
+    "stopping": Moment("stopping: ", 0.0, 2.0),
+    "answer": Moment("stopping: ", 1.0, 4.0),
+}
+
+
+def interrupted(demos: list[Demo], folder: Path, name: str, chance: random.Random) -> None:
+    """Run a demo, press Ctrl-C at the moment, and look at what it leaves."""
+    demo = Demo(folder, "--seconds", "1" if name in ("stopping", "answer") else "60")
+    demos.append(demo)
+    MOMENTS[name].wait(demo, chance)
+    has_ended = demo.process.poll() is not None
+    if not has_ended:
+        demo.interrupt()
+    pressed = time.monotonic()
+    status, stdout = demo.end(END_S)
+    assert time.monotonic() - pressed < END_S
+    assert status == ExitCode.INTERRUPTED or (status == ExitCode.OK and MOMENTS[name].line == "stopping: ")
+    assert (stdout != "") or status == ExitCode.INTERRUPTED
+    if stdout:
+        assert json.loads(stdout)["schema"] == "insitu.demo/1"
+    for store in folder.glob("insitu-store/*"):
+        if (store / "v1").exists():
+            opened = open_store(store)
+            num_rows = {table: opened.table(table).num_rows for table in opened.tables()}
+            assert opened.damage == []
+            assert name in ("import", "collector", "engine") or num_rows["intervals"] > 100
+
+
+@pytest.mark.parametrize("name", ["import", "engine", "stopping"])
+def test_ctrl_c_ends_it_in_order(tmp_path: Path, model: Path, demos: list[Demo], name: str) -> None:
+    interrupted(demos, tmp_path, name, random.Random(f"{name} 1"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("name", MOMENTS)
+def test_ctrl_c_at_many_moments(tmp_path: Path, model: Path, demos: list[Demo], name: str, seed: int) -> None:
+    interrupted(demos, tmp_path, name, random.Random(f"{name} {seed}"))
+
+
+def test_two_at_once_in_one_folder_have_a_store_and_an_answer_each(
+    tmp_path: Path, model: Path, demos: list[Demo]
+) -> None:
+    demos += [Demo(tmp_path, "--seconds", "3"), Demo(tmp_path, "--seconds", "3")]
+    ended = [demo.end(within_s=90) for demo in demos]
+    assert [status for status, _ in ended] == [0, 0]
+    answers = [json.loads(stdout) for _, stdout in ended]
+    stores = {answer["store"] for answer in answers}
+    assert len(stores) == 2
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("insitu-store/*")} == stores
+    for answer in answers:
+        kept = answer["records"]
+        assert kept["produced"] == kept["stored"] + sum(kept["dropped"].values())
+        runs = set(open_store(tmp_path / answer["store"]).table("sources")["run"].to_pylist())
+        assert len(runs) == 1, "nobody else's rows"
+        assert answer["requests"]["completed"] > 0
