@@ -279,8 +279,8 @@ def load(url: str, seconds: float, seed: int, rate: float, prompts: Path | None,
     With `insitu serve` running on its usual port:
 
     \b
-    insitu load --url http://127.0.0.1:8000 --seconds 5
-    insitu load --url http://127.0.0.1:8000 --seconds 5 --rate 8 --seed 3
+    insitu load --url http://127.0.0.1:8000 --seconds 3
+    insitu load --url http://127.0.0.1:8000 --seconds 3 --rate 8 --seed 3
     """
     planned = plan(seed, rate, seconds, read_prompts(prompts) if prompts else ())
     shown = sys.stderr.isatty() if progress is None else progress

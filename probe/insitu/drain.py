@@ -6,6 +6,7 @@ open for over a second (a hang in the making) it beats five times a second.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -20,10 +21,13 @@ from insitu.gc_pauses import GcPauses
 from insitu.guard import Guard
 from insitu.identity import Source
 from insitu.intervals import T1, Recorder, Rows64, carve
+from insitu.no_steps import NoSteps
 from insitu.observer import Harvest, Observer
 from insitu.outbox import Outbox
 from insitu.step import StepRecord
 from insitu.vocabulary import DropReason
+
+logger = logging.getLogger("insitu")
 
 SHIP_EVERY_S: Final = 1.0
 BEAT_WHEN_OPEN_S: Final = 0.2
@@ -74,6 +78,7 @@ class Drain:
         self.produced: Counter[str] = Counter()
         self.cpu_ns = 0
         self.guard = Guard("drain")
+        self.no_steps = NoSteps(source.model)
         self._source = source
         self._outbox = outbox
         self._inlet = inlet
@@ -241,6 +246,7 @@ class Drain:
     def beat(self, *, closing: bool) -> None:
         """Append one `health` row: the heartbeat."""
         observer, top = self._observer(), self._recorder.open
+        self._tell_no_steps(observer)
         row: dict[str, Any] = dict(health.reading(self._inlet.step_thread))
         if top is not None:
             row |= {
@@ -265,6 +271,13 @@ class Drain:
             "closing": closing,
         }
         self._rows.setdefault("health", []).append(row)
+
+    def _tell_no_steps(self, observer: Observer | None) -> None:
+        text = self.no_steps.look(observer.num_steps) if observer is not None else None
+        if text is not None:
+            logger.warning("insitu: %s", text)
+            row = {"t_ns": time.monotonic_ns(), "kind": "no_steps", "step_id": -1, "text": text}
+            self._rows.setdefault("events", []).append(row)
 
 
 def hook_ns(observer: Observer | None, inlet: Inlet) -> int:

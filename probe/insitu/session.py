@@ -333,6 +333,7 @@ class Session:
 
     def detach(self) -> None:
         """Undo every change to the model. The session goes on without it."""
+        self._drain.no_steps.stop()
         while self._undo:
             self._undo.pop()()
         if self._observer is not None:
