@@ -193,7 +193,9 @@ class Hub:
             if at_unix_ns is None and now_s - made_s < 0.9 * self.tick_s:
                 return text
             at_ns = None if at_unix_ns is None else at_unix_ns - kept.view.timeline.unix_minus_mono_ns
-            made = picture(kept.view, time.time_ns(), window_s, run=name, replica=replica, at_ns=at_ns)
+            num_damaged = len(self._tail.damage) if self._tail is not None else 0
+            now = time.time_ns()
+            made = picture(kept.view, now, window_s, run=name, replica=replica, at_ns=at_ns, num_damaged=num_damaged)
             made["header"] |= {"viewers": self.num_streams, "tick_s": self.tick_s}
             text = json.dumps(made)
             if at_unix_ns is None:

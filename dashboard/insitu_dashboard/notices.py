@@ -53,9 +53,15 @@ def _length(seconds: float) -> str:
 
 
 def notice_of(
-    state: State, age_s: float | None, missing: Mapping[str, int], *, is_judged: bool, has_steps: bool
+    state: State,
+    age_s: float | None,
+    missing: Mapping[str, int],
+    *,
+    is_judged: bool,
+    has_steps: bool,
+    num_damaged: int = 0,
 ) -> Notice | None:
-    """Return what most needs to be said, or None when all is well."""
+    """Return what most needs to be said, or None when all is well. `num_damaged`: places of the store's files."""
     if state is State.LOADING:
         return Notice(Level.INFO, "Reading the store.", "A large one takes some seconds.")
     if state is State.EMPTY:
@@ -76,6 +82,12 @@ def notice_of(
             Level.WARNING,
             f"Partial: rows are missing from the record ({counted}).",
             "Shares and percentiles leave them out. `insitu stalls STORE` says which tables.",
+        )
+    if num_damaged:
+        return Notice(
+            Level.WARNING,
+            f"Partial: {num_damaged} places of the store's files cannot be read, and are left out.",
+            "`insitu collect` repairs its own files when it starts; if it does not help, look at the disk.",
         )
     if state is State.LIVE and not has_steps:
         return Notice(Level.INFO, "Attached, and no step was seen yet.", "Send the model a request.")

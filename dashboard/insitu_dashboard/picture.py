@@ -27,10 +27,20 @@ NO_DATA: Final = -1
 _QUIET: Final = (VerdictKind.HEALTHY, VerdictKind.INCONCLUSIVE)
 
 
-def picture(view: RunView, unix_ns: int, window_s: int, *, run: str, replica: int, at_ns: int | None = None) -> Any:
+def picture(
+    view: RunView,
+    unix_ns: int,
+    window_s: int,
+    *,
+    run: str,
+    replica: int,
+    at_ns: int | None = None,
+    num_damaged: int = 0,
+) -> Any:
     """Return the document that pages draw: the last `window_s` seconds of a run.
 
     unix_ns: now. at_ns: look at this time of the run's timeline instead of its newest (a paused page).
+    num_damaged: places of the store's files that could not be read.
     """
     end = at_ns if at_ns is not None else view.settled_ns
     end = end or view.last_ns or 0
@@ -43,7 +53,7 @@ def picture(view: RunView, unix_ns: int, window_s: int, *, run: str, replica: in
         "run": run,
         "replica": replica,
         "header": header,
-        "notice": as_json(_notice(view, header)),
+        "notice": as_json(_notice(view, header, num_damaged)),
         "verdicts": [verdict_json(verdict) for verdict in told_now(told, is_over=header["state"] == State.ENDED)],
         "alarms": [verdict_json(verdict) for verdict in alarms(told)],
         "numbers": _numbers(view, end),
@@ -142,13 +152,14 @@ def _header(view: RunView, unix_ns: int) -> dict[str, Any]:
     }
 
 
-def _notice(view: RunView, header: dict[str, Any]) -> Notice | None:
+def _notice(view: RunView, header: dict[str, Any], num_damaged: int) -> Notice | None:
     return notice_of(
         State(header["state"]),
         header["age_s"],
         header["drop_reasons"],
         is_judged=bool(view.verdicts),
         has_steps=bool(view.steps) or view.intervals.last_ns is not None,
+        num_damaged=num_damaged,
     )
 
 

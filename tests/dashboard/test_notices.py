@@ -52,6 +52,12 @@ def test_what_stopped_is_said_before_what_is_missing() -> None:
     assert said(State.ENDED, 60.0, queue_full=7).level is Level.WARNING
 
 
+def test_files_that_cannot_be_read_are_said() -> None:
+    found = notice_of(State.LIVE, 0.1, {}, is_judged=True, has_steps=True, num_damaged=2)
+    assert found is not None
+    assert "2 places" in found.text
+
+
 @pytest.mark.parametrize("state", [State.LIVE, State.ENDED])
 def test_nothing_is_said_when_all_is_well(state: State) -> None:
     assert notice_of(state, 0.2, {}, is_judged=True, has_steps=True) is None
