@@ -12,7 +12,7 @@ from enum import IntEnum
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
-from insitu.interrupts import ending_at_once
+from insitu.interrupts import ending_at_once, raising_again
 
 with ending_at_once():
     import click
@@ -92,7 +92,8 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with raising_again():
+                return super().invoke(ctx)
         except ModuleNotFoundError as error:  # a command may import its heavy parts only when it runs
             raise _missing(error, ctx.invoked_subcommand or "insitu") from error
         except KeyboardInterrupt:
@@ -151,7 +152,8 @@ def insitu(ctx: click.Context) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line. Raises SystemExit with an `ExitCode`."""
     try:
-        insitu.main(args=None if args is None else list(args), prog_name="insitu")
+        with ending_at_once():
+            insitu.main(args=None if args is None else list(args), prog_name="insitu")
     finally:
         if args is None:  # the process ends: a signal now would only tear up its last steps
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -32,5 +32,18 @@ def ending_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextmanager
+def raising_again() -> Iterator[None]:
+    """Inside a block of `ending_at_once`: let SIGINT raise KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is not _end:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, _end)
+
+
 def _end(_: int, __: FrameType | None) -> None:
     os._exit(INTERRUPTED)

@@ -23,7 +23,7 @@ from insitu_collector.store import open_store
 
 T = TypeVar("T")
 PROMPT = "Once there was a brave farmer called Ada."
-POLL_S = 0.05
+POLL_S = 0.02
 DEADLINE_S = 30.0
 
 

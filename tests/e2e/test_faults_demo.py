@@ -17,8 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
-from fault_kit import left_of, new_run
+from fault_kit import left_of, new_run, until
 from live_system import Process
 
 from insitu.cli import ExitCode
@@ -26,6 +27,8 @@ from insitu_collector.store import open_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 END_S = 20.0
+PYTHON_S = 0.1
+"""CPU time after which it is no longer Python that starts, and that answers an interrupt as it always does."""
 
 
 class Demo(Process):
@@ -61,7 +64,7 @@ def demos() -> Iterator[list[Demo]]:
 
 @dataclass(frozen=True)
 class Moment:
-    """A stretch of a demo's life: from a line it says (none: from its birth), for so long."""
+    """A stretch of a demo's life: from a line it says (none: from the start of Python), for so long."""
 
     line: str | None
     begin_s: float
@@ -69,14 +72,16 @@ class Moment:
 
     def wait(self, demo: Demo, chance: random.Random) -> None:
         """Return somewhere in it, or when the demo has ended."""
-        if self.line is not None:
+        if self.line is None:
+            until(lambda: sum(psutil.Process(demo.process.pid).cpu_times()[:2]) >= PYTHON_S, "CPU time")
+        else:
             demo.wait_for(self.line)
         with suppress(subprocess.TimeoutExpired):
             demo.process.wait(chance.uniform(self.begin_s, self.end_s))
 
 
 MOMENTS = {
-    "import": Moment(None, 0.15, 1.0),
+    "import": Moment(None, 0.0, 0.5),
     "collector": Moment("collecting into", 0.0, 1.0),
     "engine": Moment("starting the engine", 0.0, 5.0),
     "traffic": Moment("ready after", 0.0, 1.0),
