@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
+from insitu.harvest import Captures, Summaries
 from insitu.identity import Source
 from insitu.intervals import BYTES, CLS, CPU, MB, PEER, STEP, T0, T1, Rows64
 from insitu.records import ROW_MAP, schema_of
-from insitu.rows import Rows
+from insitu.rows import PHASE_NUMBERS, Rows
 from insitu.sites import Site
+
+_ENTRY: Final = attrgetter("request", "start", "count", "position", "phase", "sample_row")
 
 
 def batch(table: str, source: Source, row_seq: Sequence[int] | range, columns: Mapping[str, Any]) -> pa.RecordBatch:
@@ -39,7 +43,7 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
     if isinstance(values, np.ndarray):
-        return pa.array(values).cast(kind, safe=False)
+        return pa.array(values.astype(kind.to_pandas_dtype(), copy=False))
     return pa.array(values, kind)
 
 
@@ -47,9 +51,9 @@ def from_rows(
     table: str, source: Source, row_seq: Sequence[int] | range, rows: Sequence[Mapping[str, Any]]
 ) -> pa.RecordBatch:
     """Return a batch from dictionaries: for rare rows."""
-    unknown = {key for row in rows for key in row} - set(schema_of(table).names)
+    names = set().union(*rows)
+    unknown = names - set(schema_of(table).names)
     assert not unknown, f"table {table} has no column {sorted(unknown)}"
-    names = {key for row in rows for key in row}
     return batch(table, source, row_seq, {name: [row.get(name) for row in rows] for name in names})
 
 
@@ -69,22 +73,70 @@ def intervals(source: Source, row_seq: range, rows: Rows64) -> pa.RecordBatch:
     return batch("intervals", source, row_seq, columns)
 
 
+def summaries(source: Source, row_seq: range, parts: Sequence[Summaries]) -> pa.RecordBatch:
+    """Return a batch of `summaries`."""
+    joined = {name: _join(parts, name) for name in Summaries.__slots__}
+    inside = ~joined["at_boundary"]
+    columns = {
+        "step_id": joined["step_id"],
+        "site": joined["site"],
+        "num_rows": pa.array(joined["num_rows"], pa.int32(), mask=inside),
+        "canary": joined["canary"],
+        "row_sum": pa.array(joined["row_sum"], mask=inside),
+        "absmax": pa.array(joined["absmax"], mask=inside),
+        "nonfinite_rows": pa.ListArray.from_arrays(
+            _offsets(joined["num_bad"], np.int32), pa.array(joined["bad"], pa.int32()), mask=pa.array(inside)
+        ),
+    }
+    return batch("summaries", source, row_seq, columns)
+
+
+def captures(source: Source, row_seq: range, parts: Sequence[Captures]) -> pa.RecordBatch:
+    """Return a batch of `captures`: raw rows, one site after the other."""
+    lengths = [len(part.step_id) for part in parts]
+    widths = np.repeat(np.array([part.width for part in parts], np.int32), lengths)
+    sizes = np.repeat(np.array([part.data.shape[1] for part in parts], np.int64), lengths)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    data = np.concatenate([part.data.reshape(-1) for part in parts])
+    columns = {
+        "step_id": _join(parts, "step_id"),
+        "site": np.repeat(np.array([part.site for part in parts]), lengths),
+        "request": pa.concat_arrays([part.request for part in parts]),
+        "row": _join(parts, "row"),
+        "position": _join(parts, "position"),
+        "dtype": pa.concat_arrays([pa.repeat(part.dtype, n) for part, n in zip(parts, lengths, strict=True)]),
+        "shape": pa.ListArray.from_arrays(pa.array(np.arange(len(widths) + 1, dtype=np.int32)), pa.array(widths)),
+        "data": pa.Array.from_buffers(
+            pa.large_binary(), len(sizes), [None, pa.py_buffer(offsets), pa.py_buffer(data)], null_count=0
+        ),
+    }
+    return batch("captures", source, row_seq, columns)
+
+
+def _join(parts: Sequence[Any], name: str) -> Any:
+    return np.concatenate([getattr(part, name) for part in parts])
+
+
+def _offsets(lengths: Any, kind: type) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(kind))
+
+
 def row_maps(maps: Sequence[Sequence[Rows] | None]) -> pa.Array:
     """Return the `steps.rows` column: one list a step, null where the step has no row map."""
-    entries = [entry for rows in maps if rows for entry in rows]
+    entries = list(map(_ENTRY, (entry for rows in maps if rows for entry in rows)))
+    request, start, count, position, phase, sample_row = zip(*entries, strict=True) if entries else ((),) * 6
     columns = [
-        pa.array([entry.request for entry in entries], pa.utf8()),
-        pa.array([entry.start for entry in entries], pa.int32()),
-        pa.array([entry.count for entry in entries], pa.int32()),
-        pa.array([entry.position for entry in entries], pa.int64()),
-        pa.array([entry.phase_number() for entry in entries], pa.uint8()),
-        pa.array([entry.sample_row for entry in entries], pa.int32()),
+        pa.array(request, pa.utf8()),
+        pa.array(start, pa.int32()),
+        pa.array(count, pa.int32()),
+        pa.array(position, pa.int64()),
+        pa.array(map(PHASE_NUMBERS.get, phase), pa.uint8()),
+        pa.array(sample_row, pa.int32()),
     ]
     values = pa.StructArray.from_arrays(columns, fields=list(ROW_MAP.value_type))
-    lengths = np.array([len(rows) if rows else 0 for rows in maps], np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    offsets = _offsets([len(rows) if rows else 0 for rows in maps], np.int32)
     missing = pa.array([rows is None for rows in maps], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=ROW_MAP, mask=missing)
+    return pa.ListArray.from_arrays(offsets, values, type=ROW_MAP, mask=missing)
 
 
 def sites(source: Source, row_seq: range, found: Sequence[tuple[Site, str | None]]) -> pa.RecordBatch:

@@ -12,20 +12,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import Event, Thread
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from insitu import builders, health
 from insitu.gc_pauses import GcPauses
 from insitu.guard import Guard
+from insitu.harvest import Harvest
 from insitu.identity import Source
 from insitu.intervals import T1, Recorder, Rows64, carve
 from insitu.no_steps import NoSteps
-from insitu.observer import Harvest, Observer
 from insitu.outbox import Outbox
 from insitu.step import StepRecord
 from insitu.vocabulary import DropReason
+
+if TYPE_CHECKING:
+    from insitu.observer import Observer
 
 logger = logging.getLogger("insitu")
 
@@ -77,6 +80,7 @@ class Drain:
     ) -> None:
         self.produced: Counter[str] = Counter()
         self.cpu_ns = 0
+        """CPU time of all the threads this drain has had."""
         self.guard = Guard("drain")
         self.no_steps = NoSteps(source.model)
         self._source = source
@@ -119,14 +123,14 @@ class Drain:
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        next_beat = time.monotonic() + SHIP_EVERY_S
+        next_beat, before_ns = time.monotonic() + SHIP_EVERY_S, self.cpu_ns
         while not self._stopping.is_set():
-            self._wake.wait(max(0.0, min(next_beat - time.monotonic(), BEAT_WHEN_OPEN_S)))
+            is_asked = self._wake.wait(max(0.0, min(next_beat - time.monotonic(), BEAT_WHEN_OPEN_S)))
             self._wake.clear()
             try:
                 now = time.monotonic()
                 due = now >= next_beat or self._long_open()
-                self.collect()
+                self.collect(with_steps=due or is_asked)
                 if due:
                     next_beat = now + SHIP_EVERY_S
                     self.beat(closing=False)
@@ -135,19 +139,21 @@ class Drain:
                     self._outbox.settle()
             except Exception as error:
                 self.guard.contain(error)
-            self.cpu_ns = time.thread_time_ns()
+            self.cpu_ns = before_ns + time.thread_time_ns()
         self.collect()
         self.beat(closing=self._closing)
         self.ship()
+        self.cpu_ns = before_ns + time.thread_time_ns()
 
     def _long_open(self) -> bool:
         top = self._recorder.open
         return top is not None and time.monotonic_ns() - top.t0_ns > LONG_OPEN_NS
 
-    def collect(self) -> None:
-        """Take everything that is finished out of the rings."""
+    def collect(self, *, with_steps: bool = True) -> None:
+        """Take everything that is finished out of the rings; slabs only when asked: they are read many at a time."""
         self._collect_intervals()
-        self._collect_steps()
+        if with_steps or self._observer() is None:
+            self._collect_steps()
         while self._inlet.rows:
             table, row = self._inlet.rows.popleft()
             self._rows.setdefault(table, []).append(row)
@@ -159,15 +165,13 @@ class Drain:
             self._collected.append(rows)
 
     def _collect_steps(self) -> None:
+        steps, finished = self._inlet.steps, []
+        while steps and (steps[0].ready is None or steps[0].ready.query()):
+            finished.append(steps.popleft())
+        self._steps += finished
         observer = self._observer()
-        while self._inlet.steps:
-            record = self._inlet.steps[0]
-            if record.ready is not None and not record.ready.query():
-                return
-            self._inlet.steps.popleft()
-            if observer is not None:
-                observer.harvest(record, self._harvest)
-            self._steps.append(record)
+        if observer is not None and finished:
+            observer.harvest(finished, self._harvest)
 
     def ship(self) -> None:
         """Make batches of what was collected and hand them to the outbox."""
@@ -178,8 +182,12 @@ class Drain:
         self._rows.clear()
         harvest, self._harvest = self._harvest, Harvest()
         self._put_steps()
-        self._put("summaries", harvest.summaries)
-        self._put("captures", harvest.captures)
+        if num_rows := sum(len(part.step_id) for part in harvest.summaries):
+            numbers = self._number("summaries", num_rows)
+            self._outbox.put("summaries", builders.summaries(self._source, numbers, harvest.summaries))
+        if num_rows := sum(len(part.step_id) for part in harvest.captures):
+            numbers = self._number("captures", num_rows)
+            self._outbox.put("captures", builders.captures(self._source, numbers, harvest.captures))
         self._count_drops("captures", DropReason.SLAB_FULL, harvest.num_crowded)
         self._count_drops("summaries", DropReason.SLAB_FULL, harvest.num_unseen)
         if self._collected:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, Final
 
@@ -14,9 +12,10 @@ import torch
 from torch import nn
 
 from insitu.guard import Guard
+from insitu.harvest import Harvest, captured, read_steps, summarise
 from insitu.rules import Rule
 from insitu.sites import Site, require, resolve
-from insitu.slab import ControlBlock, Plan, Readings, RowSlabs, Slabs
+from insitu.slab import ControlBlock, Plan, RowSlabs, Slabs
 from insitu.step import StepRecord
 from insitu.taps import Current, Tap, Taps
 from insitu.vocabulary import Variant
@@ -24,18 +23,6 @@ from insitu.vocabulary import Variant
 ROW_BUDGET_BYTES: Final = 64 << 20
 """Most memory for raw rows, all slabs together."""
 CALIBRATION_ROUNDS: Final = 5
-
-
-@dataclass
-class Harvest:
-    """Rows made from finished steps, as columns of `summaries` and `captures`."""
-
-    summaries: list[dict[str, Any]] = field(default_factory=list)
-    captures: list[dict[str, Any]] = field(default_factory=list)
-    num_crowded: int = 0
-    """Captures that were wanted and did not fit."""
-    num_unseen: int = 0
-    """Summaries of steps that found no free slab."""
 
 
 class Observer:
@@ -65,7 +52,6 @@ class Observer:
         """Measured cost of one step's taps (see `_calibrate`)."""
         self.explicit: dict[str, Site] = {}
         self._explicit_taps: dict[str, Tap] = {}
-        self._boundaries = self.plan.boundaries
         self._group_of = {site.number: self.plan.group_of(site) for site in sites}
         self._dest_rows = list(self.control.dest)
         self.root_tap = self.taps.install(model)
@@ -209,78 +195,22 @@ class Observer:
 
     # -- drain ---------------------------------------------------------------------------------------------------
 
-    def harvest(self, record: StepRecord, into: Harvest) -> None:
-        """Read one finished step's slab, give its place back, and append what it says."""
-        self.num_steps += 1
-        into.num_crowded += record.num_crowded * len(self.row_slabs.areas if self.row_slabs else ())
-        if record.slab is None:
-            into.num_unseen += len(self.plan.boundaries)
+    def harvest(self, records: Sequence[StepRecord], into: Harvest) -> None:
+        """Read finished steps' slabs, in the order the steps ran, give their places back, and append what they say."""
+        self.num_steps += len(records)
+        crowded = sum(record.num_crowded for record in records)
+        into.num_crowded += crowded * len(self.row_slabs.areas if self.row_slabs else ())
+        seen = [record for record in records if record.slab is not None]
+        into.num_unseen += (len(records) - len(seen)) * len(self.plan.boundaries)
+        if not seen:
             return
-        readings = self.slabs.read(record.slab)
-        fired = readings.stamp == record.step_id
-        self.num_fired += fired
-        self._summarise(record, readings, fired, into)
-        if record.row_slab is not None:
-            self._capture(record, readings, fired, into)
-        self.slabs.ring.free()
-
-    def _summarise(self, record: StepRecord, readings: Readings, fired: Any, into: Harvest) -> None:
-        flagged = False
-        found = []
-        for at, site in enumerate(self._boundaries):
-            if not fired[site]:
-                continue
-            num_rows, canary = int(readings.count[site]), float(readings.canary[site])
-            n = min(num_rows, self.plan.max_rows)
-            absmax = float(readings.row_absmax[at, :n].max()) if n else 0.0
-            bad: list[int] = []
-            if not (math.isfinite(absmax) and math.isfinite(canary)):
-                flagged = True
-                bad = np.flatnonzero(~np.isfinite(readings.row_absmax[at, :n])).tolist()
-            row_sum = float(readings.row_sum[at, :n].sum(dtype=np.float64))
-            found.append(
-                {
-                    "step_id": record.step_id,
-                    "site": site,
-                    "num_rows": num_rows,
-                    "canary": canary,
-                    "row_sum": row_sum,
-                    "absmax": absmax,
-                    "nonfinite_rows": bad,
-                }
-            )
-        if flagged:
-            found += [
-                {"step_id": record.step_id, "site": site, "canary": float(readings.canary[site])}
-                for site in np.flatnonzero(fired).tolist()
-                if site not in self._boundaries
-            ]
-        into.summaries += sorted(found, key=lambda row: int(row["site"]))
-
-    def _capture(self, record: StepRecord, readings: Readings, fired: Any, into: Harvest) -> None:
-        assert self.row_slabs is not None and record.row_slab is not None, "the step ran without a row slab"
-        groups = self.plan.groups
-        for site in self.row_slabs.areas:
-            group = self._group_of[site]
-            if not fired[site] or group is None:
-                continue
-            places = record.places[groups.index(group)]
-            n = len(places) if places is not None else min(int(readings.count[site]), self.plan.max_rows)
-            values = self.row_slabs.read(record.row_slab, site, n)
-            dtype, width = str(values.dtype).removeprefix("torch."), values.shape[1]
-            raw = values.view(torch.uint8).numpy()
-            for i in range(n):
-                place = places[i] if places is not None else None
-                into.captures.append(
-                    {
-                        "step_id": record.step_id,
-                        "site": site,
-                        "request": place.request if place else None,
-                        "row": place.row if place else i,
-                        "position": place.position if place else -1,
-                        "dtype": dtype,
-                        "shape": [width],
-                        "data": raw[i].tobytes(),
-                    }
-                )
-        self.row_slabs.ring.free()
+        try:
+            reading = read_steps(self.slabs, seen)
+            self.num_fired += reading.fired.sum(0)
+            into.summaries.append(summarise(reading, self.plan))
+            if self.row_slabs is not None:
+                into.captures += captured(reading, seen, self.row_slabs, self.plan)
+        finally:
+            self.slabs.ring.free(len(seen))
+            if self.row_slabs is not None:
+                self.row_slabs.ring.free(sum(record.row_slab is not None for record in seen))

@@ -61,6 +61,8 @@ class Stats:
     concurrent_forward: int
     overhead_share: float
     """(drain CPU + time in hooks and around steps) / wall time inside steps."""
+    drain_cpu_s: float = 0.0
+    """CPU-seconds of the drain's thread so far."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -314,6 +316,7 @@ class Session:
             num_steps=observer.num_steps if observer else 0,
             concurrent_forward=self.concurrent_forward,
             overhead_share=spent / inlet.step_ns if inlet.step_ns else 0.0,
+            drain_cpu_s=self._drain.cpu_ns / 1e9,
         )
 
     # -- ending --------------------------------------------------------------------------------------------------

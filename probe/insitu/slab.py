@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -61,7 +62,7 @@ class Plan:
     def num_sites(self) -> int:
         return len(self.sites) + NUM_EXPLICIT
 
-    @property
+    @cached_property
     def boundaries(self) -> tuple[int, ...]:
         return tuple(site.number for site in self.sites if site.boundary)
 
@@ -69,9 +70,14 @@ class Plan:
     def num_slabs(self) -> int:
         return max(8, min(MAX_SLABS, MAX_VIEWS // (2 * self.num_sites)))
 
-    @property
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         return tuple(dict.fromkeys(group for site in self.sites if (group := self.group_of(site))))
+
+    @cached_property
+    def row_sites(self) -> tuple[tuple[int, ...], ...]:
+        """By group: the numbers of its sites."""
+        return tuple(tuple(s.number for s in self.sites if self.group_of(s) == group) for group in self.groups)
 
     def group_of(self, site: Site) -> Group | None:
         """Return the destination group of a site: the first rule that names it, on the site's axis."""
@@ -122,10 +128,10 @@ class Ring:
         self._taken += 1
         return place
 
-    def free(self) -> None:
-        """Give back the place that was taken first."""
-        assert self._freed < self._taken, "a slab was freed that nobody had taken"
-        self._freed += 1
+    def free(self, num: int = 1) -> None:
+        """Give back the places that were taken first."""
+        assert self._freed + num <= self._taken, "a slab was freed that nobody had taken"
+        self._freed += num
 
     @property
     def num_taken(self) -> int:
@@ -147,7 +153,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Readings:
-    """One slab as the drain sees it, on the host."""
+    """Slabs as the drain sees them, on the host: dim 0 is the place in the ring, the others those of the areas."""
 
     stamp: NDArray[np.int64]
     count: NDArray[np.int64]
@@ -173,7 +179,7 @@ class Slabs:
             self._memory = torch.zeros(shape, dtype=torch.uint8, device=device)
             self._mirror = self._memory if on_host else torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
             self.views = tuple(self._views(row) for row in self._memory)
-            self._readings = tuple(self._read_views(row.numpy()) for row in self._mirror)
+            self._readings = self._read_views(self._mirror.numpy())
             for view in self.views:
                 for stamp in view.stamp:
                     stamp.fill_(NEVER)
@@ -193,20 +199,21 @@ class Slabs:
             row_absmax=dict(zip(boundaries, row_absmax.unbind(), strict=True)),
         )
 
-    def read(self, place: int) -> Readings:
-        """Return one finished slab on the host; valid until its place is freed."""
+    def read(self, places: Sequence[int]) -> Readings:
+        """Return all slabs on the host, those at `places` as they are now; valid until the places are freed."""
         if self._mirror is not self._memory:
-            self._mirror[place].copy_(self._memory[place])
-        return self._readings[place]
+            for place in places:
+                self._mirror[place].copy_(self._memory[place])
+        return self._readings
 
     def _read_views(self, memory: NDArray[np.uint8]) -> Readings:
         offsets = self.plan.offsets
 
         def area(name: str, dtype: type) -> NDArray[np.generic]:
             at, size = offsets[name]
-            return memory[at : at + size].view(dtype)
+            return memory[:, at : at + size].view(dtype)
 
-        shape = (len(self.plan.boundaries), self.plan.max_rows)
+        shape = (len(memory), len(self.plan.boundaries), self.plan.max_rows)
         return Readings(
             stamp=area("stamp", np.int64),  # type: ignore[arg-type]
             count=area("count", np.int64),  # type: ignore[arg-type]
@@ -236,10 +243,18 @@ class RowSlabs:
                 for site, (width, dtype) in widths.items()
             }
         self.views = tuple({site: area[place] for site, area in self.areas.items()} for place in range(num_slabs))
+        self._host_bytes = (
+            {site: area.view(torch.uint8).numpy() for site, area in self.areas.items()}
+            if device.type == "cpu"
+            else None
+        )
 
-    def read(self, place: int, site: int, num_rows: int) -> torch.Tensor:
-        """Return the first rows of a site on the host; a copy."""
-        return self.areas[site][place, :num_rows].to("cpu", copy=True)
+    def read(self, site: int, places: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return row `rows[i]` of slab `places[i]` of a site, as bytes [n, width x itemsize] on the host; a copy."""
+        if self._host_bytes is not None:
+            return self._host_bytes[site][places, rows]
+        values = self.areas[site][torch.from_numpy(places), torch.from_numpy(rows)].cpu()
+        return values.view(torch.uint8).numpy()
 
 
 class ControlBlock:

@@ -1,0 +1,215 @@
+"""Finished slabs to columns: what the taps of many steps left behind, read at once.
+
+All steps of one collection go through each operation together: the drain shares the interpreter with the step
+thread, so what it does a row at a time in Python, the steps wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from insitu.slab import Plan, RowSlabs, Slabs
+    from insitu.step import StepRecord
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Summaries:
+    """Rows of `summaries` as columns. Where `at_boundary` is False only step, site and canary mean anything."""
+
+    step_id: Ints
+    site: Ints
+    canary: NDArray[np.float32]
+    at_boundary: Bools
+    num_rows: Ints
+    row_sum: NDArray[np.float64]
+    absmax: NDArray[np.float32]
+    num_bad: Ints
+    """How many of `bad` are this row's."""
+    bad: Ints
+    """Rows that are not finite, of all rows of this part in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captures:
+    """Rows of `captures` of one site as columns."""
+
+    site: int
+    dtype: str
+    width: int
+    step_id: Ints
+    request: pa.Array
+    row: Ints
+    position: Ints
+    data: NDArray[np.uint8]
+    """[n, width x itemsize]."""
+
+
+@dataclass
+class Harvest:
+    """What was read from finished steps and is not shipped yet."""
+
+    summaries: list[Summaries] = field(default_factory=list)
+    captures: list[Captures] = field(default_factory=list)
+    num_crowded: int = 0
+    """Captures that were wanted and did not fit."""
+    num_unseen: int = 0
+    """Summaries of steps that found no free slab."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Slabs of n steps, copied: [n, ...]."""
+
+    step_id: Ints
+    fired: Bools
+    """[n, num_sites]: the site's stamp is the step's."""
+    count: Ints
+    canary: NDArray[np.float32]
+    row_sum: NDArray[np.float32]
+    """[n, num_boundaries, most rows any of them has]; beyond `count` it holds what older steps left."""
+    row_absmax: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rows of which steps a site's captures are."""
+
+    step: Ints
+    """Index of the step in the collection."""
+    place: Ints
+    """Row of the row slab."""
+    request: pa.Array
+    row: Ints
+    position: Ints
+
+    def where(self, kept: Bools) -> Wanted:
+        if kept.all():
+            return self
+        return Wanted(
+            self.step[kept],
+            self.place[kept],
+            self.request.filter(pa.array(kept)),
+            self.row[kept],
+            self.position[kept],
+        )
+
+
+def read_steps(slabs: Slabs, records: Sequence[StepRecord]) -> Reading:
+    """Return what the slabs of these steps hold. Every record has a slab."""
+    places = [record.slab for record in records if record.slab is not None]
+    found = slabs.read(places)
+    step_id = np.array([record.step_id for record in records], np.int64)
+    count = found.count[places]
+    at_boundaries = np.clip(count[:, list(slabs.plan.boundaries)], 0, slabs.plan.max_rows)
+    most = int(at_boundaries.max(initial=0))
+    return Reading(
+        step_id,
+        found.stamp[places] == step_id[:, None],
+        count,
+        found.canary[places],
+        found.row_sum[places, :, :most],
+        found.row_absmax[places, :, :most],
+    )
+
+
+def summarise(reading: Reading, plan: Plan) -> Summaries:
+    """Return a row for each boundary that fired, and for every site that fired in a step with a bad boundary."""
+    boundaries = list(plan.boundaries)
+    num_rows = reading.count[:, boundaries]
+    valid = np.arange(reading.row_sum.shape[2]) < num_rows[:, :, None]
+    fired = reading.fired[:, boundaries]
+    bad = valid & ~np.isfinite(reading.row_absmax) & fired[:, :, None]
+    flagged = fired & (bad.any(2) | ~np.isfinite(reading.canary[:, boundaries]))
+    told: Bools = reading.fired & flagged.any(axis=1, keepdims=True)
+    told[:, boundaries] = fired
+    step, site = np.nonzero(told)
+    column = np.full(plan.num_sites, -1)
+    column[boundaries] = np.arange(len(boundaries))
+    at = column[site]
+    at_boundary = at >= 0
+    with np.errstate(invalid="ignore"):  # inf - inf in a step that is about to be told of
+        row_sum = np.where(valid, reading.row_sum, 0.0).sum(2, dtype=np.float64)
+    absmax = np.where(valid, reading.row_absmax, 0.0).max(2, initial=0.0)
+    bad_rows = bad[step, at] & at_boundary[:, None]
+    return Summaries(
+        reading.step_id[step],
+        site,
+        reading.canary[step, site],
+        at_boundary,
+        num_rows[step, at],
+        row_sum[step, at],
+        absmax[step, at].astype(np.float32),
+        bad_rows.sum(1),
+        np.nonzero(bad_rows)[1],
+    )
+
+
+def captured(reading: Reading, records: Sequence[StepRecord], slabs: RowSlabs, plan: Plan) -> Iterator[Captures]:
+    """Yield the raw rows that these steps left, a part a site and kind of step."""
+    full = np.array([i for i, record in enumerate(records) if record.row_slab is not None], np.int64)
+    if not len(full):
+        return
+    row_slab = np.array([-1 if record.row_slab is None else record.row_slab for record in records], np.int64)
+    for number, sites in enumerate(plan.row_sites):
+        named = _named(records, [i for i in full.tolist() if records[i].places[number] is not None], number)
+        nameless = np.array([i for i in full.tolist() if records[i].places[number] is None], np.int64)
+        for site in sites:
+            if site not in slabs.areas:
+                continue
+            lengths = np.clip(reading.count[nameless, site], 0, plan.max_rows)
+            for wanted in (named, _nameless(nameless, lengths)):
+                wanted = wanted.where(reading.fired[wanted.step, site])
+                if len(wanted.step):
+                    yield _captures(site, wanted, reading, row_slab, slabs)
+
+
+def _captures(site: int, wanted: Wanted, reading: Reading, row_slab: Ints, slabs: RowSlabs) -> Captures:
+    area = slabs.areas[site]
+    return Captures(
+        site,
+        str(area.dtype).removeprefix("torch."),
+        int(area.shape[2]),
+        reading.step_id[wanted.step],
+        wanted.request,
+        wanted.row,
+        wanted.position,
+        slabs.read(site, row_slab[wanted.step], wanted.place),
+    )
+
+
+def _named(records: Sequence[StepRecord], steps: Sequence[int], group: int) -> Wanted:
+    """Return the rows that a group's rule chose from the row maps of these steps."""
+    lists: list[Any] = [records[i].places[group] for i in steps]
+    lengths = np.array([len(places) for places in lists], np.int64)
+    fields = list(map(attrgetter("request", "row", "position"), (place for places in lists for place in places)))
+    request, row, position = zip(*fields, strict=True) if fields else ((), (), ())
+    return Wanted(
+        np.repeat(np.array(steps, np.int64), lengths),
+        _counted(lengths),
+        pa.array(request, pa.utf8()),
+        np.array(row, np.int64),
+        np.array(position, np.int64),
+    )
+
+
+def _nameless(steps: Ints, lengths: Ints) -> Wanted:
+    """Return every row of steps that stated no row map."""
+    step, row = np.repeat(steps, lengths), _counted(lengths)
+    return Wanted(step, row, pa.nulls(len(row), pa.utf8()), row, np.full(len(row), -1))
+
+
+def _counted(lengths: Ints) -> Ints:
+    """Return 0 .. length - 1 for each length, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
