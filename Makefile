@@ -41,7 +41,7 @@ format: $(READY)
 	@$(BIN)/ruff format .
 
 bench: $(READY)
-	@set -e; for script in benchmarks/*_cost.py; do echo "==> $$script"; $(BIN)/python $$script $(ARGS); done
+	@code=0; for script in benchmarks/*_cost.py "benchmarks/overhead.py --quick"; do echo "==> $$script"; $(BIN)/python $$script $(ARGS) || code=$$?; done; exit $$code
 
 trials: $(READY)
 	@$(BIN)/python benchmarks/trials.py $(ARGS)
