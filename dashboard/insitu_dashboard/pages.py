@@ -58,8 +58,8 @@ def live() -> None:
     """Is it healthy; if not, where and why."""
     hub, link = _opened()
     link = _controls(hub, link)
-    _mount(lambda: _canvas("live", hub, link))
-    _twins(link, lambda: _live_twins(hub, link))
+    _mount(lambda: _canvas("live", hub))
+    _twins(link, lambda: _live_twins(*_opened()))
 
 
 def pipeline() -> None:
@@ -67,8 +67,8 @@ def pipeline() -> None:
     hub, link = _opened()
     link = _controls(hub, link)
     link = _filters(hub, link)
-    _mount(lambda: _canvas("pipeline", hub, link))
-    _twins(link, lambda: _pipeline_twins(hub, link))
+    _mount(lambda: _canvas("pipeline", hub))
+    _twins(link, lambda: _pipeline_twins(*_opened()))
 
 
 # -- what a page is made of -------------------------------------------------------------------------------------------
@@ -143,10 +143,17 @@ def _filters(hub: Hub, link: Link) -> Link:
 
 def _mount(canvas: Callable[[], None]) -> None:
     every = FALLBACK_S if st.session_state.get("fallback") else None
-    st.fragment(canvas, run_every=every)()
+
+    def drawn() -> None:
+        if every is None and st.session_state.get("fallback"):
+            st.rerun()  # the whole page: only so does the canvas get its clock
+        canvas()
+
+    st.fragment(drawn, run_every=every)()
 
 
-def _canvas(page: str, hub: Hub, link: Link) -> None:
+def _canvas(page: str, hub: Hub) -> None:
+    link = parse(st.query_params.to_dict())  # of now: what the canvas says runs this part alone again
     picture = hub.picture(link.run, link.window_s, link.paused_ns)
     fallback = bool(st.session_state.get("fallback"))
     wanted = {"win": str(link.window_s)} | ({"run": link.run} if link.run else {})

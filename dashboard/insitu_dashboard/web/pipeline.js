@@ -1,6 +1,7 @@
 // The Pipeline page: who waits for whom, a rank a lane; the heat map and the breakdown under it.
 
 const REPORT_PAUSE_MS = 400;
+const ECHO_MS = 5000; // so long may Python's answer still speak of before
 const SLOW_DRAW_MS = 1000; // for people who asked for less motion
 
 export default function (component) {
@@ -19,8 +20,11 @@ class PipelinePage {
     this.numTicks = 0;
     this.picture = null;
     this.stream = this.streamUrl = null;
-    this.given = {}; // what Python said last, as text: an echo of what it was told must not undo what was done since
+    this.given = {}; // what Python said or was told last, as text: an echo of that is no news
+    this.awaited = {}; // until when an answer that differs is taken to be an old one
     this.reporting = {};
+    this.unsaid = new Map();
+    this.saying = null;
     this.drawnAt = 0;
     this.frame = 0;
     this.slow = matchMedia("(prefers-reduced-motion: reduce)");
@@ -57,7 +61,7 @@ class PipelinePage {
     const { panel } = this;
     this.component = component;
     this.data = data;
-    panel.isPaused = Boolean(data.paused);
+    if (this.isNews("paused", Boolean(data.paused))) panel.isPaused = Boolean(data.paused);
     panel.spansUrl = data.spans_url;
     panel.viewport.liveUs = Math.min(LIVE_MOST_US, data.window_s * 1e6);
     this.strip.paused(panel.isPaused);
@@ -70,6 +74,7 @@ class PipelinePage {
     this.look = theme(this.root);
     panel.timeline.useTheme(this.look);
     this.drawSoon(true);
+    this.heard();
     this.calls += 1;
     return this.calls;
   }
@@ -94,11 +99,40 @@ class PipelinePage {
     if (state === "failed") this.component.setTriggerValue("fallback", true);
   }
 
+  // Whether Python says something that the page does not know and that it was not just told otherwise.
   isNews(name, value) {
     const text = JSON.stringify(value ?? null);
-    if (this.given[name] === text) return false;
+    if (this.given[name] === text) {
+      delete this.awaited[name];
+      return false;
+    }
+    if (performance.now() < this.awaited[name]) return false;
     this.given[name] = text;
     return true;
+  }
+
+  tell(name, value, said = value) {
+    const text = JSON.stringify(value ?? null);
+    if (this.given[name] === text) return;
+    this.given[name] = text;
+    this.awaited[name] = performance.now() + ECHO_MS;
+    this.unsaid.set(name, said);
+    this.sayNext();
+  }
+
+  // One thing at a time: what is said brings the page's address back with it, and the next must go out with that one.
+  sayNext() {
+    if (this.saying || !this.unsaid.size) return;
+    const [[name, said]] = this.unsaid;
+    this.unsaid.delete(name);
+    this.saying = setTimeout(() => this.heard(), ECHO_MS);
+    this.component.setStateValue(name, said);
+  }
+
+  heard() {
+    clearTimeout(this.saying);
+    this.saying = null;
+    this.sayNext();
   }
 
   // -- what the server sends -------------------------------------------------------------------------------------------
@@ -124,22 +158,17 @@ class PipelinePage {
   // -- what the viewer does --------------------------------------------------------------------------------------------
 
   // Tells Python once the viewer's hand rests.
-  report(name, value, pauseMs = REPORT_PAUSE_MS) {
+  report(name, value) {
     clearTimeout(this.reporting[name]);
-    const tell = () => {
-      if (this.isNews(name, value())) this.component.setStateValue(name, value());
-    };
-    if (pauseMs) this.reporting[name] = setTimeout(tell, pauseMs);
-    else tell();
+    this.awaited[name] = performance.now() + REPORT_PAUSE_MS + ECHO_MS;
+    this.reporting[name] = setTimeout(() => this.tell(name, value()), REPORT_PAUSE_MS);
   }
 
   followLive() {
-    const wasPaused = this.panel.isPaused;
     this.panel.isPaused = false;
     this.strip.paused(false);
     this.panel.follow();
-    this.report("view", () => this.panel.viewSaid(), 0);
-    if (wasPaused) this.component.setStateValue("paused", null);
+    this.sayWhere(null);
     this.drawSoon(true);
   }
 
@@ -148,8 +177,13 @@ class PipelinePage {
     if (!this.panel.freeze()) return;
     this.panel.isPaused = true;
     this.strip.paused(true);
-    this.report("view", () => this.panel.viewSaid(), 0);
-    this.component.setStateValue("paused", { t1: this.panel.viewSaid().t1 });
+    this.sayWhere({ t1: this.panel.viewSaid().t1 });
+  }
+
+  sayWhere(paused) {
+    clearTimeout(this.reporting.view);
+    this.tell("view", this.panel.viewSaid());
+    this.tell("paused", paused !== null, paused);
   }
 
   // -- drawing ---------------------------------------------------------------------------------------------------------
@@ -204,6 +238,7 @@ class PipelinePage {
     this.panel.fetched.stop();
     clearInterval(this.clock);
     clearTimeout(this.later);
+    clearTimeout(this.saying);
     Object.values(this.reporting).forEach(clearTimeout);
     cancelAnimationFrame(this.frame);
     this.resized.disconnect();
