@@ -137,6 +137,7 @@ def records(
             dropped_of[table] += sum(reasons.values())
     tables = {
         table: {"produced": produced[table], "stored": int(stored.get(table, 0)), "dropped": dropped_of[table]}
+        | ({"expired": expired[table]} if expired and table in expired else {})
         for table in sorted({*produced, *stored, *dropped_of})
         if produced[table] or stored.get(table) or dropped_of[table]
     }

@@ -80,8 +80,6 @@ def serve(
     settings = load_for_command(to=to)
     if settings.origin("to") is not Origin.DEFAULT:
         to = str(settings.to)
-        if to.startswith("file:"):
-            say(f"{to} keeps {settings.keep}, each process its own; INSITU_KEEP_BYTES and INSITU_KEEP_FOR change it")
     try:
         config = EngineConfig(
             model=model or default_model(),

@@ -21,6 +21,7 @@ from insitu.exporters import Batch, Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
 from insitu.records import schema_of, table_spec
+from insitu.retention import Keep
 from insitu.segments import ShardLocked, ShardWriter, list_segments
 from insitu.vocabulary import DropReason
 from insitu.wire.insitu_pb2 import DURABLE, RECEIVED, Frame, Hello, ToCollector, ToProbe
@@ -340,3 +341,23 @@ def test_a_failed_sync_is_not_acknowledged_and_the_probe_sends_again(
     assert exporter.refused() == []
     exporter.close(5)
     assert row_seqs(server.store) == [0, 1]
+
+
+def test_a_server_keeps_its_shard_within_the_bounds_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments of an earlier collector too: it looks when it commits, and that is when it is idle."""
+    monkeypatch.setattr("insitu.segment_expiry.SWEEP_S", 0.0)
+    for seq in range(3):
+        writer = ShardWriter(tmp_path, "collector")
+        writer.append(events(seq))
+        writer.close()
+    with CollectorServer(tmp_path, port=0, keep=Keep(1, None)) as server:
+        pause = threading.Event()
+        for _ in range(500):
+            if len(list_segments(tmp_path, "sealed", "events")) == 1:
+                break
+            pause.wait(0.02)
+        assert server.ingest.account()["produced"]["gaps"] == 2
+    assert [name.number for name in list_segments(tmp_path, "sealed", "events")] == [2]
+    assert open_store(tmp_path).table("gaps").column("num_rows").to_pylist() == [1, 1]

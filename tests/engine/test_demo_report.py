@@ -113,6 +113,16 @@ def test_records_add_up_whatever_was_reported(
     assert sum(kept["dropped"].values()) == sum(row["dropped"] for row in kept["tables"].values())
 
 
+def test_rows_that_expired_are_part_of_the_account() -> None:
+    account = source("rank", 0, {"steps": 30, "intervals": 50}, {"intervals": {"ring_full": 5}}, 0.0)
+    stalls = {**REPORTS.stalls, "records": {"stored": {"steps": 10, "intervals": 45}, "expired": {"steps": 20}}}
+    answer = document(SETTING, Reports(load=REPORTS.load, sources=[account], stalls=stalls, faults=[]))
+    kept = answer["records"]
+    assert kept["produced"] == kept["stored"] + sum(kept["dropped"].values()) + kept["expired"] == 80
+    assert kept["tables"]["steps"] == {"produced": 30, "stored": 10, "dropped": 0, "expired": 20}
+    assert "55 stored, 5 dropped (ring_full 5), 20 expired; the probe" in render(answer).replace("\n", "")
+
+
 def test_without_a_fault_the_document_says_none() -> None:
     quiet = Reports(load=REPORTS.load, sources=REPORTS.sources, stalls=REPORTS.stalls, faults=[])
     answer = document(SETTING, quiet)

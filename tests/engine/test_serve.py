@@ -325,3 +325,21 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert "4 layers" in refusal("--model", str(folder), "--stages", "5")
     (tmp_path / "a-file").touch()
     assert "a-file" in refusal("--model", str(folder), "--to", f"file://{tmp_path}/a-file/store")
+
+
+def test_a_destination_from_the_environment_is_used_and_what_it_keeps_is_said(folder: Path, tmp_path: Path) -> None:
+    server = Server(folder, environment={"INSITU_TO": f"file://{tmp_path}/store", "INSITU_KEEP_BYTES": "500MiB"})
+    assert server.post(max_tokens=2).status_code == 200
+    account = json.loads(server.stop().splitlines()[-1])
+    for source in account["sources"]:
+        assert source["durable"] == {table: rows for table, rows in source["produced"].items() if rows}
+    assert len(list((tmp_path / "store/v1/sealed/sources").iterdir())) == 2, "driver and rank, each its own shard"
+    assert f"file://{tmp_path}/store keeps 500 MiB or 24 h, oldest first" in "\n".join(server.process.lines)
+
+
+def test_a_setting_nobody_knows_is_one_line_and_a_usage_error(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "insitu.toml").write_text("too = 1")
+    command = [sys.executable, *SERVE, "--model", str(folder)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: insitu.toml: no setting 'too'; the settings are to, disabled")

@@ -113,6 +113,15 @@ def test_a_session_whose_model_is_called_says_nothing(
     assert caplog.messages == []
 
 
+def test_a_detached_session_says_nothing(clock: Clock, insitu_records: Recording) -> None:
+    with insitu.attach(nn.Linear(4, 4), to=insitu_records) as session:
+        session.flush()
+        session.detach()
+        clock.now = SILENT_S
+        session.flush()
+    assert insitu_records.rows("events") == []
+
+
 def test_a_session_without_a_model_says_nothing(clock: Clock, insitu_records: Recording) -> None:
     with insitu.start(to=insitu_records) as session:
         session.flush()

@@ -44,6 +44,11 @@ def test_what_is_too_old_goes_oldest_first_and_the_last_number_stays() -> None:
     assert numbers(expired(segments, Keep(None, 40), NOW_NS, Busy(), nobody)) == [1, 0]
 
 
+def test_the_age_is_met_to_the_second() -> None:
+    segments = [held("intervals", 0, 41), held("intervals", 1, 40), held("intervals", 2, 0)]
+    assert numbers(expired(segments, Keep(None, 40), NOW_NS, Busy(), nobody)) == [0]
+
+
 def test_what_is_too_much_goes_oldest_first_and_what_is_being_written_counts() -> None:
     segments = [held("intervals", n, 50 - n) for n in range(5)]
     assert numbers(expired(segments, Keep(300, None), NOW_NS, Busy(), nobody)) == [0, 1]

@@ -131,6 +131,15 @@ def test_who_a_row_is_from_stays_known_while_the_row_does(tmp_path: Path) -> Non
     ]
 
 
+def test_a_writer_keeps_its_own_name_while_it_lives(tmp_path: Path) -> None:
+    sealed(tmp_path, *(events(0, epoch=epoch, table="sources", num_rows=1) for epoch in (1, 2)), age_s=100)
+    sealed(tmp_path, events(0, epoch=3))
+    shard = Shard(tmp_path, Keep(None, 50.0), own_epoch=1)
+    shard.minute()
+    shard.minute()
+    assert [file for file in files(tmp_path) if "sources" in file] == ["sources/a-0000000000.arrow"]
+
+
 def test_on_a_full_disk_room_is_made_first_and_told_later(tmp_path: Path) -> None:
     sealed(tmp_path, events(0), events(1), age_s=100)
     shard = Shard(tmp_path, Keep(None, 50.0))
