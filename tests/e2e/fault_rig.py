@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ def start_collector(store: Path, run: str, port: int = 0) -> tuple[Process, int]
     return collect, int(collect.wait_for(r"collecting on grpc://127\.0\.0\.1:(\d+) into")[1])
 
 
-def start_engine(run: str, collector_port: int, *options: str) -> tuple[Process, str]:
-    """Start a two-stage engine that ships to the collector; return it and its URL once it is ready."""
-    to = f"grpc://127.0.0.1:{collector_port}"
-    command = ["-m", "insitu", "serve", "--stages", "2", "--model", str(MODEL), "--port", "0", "--to", to, *options]
-    engine = Process(command, {"INSITU_RUN": run})
-    return engine, engine.wait_for(r"ready on (http://[\w.:]+)")[1]
+class Engine:
+    """A two-stage engine that ships to a collector; `url` waits until it is ready."""
+
+    def __init__(self, run: str, collector_port: int, *options: str) -> None:
+        self.run = run
+        to = f"grpc://127.0.0.1:{collector_port}"
+        command = ["-m", "insitu", "serve", "--stages", "2", "--model", str(MODEL), "--port", "0", "--to", to, *options]
+        self.process = Process(command, {"INSITU_RUN": run})
+
+    @cached_property
+    def url(self) -> str:
+        return self.process.wait_for(r"ready on (http://[\w.:]+)")[1]
+
+    @property
+    def ranks(self) -> list[psutil.Process]:
+        """Its ranks' processes, in order."""
+        return sorted(psutil.Process(self.process.process.pid).children(), key=lambda rank: rank.pid)
 
 
 class Rig:
@@ -39,15 +51,15 @@ class Rig:
         """Accounts of processes that have ended."""
         self.collect, self.port = start_collector(self.store, self.run)
         # As little memory for keys and values as makes the longest request need all of it.
-        self.engine, self.url = start_engine(self.run, self.port, "--kv-mib", "1")
+        self.engine = Engine(self.run, self.port, "--kv-mib", "1")
+
+    @property
+    def url(self) -> str:
+        return self.engine.url
 
     def revive(self) -> None:
         """Start a collector again where the last one was."""
         self.collect, _ = start_collector(self.store, self.run, self.port)
-
-    @property
-    def ranks(self) -> list[psutil.Process]:
-        return sorted(psutil.Process(self.engine.process.pid).children(), key=lambda rank: rank.pid)
 
     def judge(self, not_pid: int = 0) -> psutil.Process | None:
         """Return the collector's judge, other than `not_pid`, if it has one now."""
@@ -63,6 +75,6 @@ class Rig:
 
     def end(self) -> list[str]:
         """Stop both; return what is left."""
-        for process in (self.engine, self.collect):
+        for process in (self.engine.process, self.collect):
             process.stop()
         return left_of(self.run)

@@ -32,7 +32,7 @@ def test_killed_again_and_again_it_loses_nothing(tmp_path: Path, model: Path, se
                 rig.revive()
                 rig.sources += accounts_in(killed.stop())
             traffic.goes_on(20)
-        sources = accounts_in(rig.engine.stop()) + accounts_in(rig.collect.stop())
+        sources = accounts_in(rig.engine.process.stop()) + accounts_in(rig.collect.stop())
     finally:
         assert rig.end() == []
     assert unbalanced(rig.store, sources + rig.sources) == {}

@@ -33,7 +33,7 @@ from fault_kit import (
     unbalanced,
     until,
 )
-from fault_rig import Rig, start_engine
+from fault_rig import Engine, Rig
 from live_system import MODEL, Process
 
 from insitu.vocabulary import DropReason, RequestEvent, VerdictKind
@@ -41,7 +41,7 @@ from insitu.vocabulary import DropReason, RequestEvent, VerdictKind
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 DISK = "96m"
 ENDS = (RequestEvent.FINISHED, RequestEvent.FAILED)
-STOP_S = 2.5
+STOP_S = 2.0
 PAIRS = 3
 SLOWER = 1.25
 """Most that the gap between tokens may be longer while the collector stands still."""
@@ -54,6 +54,14 @@ def rig(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Rig]:
         running = Rig(disk, is_small)
         yield running
         assert running.end() == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def doomed(rig: Rig) -> Iterator[Engine]:
+    """A second engine at the same collector, to be killed; it starts while the first does."""
+    engine = Engine(new_run(), rig.port)
+    yield engine
+    engine.process.stop()
 
 
 @pytest.fixture
@@ -83,14 +91,14 @@ def test_what_cannot_start_beside_it_says_so_in_one_line_and_disturbs_nothing(ri
         assert expected in line
         assert (ran.returncode, ran.stdout) == (1, "")
     assert not (rig.disk / "other").exists()
-    assert rig.collect.process.poll() is rig.engine.process.poll() is None
+    assert rig.collect.process.poll() is rig.engine.process.process.poll() is None
 
 
 def test_a_judge_that_is_killed_is_replaced_and_verdicts_go_on(rig: Rig, traffic: Traffic) -> None:
     first = until(rig.judge, "a judge")
     first.kill()
     second = until(lambda: rig.judge(not_pid=first.pid), "another judge")
-    victim = rig.ranks[1]
+    victim = rig.engine.ranks[1]
     victim.suspend()
     try:
         told = until(lambda: [row for row in rig.rows("verdicts") if row["kind"] == VerdictKind.STUCK], "a verdict")
@@ -183,11 +191,27 @@ def test_a_collector_that_is_killed_costs_no_request_and_the_next_one_gets_what_
     rig.sources += accounts_in(killed.stop())
 
 
-def test_a_rank_that_is_killed_is_a_clear_error_and_its_server_ends(rig: Rig, traffic: Traffic) -> None:
-    """A second engine at the same collector, whose own requests go on."""
+def test_a_dashboard_that_stands_still_or_is_killed_changes_no_request(rig: Rig, traffic: Traffic) -> None:
+    """With a viewer, so that it has work to do."""
     run = new_run()
-    engine, url = start_engine(run, rig.port)
-    ranks = psutil.Process(engine.process.pid).children()
+    board = Process(["-m", "insitu", "dashboard", str(rig.store), "--port", "0"], {"INSITU_RUN": run})
+    url = board.wait_for(r"dashboard on (http://\S+)")[1]
+    process = psutil.Process(board.process.pid)
+    with httpx.stream("GET", f"{url}/api/live?spans=1", timeout=30) as answer:
+        lines = answer.iter_lines()
+        assert any(line == "event: picture" for line in lines)
+        process.suspend()
+        traffic.goes_on(8)
+        process.resume()
+        assert any(line == "event: picture" for line in lines), "it goes on where it stood"
+    process.kill()
+    board.stop()
+    assert left_of(run) == []
+
+
+def test_a_rank_that_is_killed_is_a_clear_error_and_its_server_ends(rig: Rig, doomed: Engine, traffic: Traffic) -> None:
+    """The other engine at the same collector goes on."""
+    engine, url = doomed.process, doomed.url
     streams = [Stream(url, max_tokens=400) for _ in range(2)]
     begun = threading.Semaphore(0)
     body = {"model": MODEL.name, "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True}
@@ -196,7 +220,7 @@ def test_a_rank_that_is_killed_is_a_clear_error_and_its_server_ends(rig: Rig, tr
         reading = [clients.submit(stream.run, lambda _: begun.release()) for stream in streams]
         for _ in range(40):
             assert begun.acquire(timeout=30)
-        max(ranks, key=lambda rank: rank.pid).kill()
+        doomed.ranks[1].kill()
         answer = whole.result()
         wait_all = [reading_one.result() for reading_one in reading]
     assert answer.status_code == 503
@@ -206,10 +230,10 @@ def test_a_rank_that_is_killed_is_a_clear_error_and_its_server_ends(rig: Rig, tr
         assert error["type"], "OpenAI's clients choose by it"
     assert engine.process.wait(30) == 1
     assert engine.stop() == ""
-    assert left_of(run) == []
+    assert left_of(doomed.run) == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
-    check_told(rig, run)
+    check_told(rig, doomed.run)
 
 
 def check_told(rig: Rig, run: str) -> None:
@@ -233,9 +257,9 @@ def test_a_full_disk_stops_no_request_and_every_row_is_accounted_for(rig: Rig) -
         rig.collect.wait_for("takes no records")
         traffic.goes_on(8)
         assert len(rig.rows("requests")) > 100, "the store opens"
-    sources = accounts_in(rig.engine.stop()) + accounts_in(rig.collect.stop())
+    sources = accounts_in(rig.engine.process.stop()) + accounts_in(rig.collect.stop())
     ballast.unlink()
-    assert rig.engine.process.returncode == 0, rig.engine.lines
+    assert rig.engine.process.process.returncode == 0, rig.engine.process.lines
     assert rig.collect.process.returncode == 0, rig.collect.lines
     assert sorted(source["role"] for source in sources) == ["client", "client", "driver", "rank", "rank"]
     assert unbalanced(rig.store, sources + rig.sources) == {}
