@@ -37,8 +37,14 @@ def _document(view: RunView, spans: Spans, *, reset: bool) -> dict[str, Any]:
         "open": [_open(each, view, lanes, base) for each in view.open_intervals() if each.rank in lanes],
         "until_us": ((view.settled_ns or base) - base) / 1e3,
         "gaps": [
-            {"t0_us": (gap.t0_ns - base) / 1e3, "t1_us": (gap.t1_ns - base) / 1e3, "text": gap.text}
+            {
+                "lane": lanes.index(gap.rank),
+                "t0_us": (gap.t0_ns - base) / 1e3,
+                "t1_us": (gap.t1_ns - base) / 1e3,
+                "text": gap.text,
+            }
             for gap in view.lost
+            if gap.rank in lanes
         ],
         "since": str(view.timeline.unix_ns(view.intervals.since_ns or base)),
     }

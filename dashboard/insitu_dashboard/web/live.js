@@ -13,7 +13,9 @@ export default function (component) {
   let page = parentElement.insituPage;
   if (!page) page = parentElement.insituPage = createLivePage(parentElement, component);
   page.update(component, data);
-  return () => page.close();
+  const call = (page.calls = (page.calls || 0) + 1);
+  // Streamlit may run an older call's clean-up after a newer call: only the newest one ends the page.
+  return () => page.calls === call && page.close();
 }
 
 function createLivePage(parent, first) {

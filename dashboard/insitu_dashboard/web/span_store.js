@@ -110,7 +110,7 @@ class SpanStore {
     const kept = isTrimmed ? this.until - KEPT_US : -Infinity;
     this.addSpans(event, shift, kept);
     this.open = event.open.map((each) => ({ ...each, key: laneKey(event.lanes[each.lane]), t0: each.t0_us + shift, name: event.classes[each.cls] }));
-    this.addGaps(event.gaps || [], shift, kept);
+    this.addGaps(event, shift, kept);
     if (isTrimmed) this.trim(kept);
   }
 
@@ -128,13 +128,10 @@ class SpanStore {
     }
   }
 
-  addGaps(gaps, shift, kept) {
-    for (const gap of gaps) {
-      const t0 = gap.t0_us + shift;
-      const isKnown = this.gaps.some((each) => each.text === gap.text && Math.abs(each.t0 - t0) < 1);
-      if (!isKnown) this.gaps.push({ t0, t1: gap.t1_us + shift, text: gap.text });
-    }
-    this.gaps = this.gaps.filter((gap) => gap.t1 > kept);
+  // Every document holds all gaps that are known.
+  addGaps({ gaps, lanes }, shift, kept) {
+    const placed = gaps.map((gap) => ({ key: laneKey(lanes[gap.lane]), t0: gap.t0_us + shift, t1: gap.t1_us + shift, text: gap.text }));
+    this.gaps = placed.filter((gap) => gap.t1 > kept);
   }
 
   trim(kept) {

@@ -95,7 +95,7 @@ class Timeline {
     context.clip();
     lanes.forEach((lane, place) => this.drawSpans(context, store.spans.get(laneKey(lane)), this.yOf(place)));
     this.drawOpen(context, live);
-    this.drawGaps(context, store.gaps, height);
+    this.drawGaps(context, store.gaps);
     for (const span of marked) this.drawMark(context, span);
     context.restore();
   }
@@ -222,14 +222,16 @@ class Timeline {
     }
   }
 
-  drawGaps(context, gaps, height) {
+  drawGaps(context, gaps) {
     for (const gap of gaps) {
-      if (gap.t1 < this.view.t0 || gap.t0 > this.view.t1) continue;
+      const place = this.lanes.findIndex((lane) => laneKey(lane) === gap.key);
+      if (place < 0 || gap.t1 < this.view.t0 || gap.t0 > this.view.t1) continue;
+      const y = this.yOf(place);
       const x = Math.max(this.gutter, this.xOf(gap.t0));
       const width = Math.max(3, Math.min(this.width, this.xOf(gap.t1)) - x);
       context.globalAlpha = 0.4;
       context.fillStyle = fill(context, "contended", this.look.isDark);
-      context.fillRect(x, AXIS_PX, width, height - AXIS_PX);
+      context.fillRect(x, y, width, this.high);
       context.globalAlpha = 1;
       context.font = LETTER_FONT;
       context.textAlign = "left";
@@ -237,9 +239,9 @@ class Timeline {
       const long = context.measureText(text).width + 8;
       if (long > width) continue;
       context.fillStyle = this.look.background;
-      context.fillRect(x + 2, height - 18, long, 16);
+      context.fillRect(x + 2, y + this.high - 15, long, 14);
       context.fillStyle = this.look.text;
-      context.fillText(text, x + 6, height - 10);
+      context.fillText(text, x + 6, y + this.high - 8);
     }
   }
 
