@@ -24,7 +24,7 @@ from live_system import Process
 from insitu.exporters.base import Batch, Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
-from insitu_collector.simulate import SECOND, UNIX_MINUS_MONO_NS, Fault, Scenario
+from insitu_collector.simulate import SECOND, Fault, Scenario
 from insitu_collector.simulated_rows import simulate
 from insitu_collector.slices import seconds
 
@@ -102,11 +102,6 @@ class Feeder(threading.Thread):
         self._stop_sending = threading.Event()
         self.problem: BaseException | None = None
 
-    @property
-    def shift_ns(self) -> int:
-        """What was added to the times of the simulation."""
-        return self.began_unix_ns - self.begin_ns - UNIX_MINUS_MONO_NS
-
     def run(self) -> None:
         try:
             for number, part in enumerate(seconds(self._tables, PIECE_NS)):
@@ -167,12 +162,11 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, scenario: Scenario = FAULTY, *, judge: bool = True) -> Iterator[Running]:
+def running(folder: Path, scenario: Scenario = FAULTY) -> Iterator[Running]:
     """Run a collector, something that feeds it, and a dashboard."""
     store = folder / "store"
     tables = with_markup(simulate(scenario))
-    arguments = ["-m", "insitu", "collect", "--store", str(store), "--port", "0", *(["--judge"] if judge else [])]
-    collector = Process(arguments)
+    collector = Process(["-m", "insitu", "collect", "--store", str(store), "--port", "0", "--judge"])
     processes = [collector]
     feeder = None
     try:

@@ -34,6 +34,7 @@ function createHeat(root, { onBrush }) {
   const canvas = element("canvas", "insitu-chart insitu-heat");
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", "Heat map: no data yet.");
   const readout = element("p", "insitu-muted");
   root.append(head, canvas, readout);
 

@@ -40,6 +40,7 @@ class TimelinePanel {
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-roledescription", "timeline");
+    canvas.setAttribute("aria-label", "Timeline: no span yet.");
     this.status = element("p", "insitu-hidden");
     this.status.setAttribute("aria-live", "polite");
     node.append(head, canvas, this.status);
@@ -233,6 +234,10 @@ class TimelinePanel {
     this.liveButton.disabled = isLive && !this.isPaused;
     if (!view.isKnown) return setText(this.said, "no span yet");
     if (!isLive && this.fetched.problem) return setText(this.said, this.fetched.problem);
+    if (!isLive && view.t1 < this.store.since) {
+      const since = clockText((this.epochUs() + this.store.since) / 1e3);
+      return setText(this.said, `This window is older than what is still held (since ${since}): follow live.`);
+    }
     const silence = performance.now() - this.spansAt;
     const old = silence > OLD_AFTER_MS && !this.isPaused ? ` · nothing new for ${Math.round(silence / 1000)} s` : "";
     const state = this.isPaused ? "paused" : isLive ? "live" : "standing still";
