@@ -180,10 +180,10 @@ class Traffic:
             assert self.failures == []
         return began, time.monotonic()
 
-    def gaps_within(self, stretch: tuple[float, float]) -> list[float]:
-        """Return the gaps (s) that began and ended in a stretch, of requests that are over."""
+    def gaps_from(self, stretch: tuple[float, float]) -> list[float]:
+        """Return the gaps (s) that began in a stretch, whenever they ended, of requests that are over."""
         with self._news:
-            return [gap for at, gap in self.gaps if stretch[0] <= at - gap and at <= stretch[1]]
+            return [gap for at, gap in self.gaps if stretch[0] <= at - gap <= stretch[1]]
 
 
 def accounts_in(stdout: str) -> list[dict[str, Any]]:

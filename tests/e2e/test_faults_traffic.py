@@ -163,7 +163,7 @@ def test_a_collector_that_stands_still_slows_no_token(rig: Rig) -> None:
             finally:
                 collect.resume()
         traffic.goes_on()
-    gaps = {state: [traffic.gaps_within(stretch) for stretch in found] for state, found in stretches.items()}
+    gaps = {state: [traffic.gaps_from(stretch) for stretch in found] for state, found in stretches.items()}
     medians = {state: [1000 * statistics.median(found) for found in each] for state, each in gaps.items()}
     pairs = zip(medians["stopped"], medians["runs"], strict=True)
     ratios = [stopped / runs for stopped, runs in pairs]
