@@ -1,9 +1,10 @@
-"""Fixtures of the end-to-end tests."""
+"""What tests of several packages use."""
 
 from pathlib import Path
 
 import pytest
-from live_system import MODEL
+
+MODEL = Path(__file__).resolve().parents[1] / "examples" / "models" / "tiny-llama"
 
 
 @pytest.fixture(scope="session")
