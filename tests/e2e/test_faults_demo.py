@@ -128,7 +128,7 @@ def test_ctrl_c_at_many_moments(tmp_path: Path, model: Path, demos: list[Demo], 
 def test_two_at_once_in_one_folder_have_a_store_and_an_answer_each(
     tmp_path: Path, model: Path, demos: list[Demo]
 ) -> None:
-    demos += [Demo(tmp_path, "--seconds", "3"), Demo(tmp_path, "--seconds", "3")]
+    demos += [Demo(tmp_path, "--seconds", "2"), Demo(tmp_path, "--seconds", "2")]
     ended = [demo.end(within_s=90) for demo in demos]
     assert [status for status, _ in ended] == [0, 0]
     answers = [json.loads(stdout) for _, stdout in ended]
