@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ class Demo(Process):
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.run = new_run()
-        arguments = ["-m", "insitu", "demo", "--json", "--headless", "--inject", "none", *options]
+        arguments = ["-m", "insitu", "demo", "--inject", "none", *options]
         super().__init__(arguments, {"INSITU_RUN": self.run}, folder=folder, own_session=True)
 
     def interrupt(self) -> None:
@@ -91,20 +90,15 @@ MOMENTS = {
 
 
 def interrupted(demos: list[Demo], folder: Path, name: str, chance: random.Random) -> None:
-    """Run a demo, press Ctrl-C at the moment, and look at what it leaves."""
+    """Run a demo, its dashboard too, press Ctrl-C at the moment, and look at what it leaves."""
     demo = Demo(folder, "--seconds", "1" if name in ("stopping", "answer") else "60")
     demos.append(demo)
     MOMENTS[name].wait(demo, chance)
-    has_ended = demo.process.poll() is not None
-    if not has_ended:
+    if demo.process.poll() is None:
         demo.interrupt()
-    pressed = time.monotonic()
     status, stdout = demo.end(END_S)
-    assert time.monotonic() - pressed < END_S
     assert status == ExitCode.INTERRUPTED or (status == ExitCode.OK and MOMENTS[name].line == "stopping: ")
-    assert (stdout != "") or status == ExitCode.INTERRUPTED
-    if stdout:
-        assert json.loads(stdout)["schema"] == "insitu.demo/1"
+    assert "records" in stdout or status == ExitCode.INTERRUPTED, "all was told, or it says that it was not"
     for store in folder.glob("insitu-store/*"):
         if (store / "v1").exists():
             opened = open_store(store)
@@ -128,7 +122,7 @@ def test_ctrl_c_at_many_moments(tmp_path: Path, model: Path, demos: list[Demo], 
 def test_two_at_once_in_one_folder_have_a_store_and_an_answer_each(
     tmp_path: Path, model: Path, demos: list[Demo]
 ) -> None:
-    demos += [Demo(tmp_path, "--seconds", "2"), Demo(tmp_path, "--seconds", "2")]
+    demos += [Demo(tmp_path, "--json", "--headless", "--seconds", "2") for _ in range(2)]
     ended = [demo.end(within_s=90) for demo in demos]
     assert [status for status, _ in ended] == [0, 0]
     answers = [json.loads(stdout) for _, stdout in ended]
