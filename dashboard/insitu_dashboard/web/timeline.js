@@ -140,24 +140,27 @@ class Timeline {
     }
   }
 
+  // The one loop over all that is in sight, tens of thousands at times: nothing is looked up or made in it that need not be.
   drawSpans(context, held, y) {
     if (!held) return;
-    const { t0, t1, cls } = held;
-    const right = this.width;
+    const { t0, t1, cls, mb, end } = held;
+    const { isShown, share, gutter, width } = this;
+    const { t0: from, t1: to } = this.view;
+    const scale = (width - gutter) / (to - from);
     let column = -1;
-    for (let i = held.firstReaching(this.view.t0); i < held.end && t0[i] < this.view.t1; i++) {
+    for (let i = held.firstReaching(from); i < end && t0[i] < to; i++) {
       const kind = cls[i];
-      if (!this.isShown[kind]) continue;
-      const x0 = Math.max(this.gutter, this.xOf(t0[i]));
-      const x1 = Math.min(right, this.xOf(t1[i]));
+      if (!isShown[kind]) continue;
+      const x0 = t0[i] > from ? gutter + (t0[i] - from) * scale : gutter;
+      const wide = (t1[i] < to ? gutter + (t1[i] - from) * scale : width) - x0;
       const at = Math.floor(x0);
-      if (column >= 0 && (at !== column || x1 - x0 >= NARROW_PX)) column = this.flushColumn(context, column, y);
-      if (x1 - x0 >= NARROW_PX) {
-        this.paint(context, kind, x0, x1 - x0, y);
-        if (x1 - x0 >= LETTER_FROM_PX && this.high >= 14) this.letter(context, kind, held.mb[i], x0, x1 - x0, t1[i] - t0[i], y);
+      if (column >= 0 && (at !== column || wide >= NARROW_PX)) column = this.flushColumn(context, column, y);
+      if (wide >= NARROW_PX) {
+        this.paint(context, kind, x0, wide, y);
+        if (wide >= LETTER_FROM_PX && this.high >= 14) this.letter(context, kind, mb[i], x0, wide, t1[i] - t0[i], y);
       } else {
         column = at;
-        this.share[kind] += x1 - x0 + 1e-9;
+        share[kind] += wide + 1e-9;
       }
     }
     if (column >= 0) this.flushColumn(context, column, y);
