@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
-from typing import Any, Final
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +13,8 @@ from insitu.harvest import Captures, Summaries
 from insitu.identity import Source
 from insitu.intervals import BYTES, CLS, CPU, MB, PEER, STEP, T0, T1, Rows64
 from insitu.records import ROW_MAP, schema_of
-from insitu.rows import PHASE_NUMBERS, Rows
+from insitu.rows import Rows
 from insitu.sites import Site
-
-_ENTRY: Final = attrgetter("request", "start", "count", "position", "phase", "sample_row")
 
 
 def batch(table: str, source: Source, row_seq: Sequence[int] | range, columns: Mapping[str, Any]) -> pa.RecordBatch:
@@ -123,15 +121,14 @@ def _offsets(lengths: Any, kind: type) -> pa.Array:
 
 def row_maps(maps: Sequence[Sequence[Rows] | None]) -> pa.Array:
     """Return the `steps.rows` column: one list a step, null where the step has no row map."""
-    entries = list(map(_ENTRY, (entry for rows in maps if rows for entry in rows)))
-    request, start, count, position, phase, sample_row = zip(*entries, strict=True) if entries else ((),) * 6
+    entries = list(chain.from_iterable(rows for rows in maps if rows))
     columns = [
-        pa.array(request, pa.utf8()),
-        pa.array(start, pa.int32()),
-        pa.array(count, pa.int32()),
-        pa.array(position, pa.int64()),
-        pa.array(map(PHASE_NUMBERS.get, phase), pa.uint8()),
-        pa.array(sample_row, pa.int32()),
+        pa.array([entry.request for entry in entries], pa.utf8()),
+        pa.array([entry.start for entry in entries], pa.int32()),
+        pa.array([entry.count for entry in entries], pa.int32()),
+        pa.array([entry.position for entry in entries], pa.int64()),
+        pa.array([entry.phase_number() for entry in entries], pa.uint8()),
+        pa.array([entry.sample_row for entry in entries], pa.int32()),
     ]
     values = pa.StructArray.from_arrays(columns, fields=list(ROW_MAP.value_type))
     offsets = _offsets([len(rows) if rows else 0 for rows in maps], np.int32)

@@ -53,6 +53,11 @@ class Inlet:
     enter_ns: int = 0
     """Host time spent by `step()` itself around the model's own."""
 
+    @property
+    def is_filling(self) -> bool:
+        """True when it should not wait for the next heartbeat."""
+        return max(len(self.steps), len(self.rows)) > MAX_QUEUED // 8
+
     def put_step(self, record: StepRecord) -> None:
         if len(self.steps) < MAX_QUEUED:
             self.steps.append(record)
@@ -130,13 +135,12 @@ class Drain:
             try:
                 now = time.monotonic()
                 due = now >= next_beat or self._long_open()
-                self.collect(with_steps=due or is_asked)
+                if due or is_asked or self._inlet.is_filling:  # a look that takes nothing costs the step thread nothing
+                    self.collect()
                 if due:
                     next_beat = now + SHIP_EVERY_S
                     self.beat(closing=False)
                     self.ship()
-                else:
-                    self._outbox.settle()
             except Exception as error:
                 self.guard.contain(error)
             self.cpu_ns = before_ns + time.thread_time_ns()
@@ -149,11 +153,10 @@ class Drain:
         top = self._recorder.open
         return top is not None and time.monotonic_ns() - top.t0_ns > LONG_OPEN_NS
 
-    def collect(self, *, with_steps: bool = True) -> None:
-        """Take everything that is finished out of the rings; slabs only when asked: they are read many at a time."""
+    def collect(self) -> None:
+        """Take everything that is finished out of the rings."""
         self._collect_intervals()
-        if with_steps or self._observer() is None:
-            self._collect_steps()
+        self._collect_steps()
         while self._inlet.rows:
             table, row = self._inlet.rows.popleft()
             self._rows.setdefault(table, []).append(row)

@@ -57,6 +57,17 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
 
 
+def _absmax(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Write each row's largest magnitude; NaN where a row has one.
+
+    One kernel on a device; on the host the norm is scalar code: 87 us for 4 x 8192 values, the two extremes take 8.
+    """
+    if x.is_cuda:
+        torch.linalg.vector_norm(x, _INF, 1, dtype=_F32, out=out)
+    else:
+        out.copy_(torch.maximum(torch.amax(x, 1), torch.amin(x, 1).neg_()))
+
+
 def give_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
     """Give one instance a private subclass with this `forward(self, ...)`; return the undo.
 
@@ -181,7 +192,7 @@ class Taps:
         n = x.shape[0]
         if site.boundary:
             torch.sum(x, 1, dtype=_F32, out=views.row_sum[number][:n])
-            torch.linalg.vector_norm(x, _INF, 1, dtype=_F32, out=views.row_absmax[number][:n])
+            _absmax(x, views.row_absmax[number][:n])
         if wanted is not None and wanted[0].shape[1] == x.shape[1]:
             area, dest = wanted
             area.index_copy_(0, dest[:n], x)

@@ -40,15 +40,16 @@ def num_rows(step: int) -> int:
     return 1 + step % 5 if rows is None else sum(entry.count for entry in rows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("requests", ["opt-in", "all"])
-def test_every_step_reads_back_as_itself(insitu_records: Recording, requests: str) -> None:
+def test_every_step_reads_back_as_itself(insitu_records: Recording, dtype: torch.dtype, requests: str) -> None:
     net = nn.Sequential(nn.Identity())
     rules = [insitu.Rule(sites="output", requests=requests)]
     with torch.inference_mode(), insitu.attach(net, to=insitu_records, rules=rules, max_rows=16) as session:
-        net(values(0, 1))  # widths are learned: no rows of this one
+        net(values(0, 1).to(dtype))  # widths are learned: no rows of this one
         for step in range(1, NUM_STEPS):
             with session.step(step, rows=row_map(step)):
-                net(values(step, num_rows(step)))
+                net(values(step, num_rows(step)).to(dtype))
             if step % 50 == 0:
                 session.flush()
     assert session.stats().dropped == {}
@@ -73,9 +74,10 @@ def test_every_step_reads_back_as_itself(insitu_records: Recording, requests: st
             if requests == "all" or entry.capture:
                 wanted |= {(step, entry.start + i): (entry.request, entry.position + i) for i in range(entry.count)}
     assert {key: (row["request"], row["position"]) for key, row in found.items()} == wanted
+    kind = np.float32 if dtype is torch.float32 else np.float64
     for (step, at), row in found.items():
-        assert (row["dtype"], row["shape"]) == ("float32", [WIDTH])
-        assert np.frombuffer(row["data"], np.float32).tolist() == values(step, at + 1)[at].tolist()
+        assert (row["dtype"], row["shape"]) == (str(dtype).removeprefix("torch."), [WIDTH])
+        assert np.frombuffer(row["data"], kind).tolist() == values(step, at + 1)[at].tolist()
 
 
 def test_only_the_bad_steps_of_a_collection_tell_all_their_sites(insitu_records: Recording) -> None:
