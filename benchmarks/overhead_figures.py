@@ -115,7 +115,7 @@ class DrainEffect:
     num_beside: int
     num_alone: int
     excess_ms: float
-    """Mean step beside the drain less the mean step alone."""
+    """Mean step beside the drain, less what a step alone would be that is struck at a random moment."""
     share: float
     """That excess, all steps together, as a share of step time; with its bootstrap 95 % interval."""
     low: float
@@ -135,14 +135,17 @@ def paired(name: str, base: Sequence[float] | Floats, other: Sequence[float] | F
 
 
 def drain_effect(step_s: Floats, beside_s: Floats, seed: int = 0) -> DrainEffect | None:
-    """Compare steps that ran beside the drain with those that did not; None unless there are two of each."""
+    """Compare steps that ran beside the drain with those that did not; None unless there are two of each.
+
+    A random moment strikes long steps more often than short ones, so the mean alone is weighted by length.
+    """
     beside, alone = step_s[beside_s > OVERLAP_S], step_s[beside_s <= OVERLAP_S]
     if min(len(beside), len(alone)) < 2:
         return None
     rng = np.random.default_rng(seed)
 
     def excess(a: Floats, b: Floats) -> float:
-        return float(a.mean() - b.mean())
+        return float(a.mean() - (b * b).sum() / b.sum())
 
     weight = len(beside) / float(step_s.sum())
     drawn = [excess(rng.choice(beside, len(beside)), rng.choice(alone, len(alone))) for _ in range(RESAMPLES)]

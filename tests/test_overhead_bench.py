@@ -99,6 +99,17 @@ def test_the_drain_effect_is_what_overlapped_steps_took_longer() -> None:
     assert effect.high == pytest.approx(effect.share)
 
 
+def test_a_drain_that_strikes_long_steps_more_often_has_no_effect_by_that_alone() -> None:
+    step = RNG.choice([0.005, 0.050], 20_000, p=[0.9, 0.1])
+    moments = RNG.uniform(0.0, step.sum(), 500)
+    beside = np.zeros(len(step))
+    beside[np.searchsorted(np.cumsum(step), moments)] = 2 * OVERLAP_S
+    effect = drain_effect(step, beside)
+    assert effect is not None
+    assert effect.low < 0.0 < effect.high
+    assert step[beside > 0].mean() > 2 * step.mean(), "struck steps are longer, and not for the drain"
+
+
 def test_no_drain_effect_is_told_of_too_few_steps() -> None:
     assert drain_effect(np.full(10, 0.01), np.zeros(10)) is None
 
