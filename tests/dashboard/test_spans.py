@@ -64,9 +64,9 @@ def some_spans(draw: st.DrawFn) -> Spans:
             rows.append((lane, t, t + length, draw(st.integers(0, len(CLASSES) - 1))))
             t += length + gap
     rows.sort(key=lambda row: row[1])
-    lane, begin, end, cls = np.array(rows, np.int64).reshape(-1, 4).T
+    lanes, begins, ends, classes = np.array(rows, np.int64).reshape(-1, 4).T
     zeros = np.zeros(len(rows), np.int64)
-    return Spans(lane, begin, end, cls, zeros, zeros, zeros, np.ones(len(rows), np.int64))
+    return Spans(lanes, begins, ends, classes, zeros, zeros, zeros, np.ones(len(rows), np.int64))
 
 
 @given(spans=some_spans(), pixel_ns=st.integers(1, 100))
