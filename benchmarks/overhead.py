@@ -4,7 +4,7 @@ One torch thread runs decode-like steps of a Llama; a real session ships over gR
 with its store on a disk. Variants: a model without a probe, twice (A/A); `off`, the session that INSITU_DISABLED=1
 gives; T0; T0 and raw rows of two opted-in requests. There is no attached-and-quiet: what is attached takes T0.
 
-    python benchmarks/overhead.py                    # both models, about seven minutes on two quiet cores
+    python benchmarks/overhead.py                    # both models, under eight minutes on two quiet cores
     python benchmarks/overhead.py --quick            # the tiny model, under a minute
     python benchmarks/overhead.py --cores 1          # everything on one core: no spare one for drain and collector
 
@@ -52,8 +52,8 @@ TARGETS: Final[dict[str, tuple[str, Target]]] = {
     f"{STEP_WALL}: {OFF}": ("target <= 1.005", Target(1 / 0.995)),
 }
 SYSTEM_SHARE: Final = 0.01
-ROUNDS: Final = {"tiny": 800, "100m": 500}
-BLOCKS: Final = 9
+ROUNDS: Final = {"tiny": 600, "100m": 500}
+BLOCKS: Final = 8
 BLOCK_S: Final = 2.5
 LONG_S: Final = 15.0
 BATCH: Final = {"tiny": 8, "100m": 4}
@@ -183,7 +183,7 @@ def machine() -> dict[str, Any]:
 
 @click.command()
 @click.option("--model", type=click.Choice(["tiny", "100m", "both"]), default=None, help="[default: both]")
-@click.option("--rounds", type=click.IntRange(1), help="Rounds of single steps. [default: tiny 800, 100m 500]")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of single steps. [default: tiny 600, 100m 500]")
 @click.option("--blocks", type=click.IntRange(1), help=f"Rounds of blocks. [default: {BLOCKS}]")
 @click.option("--block-seconds", type=click.FloatRange(0, min_open=True), help=f"[default: {BLOCK_S}]")
 @click.option("--long-seconds", type=click.FloatRange(0, min_open=True), help=f"[default: {LONG_S}]")

@@ -21,8 +21,9 @@ MARGIN: Final = 0.01
 """A target holds when the worse end of the interval is within this of it."""
 RESAMPLES: Final = 2000
 FEWEST_PAIRS: Final = 5
-OVERLAP_S: Final = 50e-6
-"""A step counts as run beside the drain when other threads of its process used more CPU than this meanwhile."""
+OVERLAP_S: Final = 300e-6
+"""A step counts as run beside the drain when other threads of its process used more CPU than this meanwhile: a look
+that takes nothing uses less, a batch more."""
 
 Floats = NDArray[np.float64]
 
