@@ -32,13 +32,14 @@ class Process:
         *,
         folder: Path | None = None,
         own_session: bool = False,
+        stdout: int = subprocess.PIPE,
     ) -> None:
         self.lines: list[str] = []
         self._news = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             env={**os.environ, **(environment or {})},
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,

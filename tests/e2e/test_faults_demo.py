@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,12 +33,24 @@ PYTHON_S = 0.1
 
 
 class Demo(Process):
-    """A demo as a shell starts it: in a process group of its own, in some folder."""
+    """A demo as a shell starts it: in a process group of its own, in some folder; stdout may be a terminal."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, has_terminal: bool = False) -> None:
         self.run = new_run()
+        self._terminal, stdout = pty.openpty() if has_terminal else (-1, subprocess.PIPE)
+        self._screen = bytearray()
         arguments = ["-m", "insitu", "demo", "--inject", "none", *options]
-        super().__init__(arguments, {"INSITU_RUN": self.run}, folder=folder, own_session=True)
+        super().__init__(arguments, {"INSITU_RUN": self.run}, folder=folder, own_session=True, stdout=stdout)
+        if has_terminal:
+            os.close(stdout)
+            self._viewer = threading.Thread(target=self._view)
+            self._viewer.start()
+
+    def _view(self) -> None:
+        with suppress(OSError):  # nobody has the terminal open any more
+            while data := os.read(self._terminal, 4096):
+                self._screen += data
+        os.close(self._terminal)
 
     def interrupt(self) -> None:
         """Press Ctrl-C: the terminal signals the whole foreground group."""
@@ -46,6 +60,9 @@ class Demo(Process):
         """Return status and stdout. Fails when it takes longer, leaves a process, or says a traceback."""
         stdout, _ = self.process.communicate(timeout=within_s)
         self._reader.join()
+        if self._terminal >= 0:
+            self._viewer.join()
+            stdout = self._screen.decode()
         assert left_of(self.run) == []
         assert not [line for line in self.lines if "Traceback" in line or "Error" in line], self.lines
         return self.process.returncode, stdout
@@ -86,18 +103,20 @@ MOMENTS = {
     "traffic": Moment("ready after", 0.0, 1.0),
     "stopping": Moment("stopping: ", 0.0, 2.0),
     "answer": Moment("stopping: ", 1.0, 4.0),
+    "pages": Moment("its pages stay on", 0.0, 1.0),
 }
+AFTER_TRAFFIC = ("stopping", "answer", "pages")
 
 
 def interrupted(demos: list[Demo], folder: Path, name: str, chance: random.Random) -> None:
     """Run a demo, its dashboard too, press Ctrl-C at the moment, and look at what it leaves."""
-    demo = Demo(folder, "--seconds", "1" if name in ("stopping", "answer") else "60")
+    demo = Demo(folder, "--seconds", "1" if name in AFTER_TRAFFIC else "60", has_terminal=name == "pages")
     demos.append(demo)
     MOMENTS[name].wait(demo, chance)
     if demo.process.poll() is None:
         demo.interrupt()
     status, stdout = demo.end(END_S)
-    assert status == ExitCode.INTERRUPTED or (status == ExitCode.OK and MOMENTS[name].line == "stopping: ")
+    assert status == ExitCode.INTERRUPTED or (status == ExitCode.OK and name in AFTER_TRAFFIC)
     assert "records" in stdout or status == ExitCode.INTERRUPTED, "all was told, or it says that it was not"
     for store in folder.glob("insitu-store/*"):
         if (store / "v1").exists():
