@@ -177,7 +177,7 @@ def test_leaving_a_page_closes_its_stream(system: Running, viewer: Viewer) -> No
 def test_names_are_text_and_never_markup(system: Running, viewer: Viewer) -> None:
     for name in ("", "pipeline"):
         viewer.open(f"{system.url}/{name}?table=1")
-        viewer.wait_ticks(3)
+        viewer.wait_ticks(1)
         assert MARKUP in viewer.page.locator(".insitu-chip-run").inner_text()
         assert viewer.page.locator("img[src=x]").count() == 0
         assert viewer.page.evaluate("window.wasRun") is None
@@ -257,7 +257,7 @@ def test_pages_fit_the_screen(
     for where in ("", "pipeline"):
         page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
         found = Viewer(page).open(f"{system.url}/{where}")
-        found.wait_ticks(3)
+        found.wait_ticks(1)
         assert page.evaluate("insituRoot().scrollWidth <= insituRoot().clientWidth")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.screenshot(path=folder / f"{where or 'live'}-{name}.png", full_page=True)
