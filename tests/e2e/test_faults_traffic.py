@@ -46,7 +46,7 @@ STOP_S = 2.0
 PAIRS = 3
 SLOWER = 1.5
 """Least factor that is told from noise: on two cores that others use too, single pairs went from 0.7 to 1.5 and medians
-of three up to 1.22, about a median of twenty of 1.03; a request that waits for the collector shows a factor above 4."""
+of three up to 1.22, about a median of twenty of 1.03. A single wait for the collector shows in the longest gap."""
 
 
 @pytest.fixture(scope="module")
