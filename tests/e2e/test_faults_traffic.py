@@ -197,8 +197,8 @@ def test_a_collector_that_is_killed_costs_no_request_and_the_next_one_gets_what_
     rig.sources += accounts_in(killed.stop())
 
 
-def test_a_dashboard_that_stands_still_or_is_killed_changes_no_request(rig: Rig, traffic: Traffic) -> None:
-    """With a viewer, so that it has work to do."""
+def test_a_dashboard_that_stands_still_or_is_killed_changes_no_request(rig: Rig) -> None:
+    """With a viewer, so that it has work to do; it is there before the traffic, to which it gives way."""
     run = new_run()
     board = Process(["-m", "insitu", "dashboard", str(rig.store), "--port", "0"], {"INSITU_RUN": run})
     url = board.wait_for(r"dashboard on (http://\S+)")[1]
@@ -206,11 +206,13 @@ def test_a_dashboard_that_stands_still_or_is_killed_changes_no_request(rig: Rig,
     with httpx.stream("GET", f"{url}/api/live?spans=1", timeout=30) as answer:
         lines = answer.iter_lines()
         assert any(line == "event: picture" for line in lines)
-        process.suspend()
-        traffic.goes_on(8)
-        process.resume()
-        assert any(line == "event: picture" for line in lines), "it goes on where it stood"
-    process.kill()
+        with Traffic(rig.url) as traffic:
+            process.suspend()
+            traffic.goes_on(8)
+            process.resume()
+            assert any(line == "event: picture" for line in lines), "it goes on where it stood"
+            process.kill()
+            traffic.goes_on()
     board.stop()
     assert left_of(run) == []
 
