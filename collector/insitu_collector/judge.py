@@ -122,24 +122,26 @@ def _hangs(judgement: Judgement) -> bool:
     )
 
 
-def final_verdicts(store: Store) -> list[Verdict]:
+def final_verdicts(store: Store, run: str = "") -> list[Verdict]:
     """Return what stands of a store's latest run: most severe first, `healthy` alone only if nothing else stands.
+
+    run: the latest of those whose name begins so.
 
     Reads the `verdicts` table; a store that was never judged is judged here, and nothing is written.
     """
     verdicts = [Verdict.from_row(row) for row in store.table("verdicts").to_pylist()]
-    group = latest(Groups().sort({"sources": store.table("sources")}))
+    group = latest(Groups().sort({"sources": store.table("sources")}), run)
     if group is not None:  # else a store that holds verdicts alone: those of the run judged last
         verdicts = [verdict for verdict in verdicts if _name(group).startswith(verdict.run)]
-        return standing(verdicts or judged(store))
+        return standing(verdicts or judged(store, run))
     last = max(verdicts, key=lambda verdict: verdict.detected_unix_ns, default=None)
     return standing([verdict for verdict in verdicts if last is not None and verdict.run == last.run])
 
 
-def judged(store: Store) -> list[Verdict]:
-    """Judge the latest run of a store from its records, a second at a time. Returns every revision."""
+def judged(store: Store, run: str = "") -> list[Verdict]:
+    """Judge the latest run (whose name begins with `run`) from its records, a second at a time; every revision."""
     found = Groups().sort({name: store.table(name) for name in JUDGED})
-    group = latest(found)
+    group = latest(found, run)
     if group is None:
         return []
     return _feed(Judgement(_name(group)), found[group], live=False, final=True)

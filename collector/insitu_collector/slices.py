@@ -64,8 +64,9 @@ def _is_of(rows: pa.Table, epochs: set[int]) -> pa.ChunkedArray:
     return pc.is_in(rows["epoch"], pa.array(sorted(epochs), pa.uint64()))
 
 
-def latest(groups: dict[Group, dict[str, pa.Table]]) -> Group | None:
-    """Return the run that began last (its first replica), or None without any."""
+def latest(groups: dict[Group, dict[str, pa.Table]], run: str = "") -> Group | None:
+    """Return the run that began last (its first replica) of those whose name begins with `run`, or None."""
+    groups = {group: tables for group, tables in groups.items() if group[0].startswith(run)}
     begun = {}
     for group, tables in groups.items():
         anchors = _rows(tables, "sources")["unix_anchor_ns"]

@@ -53,6 +53,8 @@ class Stalls:
 
     store: str
     run: str
+    others: list[str]
+    """The other runs with ranks in this store."""
     verdicts: list[Verdict]
     ledger: Ledger | None
     timeline: Timeline
@@ -98,11 +100,11 @@ def traffic_window(tables: Tables) -> tuple[int, int] | None:
     return t0, t1
 
 
-def stalls_of(store: Store) -> Stalls | None:
-    """Return what a store says of its latest run, or None when it holds no run of any rank."""
+def stalls_of(store: Store, run: str = "") -> Stalls | None:
+    """Return what a store says of its latest run (of those whose name begins with `run`), or None when it has none."""
     read = {name: store.table(name) for name in JUDGED}
     found = Groups().sort(read)
-    group = latest(found)
+    group = latest(found, run)
     if group is None:
         return None
     tables = found[group]
@@ -114,7 +116,8 @@ def stalls_of(store: Store) -> Stalls | None:
     return Stalls(
         store=str(store.path),
         run=group[0],
-        verdicts=final_verdicts(store),
+        others=sorted({name for name, _ in found} - {group[0]}),
+        verdicts=final_verdicts(store, group[0]),
         ledger=ledger,
         timeline=timeline_of(tables["sources"]),
         missing=missing_rows(tables, store.table("gaps")),
@@ -171,6 +174,7 @@ def to_json(found: Stalls) -> dict[str, Any]:
         "schema": SCHEMA,
         "store": found.store,
         "run": found.run,
+        "other_runs": found.others,
         "verdicts": [{**verdict.to_json(), "state": verdict.state} for verdict in found.verdicts],
         "ledger_window_unix_ns": found.window_unix_ns,
         "ledger": [
@@ -186,7 +190,10 @@ def to_json(found: Stalls) -> dict[str, Any]:
 
 def to_text(found: Stalls) -> str:
     """Return the same for people."""
-    lines = [f"{found.store}, run {found.run}", ""]
+    lines = [f"{found.store}, run {found.run}"]
+    if found.others:
+        lines.append(f"Other runs are in it too (--run): {', '.join(found.others[-5:])}")
+    lines.append("")
     for verdict in found.verdicts:
         ended = " (it is over)" if verdict.state == "closed" else ""
         requests = f" {verdict.num_requests} requests affected." if verdict.num_requests else ""
@@ -237,8 +244,9 @@ def _bar(ledger: Ledger, rank: int) -> str:
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (insitu.stalls/1).")
+@click.option("--run", default="", help="The run whose name begins so. [default: the one that began last]")
 @click.pass_context
-def stalls(ctx: click.Context, store: Path, as_json: bool) -> None:
+def stalls(ctx: click.Context, store: Path, as_json: bool, run: str) -> None:
     """Say what limits the latest run in STORE, and where each rank's time went.
 
     \b
@@ -246,9 +254,11 @@ def stalls(ctx: click.Context, store: Path, as_json: bool) -> None:
     insitu stalls ./insitu-store --json | python -m json.tool
     """
     try:
-        found = stalls_of(open_store(store))
+        found = stalls_of(open_store(store), run)
     except FileNotFoundError as error:
         raise click.ClickException(str(error)) from None
+    if found is None and run:
+        raise click.ClickException(f"the store {store} has no run {run!r}...; leave --run out to see which")
     if found is None:
         raise click.ClickException(f"the store {store} holds no record of any rank; attach a probe to a model first")
     click.echo(json.dumps(to_json(found), indent=1) if as_json else to_text(found))

@@ -33,6 +33,10 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     """
     root = Path(path)
     if not (root / FORMAT).is_dir():
+        inside = sorted(folder.parent for folder in root.glob(f"*/{FORMAT}") if folder.is_dir())
+        if inside:
+            newest = max(inside, key=lambda store: (store / FORMAT).stat().st_mtime_ns)
+            raise FileNotFoundError(f"no store at {root}, but {len(inside)} in it; the newest is {newest}")
         raise FileNotFoundError(f"no store at {root}: expected a folder {FORMAT!r} in it, made by a probe or collector")
     return Store(root)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from insitu.segment_layout import FORMAT
-from insitu_collector.slices import Group, Groups, latest
+from insitu_collector.slices import Group, Groups
 from insitu_collector.store import open_store
 from insitu_dashboard.notices import Level, Notice, State
 from insitu_dashboard.picture import blank_picture, picture
@@ -65,7 +65,6 @@ class Hub:
         self._lock = threading.RLock()
         self._runs: dict[Group, _Run] = {}
         self._groups = Groups()
-        self._latest: Group | None = None
         self._tail: StoreTail | None = None
         self._asked_s = 0.0
         self._stop = threading.Event()
@@ -152,9 +151,14 @@ class Hub:
             if gaps is not None:
                 run.view.take_gaps(gaps)
             run.view.settle()
-        self._latest = latest({group: {"sources": run.view.sources} for group, run in self._runs.items()})
-        for group in sorted(self._runs, key=lambda group: self._runs[group].view.last_ns or 0)[:-MOST_RUNS]:
+        for group in self._newest_first()[MOST_RUNS:]:
             del self._runs[group]
+
+    def _newest_first(self) -> list[Group]:
+        """Return the groups by their newest record, in Unix time: one that lives comes before one that ended."""
+        views = {group: run.view for group, run in self._runs.items()}
+        last = {group: view.timeline.unix_ns(view.last_ns) if view.last_ns else 0 for group, view in views.items()}
+        return sorted(last, key=lambda group: (-last[group], group))
 
     def _add_delta(self, run: _Run, tables: Mapping[str, pa.Table]) -> None:
         if "intervals" in tables or "health" in tables:
@@ -167,13 +171,12 @@ class Hub:
     def runs(self) -> list[str]:
         """Return the runs that can be shown, the one with the newest record first."""
         with self._lock:
-            groups = sorted(self._runs, key=lambda group: -(self._runs[group].view.last_ns or 0))
-        return list(dict.fromkeys(run for run, _ in groups))
+            return list(dict.fromkeys(run for run, _ in self._newest_first()))
 
     def _find(self, run: str | None) -> tuple[Group, _Run] | None:
-        """Return the run whose name begins so (None: the latest), or None when it is not here. Under the lock."""
+        """Return the run whose name begins so (None: that with the newest record), or None. Under the lock."""
         self._asked()
-        group = self._latest if not run else min((g for g in self._runs if g[0].startswith(run)), default=None)
+        group = next((group for group in self._newest_first() if group[0].startswith(run or "")), None)
         return None if group is None or group not in self._runs else (group, self._runs[group])
 
     @property
@@ -208,7 +211,9 @@ class Hub:
             return blank_picture(State.ERROR, Notice(Level.ERROR, f"The store cannot be read: {self.error}.", remedy))
         if run and self._runs:
             text = f"The run {run} is not among the recent ones of this store."
-            remedy = f"Here are: {', '.join(self.runs()[:5])}. Of older ones `insitu stalls {self.path}` tells."
+            remedy = (
+                f"Here are: {', '.join(self.runs()[:5])}. Of older ones `insitu stalls {self.path} --run ...` tells."
+            )
             return blank_picture(State.ERROR, Notice(Level.ERROR, text, remedy))
         return blank_picture(State.EMPTY if self._loaded.is_set() else State.LOADING)
 

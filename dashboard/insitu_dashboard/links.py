@@ -9,6 +9,7 @@ from typing import Any, Final
 from insitu.vocabulary import LedgerClass
 from insitu_dashboard.picture import DEFAULT_WINDOW_S, WINDOWS_S
 
+LONGEST_RUN: Final = 40
 NAMES: Final = ("run", "win", "live", "t0", "t1", "stage", "rank", "cls", "sel", "table")
 
 
@@ -51,7 +52,7 @@ def parse(query: Mapping[str, str]) -> Link:
     run = query.get("run", "")
     known = {str(cls) for cls in LedgerClass}
     return Link(
-        run=run if run and run.isalnum() and len(run) <= 16 else None,
+        run=run[:LONGEST_RUN] or None,  # an unknown one is said to be unknown
         window_s=window if window in WINDOWS_S else DEFAULT_WINDOW_S,
         is_live=query.get("live") != "0" or t1 is None,
         t0_ns=t0 if t0 is not None and t1 is not None and t0 < t1 else None,

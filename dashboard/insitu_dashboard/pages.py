@@ -57,7 +57,7 @@ def run() -> None:
 def live() -> None:
     """Is it healthy; if not, where and why."""
     hub, link = _opened()
-    link = _controls(hub, link)
+    link = _controls("live", hub, link)
     _mount(lambda: _canvas("live", hub))
     _twins(link, lambda: _live_twins(*_opened()))
 
@@ -65,7 +65,7 @@ def live() -> None:
 def pipeline() -> None:
     """Who waits for whom, a rank a lane."""
     hub, link = _opened()
-    link = _controls(hub, link)
+    link = _controls("pipeline", hub, link)
     link = _filters(hub, link)
     _mount(lambda: _canvas("pipeline", hub))
     _twins(link, lambda: _pipeline_twins(*_opened()))
@@ -90,17 +90,17 @@ def _go(link: Link) -> None:
             st.query_params[name] = value
 
 
-def _controls(hub: Hub, link: Link) -> Link:
+def _controls(page: str, hub: Hub, link: Link) -> Link:
     runs = hub.runs()
     left, right = st.columns([3, 2], vertical_alignment="center")
     with left:
         window = st.segmented_control(
-            "Window",
+            "Window of heat map and breakdown" if page == "pipeline" else "Window",
             WINDOWS_S,
             format_func=lambda seconds: WINDOW_NAMES[seconds],
             default=link.window_s,
             key=f"window-{link.window_s}",
-            label_visibility="collapsed",
+            label_visibility="visible" if page == "pipeline" else "collapsed",
         )
     shown = link.run or (runs[0] if runs else None)
     with right:

@@ -50,6 +50,7 @@ def picture(
     return {
         "schema": SCHEMA,
         "unix_ns": str(unix_ns),
+        "end": str(view.timeline.unix_ns(end)),
         "run": run,
         "replica": replica,
         "header": header,
@@ -79,6 +80,7 @@ def blank_picture(state: State, notice: Notice | None = None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "unix_ns": "0",
+        "end": "0",
         "run": "",
         "replica": 0,
         "header": {**header, "model": None, "stages": 0, "ranks": 0},

@@ -46,14 +46,17 @@ def run(config: EngineConfig, launched: Launched, listener: socket.socket, began
             raise EngineError(f"--to {config.to} cannot be used: {one_line(error)}") from None
         if config.to.startswith("file:"):
             say(f"{config.to} keeps {load().keep}, each process its own; INSITU_KEEP_BYTES, INSITU_KEEP_FOR change it")
+    life = _Life(config, launched, listener, session, began_s)
     try:
-        sources = asyncio.run(_Life(config, launched, listener, session, began_s).run())
+        asyncio.run(life.run())
     finally:
         # It is ending already: one more signal must not cut short what is still to be made durable.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         session.close()
-    print(json.dumps({"schema": "insitu.serve/1", "sources": [session.stats().to_json(), *sources]}), flush=True)
+        # After a failure too; a rank that was killed has no account to give.
+        sources = [session.stats().to_json(), *life.rank_stats()]
+        print(json.dumps({"schema": "insitu.serve/1", "sources": sources}), flush=True)
 
 
 class _Life:
@@ -81,8 +84,8 @@ class _Life:
         )
         self._stop = asyncio.Event()
 
-    async def run(self) -> list[dict[str, object]]:
-        """Return the ranks' accounts. Raises EngineError."""
+    async def run(self) -> None:
+        """Serve until told to stop. Raises EngineError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
@@ -104,6 +107,9 @@ class _Life:
             http.should_exit = True
             await serving
             await end_ranks(self._driver.links, STOP_RANKS_S)
+
+    def rank_stats(self) -> list[dict[str, object]]:
+        """Return the accounts of the ranks that gave one, once `run` is over."""
         return [self._driver.stats[rank] for rank in sorted(self._driver.stats)]
 
     async def _until_stopped(self) -> None:

@@ -140,3 +140,20 @@ def test_the_window_begins_after_warmup_and_ends_with_the_last_traffic_step(tabl
 
 def test_only_warmup_is_no_traffic() -> None:
     assert traffic_window(simulate(Scenario(seconds=0.0))) is None
+
+
+def test_each_run_of_a_store_can_be_asked_for(tables: dict[str, pa.Table], store: Path, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    write_store(tables, str(path))
+    later = [row | {"run": "ab" * 8, "epoch": row["epoch"] + 5000} for row in tables["sources"].to_pylist()]
+    later = [row | {"unix_anchor_ns": row["unix_anchor_ns"] + 10**12} for row in later]
+    write_store({"sources": pa.Table.from_pylist(later, schema=schema_of("sources"))}, str(path), seqs={})
+    first = tables["sources"]["run"][0].as_py()
+    assert json.loads(run(path, "--json").stdout)["run"] == "ab" * 8
+    assert first in run(path).stdout
+    asked = json.loads(run(path, "--run", first[:4], "--json").stdout)
+    assert (asked["run"], asked["other_runs"]) == (first, ["ab" * 8])
+    assert asked["verdicts"] == json.loads(run(store, "--json").stdout)["verdicts"]
+    wrong = run(path, "--run", "ffff")
+    assert wrong.exit_code == 1
+    assert "no run 'ffff'" in wrong.output

@@ -34,6 +34,12 @@ def test_no_store_is_one_line_that_says_so(tmp_path: Path) -> None:
         open_store(tmp_path / "nothing")
 
 
+def test_stores_inside_a_folder_are_named(tmp_path: Path) -> None:
+    (tmp_path / "demo-1" / "v1").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"but 1 in it; the newest is .*demo-1"):
+        open_store(tmp_path)
+
+
 def test_rows_of_all_shards_open_and_sealed(tmp_path: Path) -> None:
     sealed = ShardWriter(tmp_path, "a")
     sealed.append(events([0, 1], epoch=1))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from insitu_collector.simulated_rows import RUN, write_store
@@ -32,6 +33,32 @@ def test_the_latest_run_is_shown_unless_another_is_asked_for(hub: Hub) -> None:
     assert hub.runs() == [RUN]
     assert state(hub)["run"] == RUN == state(hub, RUN[:6])["run"]
     assert state(hub, "ffff")["header"]["state"] == "error"
+
+
+def test_a_run_that_lives_is_shown_before_one_that_began_later_and_ended(
+    tables: dict[str, pa.Table], tmp_path: Path
+) -> None:
+    lives, ended = "11" * 8, "22" * 8
+    write_store(renamed(tables, lives, 0), str(tmp_path))
+    short = {name: rows.slice(0, rows.num_rows // 4) for name, rows in renamed(tables, ended, 5000).items()}
+    write_store(short | {"sources": renamed(tables, ended, 5000)["sources"]}, str(tmp_path))
+    hub = Hub(tmp_path)
+    hub.poll()
+    assert hub.runs() == [lives, ended]
+    assert state(hub)["run"] == lives
+    assert state(hub, ended)["run"] == ended
+    hub.close()
+
+
+def renamed(tables: dict[str, pa.Table], run: str, epochs_from: int) -> dict[str, pa.Table]:
+    """Return the tables as another run's: its own epochs, and sources that were started later the more those differ."""
+    found = {}
+    for name in ("sources", "intervals", "health"):
+        column = pc.add(tables[name]["epoch"], pa.scalar(epochs_from, pa.uint64()))
+        found[name] = tables[name].set_column(0, tables[name].schema.field("epoch"), column)
+    shift = {"run": run, "unix_anchor_ns": 1_700_000_000_000_000_000 + epochs_from, "mono_anchor_ns": epochs_from}
+    rows = [row | shift for row in found["sources"].to_pylist()]
+    return found | {"sources": pa.Table.from_pylist(rows, schema=tables["sources"].schema)}
 
 
 def test_viewers_of_one_moment_share_one_picture(hub: Hub) -> None:

@@ -55,7 +55,6 @@ def test_anybody_may_write_an_address(words: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        {"run": "<script>"},
         {"win": "7"},
         {"t0": "5"},
         {"t0": "9", "t1": "5"},

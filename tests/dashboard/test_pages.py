@@ -145,6 +145,13 @@ def test_an_unknown_run_says_which_are_here(hub: Hub) -> None:
     assert hub.runs()[0] in picture["notice"]["remedy"]
 
 
+@pytest.mark.parametrize("run", ["<b>hi</b>", "..", "x" * 200])
+def test_a_run_that_is_none_is_said_to_be_none(hub: Hub, run: str) -> None:
+    picture = given(opened("live", hub, run=run))["picture"]
+    assert picture["notice"]["level"] == "error"
+    assert run[:40] in picture["notice"]["text"]
+
+
 def test_an_address_restores_window_view_selection_and_filter(hub: Hub, tables: dict[str, pa.Table]) -> None:
     end = timeline_of(tables["sources"]).unix_ns(1010 * 10**9)
     query = {"t0": str(end - 10**9), "t1": str(end), "win": "300", "cls": "gc", "stage": "1"}

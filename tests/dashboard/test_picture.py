@@ -57,6 +57,7 @@ def test_shares_sum_to_one_and_the_heat_map_to_a_hundred(view: RunView, window_s
 def test_a_look_at_an_earlier_time_shows_what_was_so_then(view: RunView) -> None:
     before = 1000 * SECOND + 4 * SECOND
     found = picture(view, now_of(view), 10, run="5eed", replica=0, at_ns=before)
+    assert int(found["end"]) == view.timeline.unix_ns(before)
     assert found["alarms"] == []
     assert found["heat"]["unix_s"][-1] <= view.timeline.unix_ns(before) / 1e9
 

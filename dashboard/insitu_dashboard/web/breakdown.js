@@ -2,6 +2,8 @@
 
 const BAR_PX = 24;
 const BAR_GAP_PX = 6;
+const CONTENDED_NOTE =
+  " · contended: time in compute and host in which the kernel gave the core to others; lanes draw the intervals as recorded";
 
 // The mean percent of each class of one rank over the buckets that `window` (unix seconds) touches; null: no data.
 function sharesOf(heat, place, window) {
@@ -104,7 +106,8 @@ function createBreakdown(root) {
         drawBar(context, all[place], y, gutterOf(width), width, look);
       });
       showLegend(all, look);
-      setText(caption, captionText(heat, window));
+      const isContended = all.some((shares) => shares && shares.contended >= 1);
+      setText(caption, captionText(heat, window) + (isContended ? CONTENDED_NOTE : ""));
       const said = lanes.map((lane, place) => `rank ${lane.rank}: ${sharesText(all[place])}`).join("; ");
       canvas.setAttribute("aria-label", `Share of wall time. ${said || "No rank yet"}.`);
       return all;

@@ -45,7 +45,7 @@ function createLivePage(parent, first) {
   resized.observe(canvas);
 
   function pause(wanted) {
-    component.setStateValue("paused", wanted ? { t1: picture ? picture.unix_ns : null } : null);
+    component.setStateValue("paused", wanted ? { t1: picture ? picture.end : null } : null);
   }
 
   function apply(next) {
@@ -58,11 +58,13 @@ function createLivePage(parent, first) {
     if (!hasRanks) return;
     drawVerdict(verdict, next);
     drawNumbers(numbers, next.numbers);
-    drawGrid(grid, next.grid, look);
+    const isOver = next.header.state === "ended" || next.header.state === "stale";
+    drawGrid(grid, next.grid, look, isOver);
     drawMix(mix, next.mix, look, component.data.window_s);
     drawLatency(canvas, next, look);
-    setText(ticks, next.ticks.length ? `Marks: ${next.ticks.map((tick) => `${clockText(tick.unix_ms)} ${tick.kind}`).join(" · ")}` : "");
-    drawAlarms(alarms, next.alarms);
+    const marks = [...next.ticks].sort((a, b) => a.unix_ms - b.unix_ms);
+    setText(ticks, marks.length ? `Marks: ${marks.map((tick) => `${clockText(tick.unix_ms)} ${tick.kind.replaceAll("_", " ")}`).join(" · ")}` : "");
+    drawAlarms(alarms, next.alarms, isOver);
   }
 
   return {
@@ -127,7 +129,8 @@ function drawVerdict(node, picture) {
     const [head, rest] = parted(verdict.text);
     card.append(element(place ? "h4" : "h3", "", `${sign} ${before}${head}${over}`));
     if (rest) card.append(element("p", "insitu-finding", rest));
-    if (verdict.remedy) card.append(element("p", "", card.dataset.level === "bad" ? `What helps: ${verdict.remedy}` : verdict.remedy));
+    const remedy = plain(verdict.remedy || "");
+    if (remedy) card.append(element("p", "", card.dataset.level === "bad" ? `What helps: ${remedy}` : remedy));
     const facts = element("p", "insitu-muted");
     const count = verdict.num_requests ? ` · ${verdict.num_requests.toLocaleString("en")} requests affected` : "";
     const named = verdict.requests.length ? `: ${verdict.requests.slice(0, 3).join(", ")}${verdict.num_requests > 3 ? ", …" : ""}` : "";
@@ -214,7 +217,7 @@ function bar(classes, look) {
   return canvas;
 }
 
-function drawGrid(node, cells, look) {
+function drawGrid(node, cells, look, isOver) {
   const table = element("table", "insitu-table");
   const head = element("tr");
   for (const name of ["stage", "rank", "mostly", ""]) head.append(element("th", "", name));
@@ -235,7 +238,7 @@ function drawGrid(node, cells, look) {
     row.append(mostly, share);
     table.append(row);
   }
-  node.replaceChildren(element("h4", "", "What each rank does now (last 5 s)"), table);
+  node.replaceChildren(element("h4", "", isOver ? "What each rank did in the last 5 s recorded" : "What each rank does now (last 5 s)"), table);
 }
 
 function drawMix(node, stages, look, windowS) {
@@ -368,15 +371,15 @@ function drawLine(context, times, values, atX, atY, { colour, dash }) {
 
 // -- alarms -----------------------------------------------------------------------------------------------------------
 
-function drawAlarms(node, alarms) {
-  const key = JSON.stringify(alarms.map((alarm) => [alarm.id, alarm.state, alarm.text]));
+function drawAlarms(node, alarms, isOver) {
+  const key = String(isOver) + JSON.stringify(alarms.map((alarm) => [alarm.id, alarm.state, alarm.text]));
   if (node.dataset.key === key) return;
   node.dataset.key = key;
   const list = element("ul", "insitu-list");
   for (const alarm of alarms) {
     const item = element("li");
-    item.append(element("b", "", `${clockText(Number(BigInt(alarm.detected) / 1000000n))} `));
-    item.append(element("span", "", `${alarm.text}${alarm.state === "closed" ? " (over)" : " (still so)"}`));
+    item.append(element("b", "", `told ${clockText(Number(BigInt(alarm.detected) / 1000000n))} `));
+    item.append(element("span", "", `${alarm.text}${alarm.state === "closed" ? " (over)" : isOver ? " (so to the end of the record)" : " (still so)"}`));
     list.append(item);
   }
   const none = element("p", "insitu-muted", "None since the run began, as far as its records go.");

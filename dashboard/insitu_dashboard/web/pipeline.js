@@ -139,6 +139,7 @@ class PipelinePage {
 
   takePicture(picture) {
     this.picture = picture;
+    this.panel.isOver = ["ended", "stale"].includes(picture.header.state);
     this.strip.show(picture.header, picture.notice, performance.now());
     this.count();
   }

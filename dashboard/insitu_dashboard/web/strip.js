@@ -23,6 +23,15 @@ function percentText(share) {
   return `${Number((100 * share).toPrecision(share < 0.0995 ? 2 : 3))} %`;
 }
 
+// Commands are marked up for terminals and documents; here they are words.
+function plain(text) {
+  return text.replaceAll("`", "");
+}
+
+function countText(count, word) {
+  return `${count} ${word}${count === 1 ? "" : "s"}`;
+}
+
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -59,13 +68,13 @@ function createStrip(root, { onPause }) {
     chips.state.dataset.state = state;
     setText(chips.state, `${sign} ${word} ${isPaused ? "" : ageText(age)}`.trim());
     chips.state.title = "Age of the newest record of any rank";
-    setText(chips.run, header.model ? `${header.model} · ${header.stages} stages · ${header.ranks} ranks` : "no model yet");
+    setText(chips.run, header.model ? `${header.model} · ${countText(header.stages, "stage")} · ${countText(header.ranks, "rank")}` : "no model yet");
     setText(chips.clock, header.clock ? `clock: ${header.clock}` : "");
     chips.clock.title = "Processes of one host share one clock; hosts are compared by their wall clocks";
     setText(chips.drops, header.drops ? `▲ ${header.drops.toLocaleString("en")} rows missing` : "drops 0");
     chips.drops.dataset.bad = header.drops ? "1" : "";
     chips.drops.title = Object.entries(header.drop_reasons || {}).map(([reason, rows]) => `${reason}: ${rows}`).join(", ");
-    setText(chips.overhead, `probe ${percentText(header.overhead)}`);
+    setText(chips.overhead, header.overhead === null ? "probe –" : `probe +${percentText(header.overhead)} of compute`);
     chips.overhead.title = "What the probe takes: CPU time of its thread and time in hooks, as a share of compute and host time, worst rank, last minute";
   }
 
@@ -74,8 +83,8 @@ function createStrip(root, { onPause }) {
     if (!notice) return;
     banner.dataset.level = notice.level;
     banner.setAttribute("role", notice.level === "info" ? "status" : "alert");
-    setText(said, notice.text);
-    setText(remedy, notice.remedy);
+    setText(said, plain(notice.text));
+    setText(remedy, plain(notice.remedy));
   }
 
   function tell() {

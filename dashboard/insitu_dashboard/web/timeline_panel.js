@@ -12,6 +12,7 @@ class TimelinePanel {
     this.fetched = new WindowFetch(() => on.change(true));
     this.spansUrl = "";
     this.isPaused = false;
+    this.isOver = false; // nothing more will come: the run has ended, or its record has
     this.selected = null; // its card is open
     this.cursor = null; // where the keys are
     this.spansAt = performance.now();
@@ -239,8 +240,8 @@ class TimelinePanel {
       return setText(this.said, `This window is older than what is still held (since ${since}): follow live.`);
     }
     const silence = performance.now() - this.spansAt;
-    const old = silence > OLD_AFTER_MS && !this.isPaused ? ` · nothing new for ${Math.round(silence / 1000)} s` : "";
-    const state = this.isPaused ? "paused" : isLive ? "live" : "standing still";
+    const old = silence > OLD_AFTER_MS && !this.isPaused && !this.isOver ? ` · nothing new for ${Math.round(silence / 1000)} s` : "";
+    const state = this.isPaused ? "paused" : !isLive ? "standing still" : this.isOver ? "the end" : "live";
     const end = clockText((this.epochUs() + view.t1) / 1e3);
     setText(this.said, `${state}: ${durationText((view.t1 - view.t0) / 1e6)} up to ${end}${old}`);
   }
