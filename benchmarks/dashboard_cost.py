@@ -8,7 +8,7 @@ page in headless Chromium, fed spans four times a second.
     python benchmarks/dashboard_cost.py            # about seven minutes on two quiet cores
     python benchmarks/dashboard_cost.py --quick    # two
 
-Exit codes: 0, 5 where other processes took too much of the machine to say anything.
+Exit codes: 0, 1 where a process failed, 5 where other processes took too much of the machine to say anything.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import click
 import numpy as np
 from dashboard_rig import CHROMIUM, Browsed, Foreign, System, browse, cpu_s, system, viewers
 from overhead_figures import MOST_FOREIGN, Ratio, paired
+
+from insitu_engine.processes import ChildFailed, Interrupted
 
 SCHEMA: Final = "insitu.dashboard-cost/1"
 NONE, AGAIN = "0", "0 again"
@@ -216,8 +218,11 @@ def main(rounds: int | None, seconds: float | None, rate: float, quick: bool, se
     size = QUICK if quick else FULL
     size = Size(rounds or size.rounds, seconds or size.seconds, size.messages)
     browsed = browse(NUM_SPANS, size.messages) if CHROMIUM.exists() else None
-    with tempfile.TemporaryDirectory() as folder:
-        blocks = measure(size, rate, seed, Path(folder))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            blocks = measure(size, rate, seed, Path(folder))
+    except (ChildFailed, Interrupted) as error:
+        raise click.ClickException(str(error) or "interrupted; nothing was concluded") from None
     found = document(blocks, browsed, seed)
     click.echo(json.dumps(found) if as_json else "\n".join(lines(found)))
     sys.exit(5 if found["too_noisy"] else 0)
