@@ -296,7 +296,7 @@ function drawSeries(context, box, series, picture, look) {
   context.fillText(series.title, box.x, box.y + 8);
   if (!all.length) {
     context.fillStyle = look.muted;
-    context.fillText("No request ended here: served requests only have a latency.", box.x, top + 20);
+    context.fillText("No token times were recorded in this window.", box.x, top + 20);
     return;
   }
   const peak = niceTop(Math.max(...all));
