@@ -237,7 +237,9 @@ def test_a_rank_that_is_killed_is_a_clear_error_and_its_server_ends(rig: Rig, do
         assert "rank 1 (stage 1) was killed by SIGKILL" in error["message"]
         assert error["type"], "OpenAI's clients choose by it"
     assert engine.process.wait(30) == 1
-    assert engine.stop() == ""
+    told = accounts_in(engine.stop())
+    assert "driver" in {source["role"] for source in told}
+    assert 1 not in {source["rank"] for source in told}, "who was killed has no account to give"
     assert left_of(doomed.run) == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
