@@ -112,7 +112,7 @@ def _controls(page: str, hub: Hub, link: Link) -> Link:
             format_func=lambda name: f"run {name}{' (latest)' if runs and name == runs[0] else ''}",
             key=f"run-{link.run}",
             label_visibility="collapsed",
-            placeholder="no run yet",
+            placeholder="the latest run",
         )
     changed = replace(link, window_s=window or link.window_s)
     if chosen is not None and chosen != shown:
