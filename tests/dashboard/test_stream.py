@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,15 @@ def events(response: httpx.Response) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
+def loaded(stream: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Return the events from the first on that was made after the store was read."""
+    return dropwhile(lambda event: event[0] == "picture" and event[1]["header"]["state"] == "loading", stream)
+
+
 def test_pictures_and_spans_come_as_events(server: Server) -> None:
     with httpx.stream("GET", f"{server.url}/api/live?spans=1&win=300", timeout=20) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
-        stream = events(response)
+        stream = loaded(events(response))
         found = dict(islice(stream, 2))
         assert server.num_streams() == 1
     assert found["picture"]["schema"] == "insitu.picture/1"
@@ -77,7 +82,7 @@ def test_a_stream_that_is_left_is_closed(server: Server) -> None:
 
 def test_a_window_of_spans_is_asked_for_by_time(server: Server) -> None:
     with httpx.stream("GET", f"{server.url}/api/live?spans=1", timeout=20) as response:
-        spans = dict(islice(events(response), 2))["spans"]
+        spans = dict(islice(loaded(events(response)), 2))["spans"]
     base = int(spans["base"])
     found = server.get(f"/api/spans?t0={base}&t1={base + 10**9}&px=100").json()
     assert found["schema"] == "insitu.spans/1"
