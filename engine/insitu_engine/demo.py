@@ -45,6 +45,8 @@ LOOK_S: Final = 0.5
 DEVICE: Final = "cpu"
 """What `insitu serve` runs on unless it is told otherwise."""
 STALLS_TIMEOUT_S: Final = 120.0
+NO_LOAD: Final[Mapping[str, Any]] = {"completed": 0, "failed": 0, "tokens_per_s": 0.0, "errors": {}}
+"""What a load that was stopped before it could report had done."""
 LONGEST_AGE_S: Final = 30.0
 """A command that seems to have been started longer ago than this has a kernel that counts otherwise."""
 
@@ -156,19 +158,20 @@ def _serve_and_load(run: Run, children: Children) -> tuple[Mapping[str, Any], li
         "ends (Ctrl-C ends it at once)"
     )
     say(f"  what is injected, and only the engine knows it: {', '.join(plan.specs) or 'nothing'}")
-    load = _start_load(plan, children, url)
-    if run.pages is not None:
-        run.pages.start(children, plan.store)
+    load: Child | None = None
     try:
+        load = _start_load(plan, children, url)
+        if run.pages is not None:
+            run.pages.start(children, plan.store)
         _watch(run, children, load)
-    except Interrupted:
+    except Interrupted:  # ready was said: from here on there is an answer, whatever there was time for
         run.interrupted = True
     say("stopping: the load, the engine, the collector with its judge")
-    for child in (load, serve, collect):
+    for child in filter(None, (load, serve, collect)):
         if not children.stop(child, STOP_S) and not run.interrupted:
             say(f"  {child.failure()}")
     _tell(run)
-    answered = json_line(load, "insitu.load/1") or {"completed": 0, "failed": 0, "tokens_per_s": 0.0, "errors": {}}
+    answered = (load and json_line(load, "insitu.load/1")) or NO_LOAD
     for error, count in answered["errors"].items():
         say(f"  {count} requests failed: {error}")
     return answered, [*sources_of(serve), *sources_of(collect)]

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,6 +26,8 @@ from live_system import Process
 
 from insitu.cli import ExitCode
 from insitu_collector.store import open_store
+from insitu_engine import demo
+from insitu_engine.demo_plan import Plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 END_S = 20.0
@@ -73,9 +76,9 @@ def demos() -> Iterator[list[Demo]]:
     """Hold what a test starts; nothing of it survives the test."""
     started: list[Demo] = []
     yield started
-    for demo in started:
-        left_of(demo.run, timeout_s=0)
-        demo.process.communicate()
+    for left in started:
+        left_of(left.run, timeout_s=0)
+        left.process.communicate()
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,26 @@ def test_ctrl_c_ends_it_in_order(tmp_path: Path, model: Path, demos: list[Demo],
 @pytest.mark.parametrize("name", MOMENTS)
 def test_ctrl_c_at_many_moments(tmp_path: Path, model: Path, demos: list[Demo], name: str, seed: int) -> None:
     interrupted(demos, tmp_path, name, random.Random(f"{name} {seed}"))
+
+
+def test_ctrl_c_at_the_moment_it_is_ready_still_gives_an_answer(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(text: str) -> None:
+        if text.startswith("ready after"):
+            signal.raise_signal(signal.SIGINT)
+
+    run = new_run()
+    monkeypatch.setenv("INSITU_RUN", run)
+    monkeypatch.setattr(demo, "say", say)
+    plan = Plan(model=model, num_stages=2, store=tmp_path / "store", seconds=60, seed=0, specs=())
+    answers: list[dict[str, Any]] = []
+    assert demo.run_demo(plan, answers.append), "somebody ended it early"
+    [answer] = answers
+    assert answer["requests"]["failed"] == 0
+    kept = answer["records"]
+    assert kept["produced"] == kept["stored"] + sum(kept["dropped"].values()) > 0
+    assert left_of(run) == []
 
 
 def test_two_at_once_in_one_folder_have_a_store_and_an_answer_each(
