@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from insitu_collector.spans import CLASSES
 from insitu_dashboard.components import script_of, style
-from insitu_dashboard.spans import CLASSES
 from insitu_engine.processes import Children
 
 READY_S: Final = 90.0

@@ -19,6 +19,7 @@ from insitu.vocabulary import EXPIRED, DropReason, LedgerClass
 from insitu_collector.evidence import Tables
 from insitu_collector.judge import final_verdicts
 from insitu_collector.ledger import Ledger, rank_ledger
+from insitu_collector.palette import LETTERS
 from insitu_collector.row_maps import entries
 from insitu_collector.slices import JUDGED, Groups, latest
 from insitu_collector.store import open_store
@@ -31,20 +32,6 @@ if TYPE_CHECKING:
 SCHEMA: Final = "insitu.stalls/1"
 BAR: Final = 50
 """Letters of a rank's bar."""
-LETTERS: Final[dict[LedgerClass, str]] = {
-    LedgerClass.COMPUTE: "C",
-    LedgerClass.HOST: "H",
-    LedgerClass.GC: "G",
-    LedgerClass.COMPILE: "K",
-    LedgerClass.COLLECTIVE: "L",
-    LedgerClass.WAIT_UPSTREAM: "U",
-    LedgerClass.WAIT_DOWNSTREAM: "D",
-    LedgerClass.TRANSFER: "T",
-    LedgerClass.NO_DEMAND: "-",
-    LedgerClass.CONTENDED: "X",
-    LedgerClass.UNRECORDED: "?",
-    LedgerClass.OTHER: "o",
-}
 
 
 @dataclass(frozen=True, slots=True)

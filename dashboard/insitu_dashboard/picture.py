@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from insitu.vocabulary import SEVERITY, LedgerClass, VerdictKind
+from insitu_collector.latency import SECOND_NS, percentiles
+from insitu_collector.spans import lanes_of
 from insitu_collector.verdicts import OPEN, REVISED, Verdict, standing
-from insitu_dashboard.latency import SECOND_NS, percentiles
 from insitu_dashboard.notices import Notice, State, notice_of, state_of
 from insitu_dashboard.run_view import RunView
-from insitu_dashboard.spans import lanes_of
 from insitu_dashboard.tiles import TILE_NS, Shares, Tile, shares
 
 SCHEMA: Final = "insitu.picture/1"

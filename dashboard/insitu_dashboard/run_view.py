@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from insitu.records import schema_of
 from insitu.vocabulary import NO_RANK, IntervalClass, LedgerClass
+from insitu_collector.latency import Latency
 from insitu_collector.ledger import rank_stages
 from insitu_collector.stalls import missing_rows
 from insitu_collector.timeline import Timeline, timeline_of
 from insitu_collector.verdicts import Verdict
-from insitu_dashboard.latency import Latency
 from insitu_dashboard.recent_rows import RecentRows
 from insitu_dashboard.tiles import TILE_NS, Tile, tile
 

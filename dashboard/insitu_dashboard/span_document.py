@@ -7,8 +7,8 @@ from typing import Any, Final
 import pyarrow as pa
 
 from insitu_collector.ledger import classify
+from insitu_collector.spans import CLASSES, PLACE, Spans, fitted, lanes_of, spans_of
 from insitu_dashboard.run_view import OpenInterval, RunView
-from insitu_dashboard.spans import CLASSES, PLACE, Spans, fitted, lanes_of, spans_of
 
 SCHEMA: Final = "insitu.spans/1"
 

@@ -14,10 +14,10 @@ from streamlit.testing.v1 import AppTest
 
 from insitu.records import schema_of
 from insitu_collector.simulated_rows import write_store
+from insitu_collector.spans import CLASSES
 from insitu_collector.timeline import timeline_of
 from insitu_dashboard import pages
 from insitu_dashboard.hub import Hub
-from insitu_dashboard.spans import CLASSES
 
 PAGES = ("live", "pipeline")
 

@@ -1,4 +1,4 @@
-"""Every class has one name and one letter, on the canvas, in tables and in the terminal."""
+"""Every class has one name, letter and colour, on the canvas, in tables, in charts and in the terminal."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import re
 import pytest
 
 from insitu.vocabulary import LedgerClass
-from insitu_collector.stalls import LETTERS
+from insitu_collector.palette import LABELS, LOOKS, Look
 from insitu_dashboard.components import WEB
-from insitu_dashboard.palette import LABELS
 
-LINE = re.compile(r'^  (\w+): \{ letter: "(.)", label: "([^"]+)", colour: "(#[0-9A-F]{6})"', re.MULTILINE)
+LINE = re.compile(
+    r'^  (\w+): \{ letter: "(.)", label: "([^"]+)", colour: "(#[0-9A-F]{6})".* ink: "(#[0-9A-F]{6})"', re.MULTILINE
+)
 
 
 def test_canvas_tables_and_terminal_name_classes_alike() -> None:
-    drawn = {name: (letter, label) for name, letter, label, _ in LINE.findall((WEB / "draw.js").read_text())}
-    assert drawn == {str(cls): (LETTERS[cls], LABELS[cls]) for cls in LedgerClass}
+    drawn = {name: Look(*look) for name, *look in LINE.findall((WEB / "draw.js").read_text())}
+    assert drawn == {str(cls): LOOKS[cls] for cls in LedgerClass}
+    assert len({look.letter for look in LOOKS.values()}) == len(LOOKS)
 
 
 @pytest.mark.parametrize("cls", list(LedgerClass))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import RequestEvent
+from insitu_collector.latency import KEEP_S, KEEP_SAMPLES_S, SECOND_NS, Latency, Percentiles, Second, percentiles
 from insitu_collector.timeline import Timeline
-from insitu_dashboard.latency import KEEP_S, KEEP_SAMPLES_S, SECOND_NS, Latency, Percentiles, Second, percentiles
 
 Event = tuple[str, RequestEvent, float]
 

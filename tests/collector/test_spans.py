@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
+from insitu_collector.spans import CLASSES, MOST_SPANS, PLACE, Spans, fitted, lanes_of, merged_by_pixel, spans_of
 from insitu_collector.timeline import Timeline
-from insitu_dashboard.spans import CLASSES, MOST_SPANS, PLACE, Spans, fitted, lanes_of, merged_by_pixel, spans_of
 
 Row = tuple[int, int, int, IntervalClass, int]
 STAGES = {0: 0, 1: 1}
@@ -107,3 +107,5 @@ def test_an_answer_stays_small_however_long_the_window(pixels: int) -> None:
     assert len(found) <= min(MOST_SPANS, 4 * pixels)
     assert found.merged.sum() == len(rows)
     assert fitted(found, 0, 10 * len(rows), pixels) is found
+    fewer = fitted(spans, 0, 10 * len(rows), pixels, most=50)
+    assert (len(fewer) <= 50, fewer.merged.sum()) == (True, len(rows))

@@ -126,13 +126,13 @@ def merged_by_pixel(spans: Spans, pixel_ns: int) -> Spans:
     return both.only(np.argsort(both.t0_ns, kind="stable"))
 
 
-def fitted(spans: Spans, t0_ns: int, t1_ns: int, pixels: int) -> Spans:
-    """Return the spans of a window at the detail `pixels` columns can show, at most about `MOST_SPANS`."""
-    if len(spans) <= min(MOST_SPANS, 4 * pixels):
+def fitted(spans: Spans, t0_ns: int, t1_ns: int, pixels: int, most: int = MOST_SPANS) -> Spans:
+    """Return the spans of a window at the detail `pixels` columns can show, at most `most` (or one a lane)."""
+    if len(spans) <= min(most, 4 * pixels):
         return spans
     pixel_ns = max(1, (t1_ns - t0_ns) // max(1, pixels))
     found = merged_by_pixel(spans, pixel_ns)
-    while len(found) > MOST_SPANS:
+    while len(found) > most and pixel_ns < 2 * (t1_ns - t0_ns):
         pixel_ns *= 2
         found = merged_by_pixel(found, pixel_ns)
     return found
