@@ -46,7 +46,8 @@ def state_of(age_s: float | None, *, is_closed: bool) -> State:
     return State.STALE if age_s > STALE_AFTER_S else State.LIVE
 
 
-def _length(seconds: float) -> str:
+def length(seconds: float) -> str:
+    """Return a length of time as a person says it."""
     if seconds < 120:
         return f"{round(seconds)} s"
     return f"{round(seconds / 60)} min" if seconds < 7200 else f"{round(seconds / 3600)} h"
@@ -73,7 +74,7 @@ def notice_of(
     if state is State.STALE:
         return Notice(
             Level.WARNING,
-            f"Stale: no record for {_length(age_s or 0.0)}. What is shown is from then.",
+            f"Stale: no record for {length(age_s or 0.0)}. What is shown is from then.",
             "The collector or the served process has stopped, or they lost each other: look whether both run.",
         )
     if missing:

@@ -53,6 +53,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "dashboard": Entry(
         "insitu_dashboard.dashboard:dashboard", "Show a store in a browser, live while it is written.", "dashboard"
     ),
+    "top": Entry("insitu_dashboard.top:top", "Show a store in a terminal, live while it is written.", "top"),
     "stalls": Entry("insitu_collector.stalls:stalls", "Say what a store's verdicts and ledger say.", "collector"),
     "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
     "doctor": Entry("insitu.doctor:doctor", "Check this machine and environment, and say what to fix."),

@@ -1,0 +1,55 @@
+"""`insitu top STORE`: the Live page's answer in a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from insitu_collector.store import open_store
+from insitu_dashboard import top_text
+from insitu_dashboard.dashboard import NICENESS
+from insitu_dashboard.hub import Hub
+from insitu_dashboard.picture import DEFAULT_WINDOW_S
+
+WIDTH: Final = 120
+"""Of a line where no terminal says how wide it is."""
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--run", help="The run whose name begins so.  [default: the one with the newest record]")
+@click.option("--once", is_flag=True, help="Print it once, and end: what happens anyway where stdout is no terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print the picture as one JSON document (insitu.picture/1).")
+def top(store: Path, run: str | None, once: bool, as_json: bool) -> None:
+    """Show in a terminal what limits STORE's newest run, and what each rank does, each second until q; reads only.
+
+    \b
+    insitu top ./insitu-store
+    insitu top ./insitu-store --once
+    """
+    try:
+        open_store(store)
+    except FileNotFoundError as error:
+        raise click.ClickException(f"{error}; `insitu demo` makes one") from None
+    with contextlib.suppress(OSError):
+        os.nice(max(0, NICENESS - os.nice(0)))
+    hub = Hub(store)
+    try:
+        if once or as_json or not sys.stdout.isatty():
+            hub.poll()
+            text = hub.picture(run, DEFAULT_WINDOW_S)
+            width = shutil.get_terminal_size((WIDTH, 40)).columns
+            click.echo(text if as_json else top_text.plain(json.loads(text), width))
+        else:
+            from insitu_dashboard.top_screen import Top
+
+            Top(hub.start(), run).run()
+    finally:
+        hub.close()
