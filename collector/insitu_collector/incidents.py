@@ -22,13 +22,13 @@ RETELL_NS: Final = 3_000_000_000
 REOPEN_NS: Final = 10_000_000_000
 """An incident found again within this after its end is the same one."""
 MOST_REQUESTS: Final = 10_000
-QUIET_NS: Final[Mapping[VerdictKind, int]] = {
+QUIET_NS: Final[Mapping[str, int]] = {
     VerdictKind.STAGE_LIMITS: 3_000_000_000,
     VerdictKind.GC_PAUSE: 1_000_000_000,
     VerdictKind.HOST_CONTENDED: 2_000_000_000,
 }
 """How long an incident must not be found before it is over; 0 for the other kinds."""
-FADE_NS: Final[Mapping[VerdictKind, int]] = {
+FADE_NS: Final[Mapping[str, int]] = {
     VerdictKind.FIRST_NONFINITE: 10_000_000_000,
     VerdictKind.RECORDS_DROPPED: 30_000_000_000,
 }
@@ -74,21 +74,21 @@ class Incidents:
         self._run = run
         self._unix_ns = unix_ns
         self._stored = dict(revisions or {})
-        self._open: dict[tuple[VerdictKind, int | None, str], _Incident] = {}
-        self._ended: dict[tuple[VerdictKind, int | None, str], _Incident] = {}
-        self._count: Counter[tuple[VerdictKind, int | None]] = Counter()
+        self._open: dict[tuple[str, int | None, str], _Incident] = {}
+        self._ended: dict[tuple[str, int | None, str], _Incident] = {}
+        self._count: Counter[tuple[str, int | None]] = Counter()
 
-    def open_ranks(self, kind: VerdictKind) -> frozenset[int]:
+    def open_ranks(self, kind: str) -> frozenset[int]:
         """Return the ranks of whom this kind is said now."""
-        return frozenset(rank for found, rank, _ in self._open if found is kind and rank is not None)
+        return frozenset(rank for found, rank, _ in self._open if found == kind and rank is not None)
 
-    def is_open(self, *kinds: VerdictKind) -> bool:
+    def is_open(self, *kinds: str) -> bool:
         """Tell whether any of these kinds is said now."""
         return any(kind in kinds for kind, _, _ in self._open)
 
-    def finding(self, kind: VerdictKind) -> Finding | None:
+    def finding(self, kind: str) -> Finding | None:
         """Return what is said now of an incident of this kind, if one is open."""
-        return next((incident.finding for incident in self._open.values() if incident.finding.kind is kind), None)
+        return next((incident.finding for incident in self._open.values() if incident.finding.kind == kind), None)
 
     def update(
         self,
@@ -96,7 +96,7 @@ class Incidents:
         now_ns: int,
         detected_unix_ns: int,
         *,
-        undecided: frozenset[VerdictKind] = frozenset(),
+        undecided: frozenset[str] = frozenset(),
     ) -> list[Verdict]:
         """Take in one look. `undecided`: kinds on which this look could not decide; they neither open nor close."""
         told: list[Verdict] = []

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 import pyarrow.compute as pc
 
+from insitu.config import ConfigError
 from insitu.vocabulary import IntervalClass, VerdictKind
 from insitu_collector.judgement import Judgement
+from insitu_collector.plugins import Plugins, load_plugins
 from insitu_collector.slices import JUDGED, Group, Groups, latest, seconds
 from insitu_collector.store import open_store
 from insitu_collector.verdicts import Verdict, standing
@@ -48,11 +50,13 @@ class Sink(Protocol):
 class Judge:
     """Judges every run of one store. `look` is one poll; what it returns was also appended to the sink."""
 
-    def __init__(self, store: Store, sink: Sink | None = None) -> None:
+    def __init__(self, store: Store, sink: Sink | None = None, plugins: Plugins | None = None) -> None:
+        """plugins: rules of other packages; None: those that are installed."""
         self.groups = Groups()
         self.judgements: dict[Group, Judgement] = {}
         self._tail = store.tail(JUDGED)
         self._sink = sink
+        self._plugins = load_plugins() if plugins is None else plugins
         self._revisions = stored_revisions(store)
 
     def look(self, *, live: bool = True, final: bool = False) -> list[Verdict]:
@@ -61,13 +65,19 @@ class Judge:
         for group, tables in self.groups.sort(self._tail.poll(final=final)).items():
             judgement = self.judgements.get(group)
             if judgement is None:
-                judgement = self.judgements[group] = Judgement(_name(group), self._revisions)
+                judgement = self.judgements[group] = Judgement(_name(group), self._revisions, self._plugins)
             told += _feed(judgement, tables, live=live, final=final)
         for verdict in told:
             _log.info("insitu: %s (%s)", verdict.text, verdict.state)
             if self._sink is not None:
                 self._sink.append("verdicts", verdict.row())
+        for text in self._plugins.take_failures():
+            self._event("plugin_failed", text)
         return told
+
+    def _event(self, kind: str, text: str) -> None:
+        if self._sink is not None:
+            self._sink.append("events", {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text})
 
     def pause_s(self) -> float:
         """Return how long to wait until the next look."""
@@ -144,7 +154,7 @@ def judged(store: Store, run: str = "") -> list[Verdict]:
     group = latest(found, run)
     if group is None:
         return []
-    return _feed(Judgement(_name(group)), found[group], live=False, final=True)
+    return _feed(Judgement(_name(group), plugins=load_plugins()), found[group], live=False, final=True)
 
 
 @contextlib.contextmanager
@@ -165,8 +175,7 @@ def _stopping() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _run(store: Store, sink: Sink, stop: threading.Event, parent: int | None) -> None:
-    judge = Judge(store, sink)
+def _run(judge: Judge, stop: threading.Event, parent: int | None) -> None:
     try:
         while not stop.is_set():
             judge.look()
@@ -195,8 +204,8 @@ def judge(store: Path, to: str | None, once: bool, with_parent: bool) -> None:
     import insitu
 
     try:
-        opened = open_store(store)
-    except FileNotFoundError as error:
+        opened, plugins = open_store(store), load_plugins()
+    except (FileNotFoundError, ConfigError) as error:
         raise click.ClickException(str(error)) from None
     with contextlib.suppress(OSError):
         os.nice(max(0, NICENESS - os.nice(0)))
@@ -206,10 +215,10 @@ def judge(store: Path, to: str | None, once: bool, with_parent: bool) -> None:
         raise click.ClickException(f"cannot write verdicts to {to or store}: {error}; check the path or --to") from None
     with _stopping() as stop, session:
         if once:
-            judge_once = Judge(opened, session)
+            judge_once = Judge(opened, session, plugins)
             judge_once.look(live=False, final=True)
             judge_once.close()
         else:
             click.echo(f"judging {store} until SIGTERM or Ctrl-C", err=True)
-            _run(opened, session, stop, os.getppid() if with_parent else None)
+            _run(Judge(opened, session, plugins), stop, os.getppid() if with_parent else None)
     click.echo(json.dumps({"schema": "insitu.judge/1", "sources": [session.stats().to_json()]}))

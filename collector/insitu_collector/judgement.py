@@ -17,6 +17,7 @@ from insitu_collector.baseline import Baseline
 from insitu_collector.evidence import Evidence, Tables
 from insitu_collector.incidents import Incidents
 from insitu_collector.nonfinite import NonfiniteWatch
+from insitu_collector.plugins import PluginRules, Plugins
 from insitu_collector.slow_stage import (
     CLEAR_FACTOR,
     MIN_EXCESS_NS,
@@ -52,11 +53,14 @@ _ALARMS: Final = tuple(kind for kind in VerdictKind if kind not in _NO_ALARM)
 class Judgement:
     """The state of judging one run and replica, bounded by `insitu_collector.evidence.HORIZON_NS`."""
 
-    def __init__(self, run: str = "run", revisions: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, run: str = "run", revisions: Mapping[str, int] | None = None, plugins: Plugins | None = None
+    ) -> None:
         self.evidence = Evidence()
         self.baseline = Baseline()
         self.incidents = Incidents(run, lambda t_ns: self.evidence.timeline.unix_ns(t_ns), revisions)
         self._nonfinite = NonfiniteWatch()
+        self._plugins = PluginRules(plugins or Plugins())
         self._warmed_ns: dict[int, int] = {}
         self._learnt_ns = 0
         self._suspect_ns: int | None = None
@@ -87,9 +91,10 @@ class Judgement:
             *pauses.look(evidence, since),
             *contended,
             *host.dropped(evidence),
+            *self._plugins.look(evidence),
         ]
         self._learn_traffic(traffic, excesses, bool(limiting))
-        undecided = frozenset() if excesses else frozenset({VerdictKind.STAGE_LIMITS})
+        undecided = self._plugins.undecided | (frozenset() if excesses else {VerdictKind.STAGE_LIMITS})
         alarms = any(finding.kind in _ALARMS for finding in findings) or self.incidents.is_open(*_ALARMS)
         if not alarms:
             findings += self._quiet(excesses, bool(contended), final=final)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from insitu.cli import ExitCode
+from insitu.config import ConfigError
 from insitu.records import schema_of
 from insitu.segment_layout import SEALED, list_segments
 from insitu.vocabulary import EXPIRED, DropReason, LedgerClass
@@ -242,7 +243,7 @@ def stalls(ctx: click.Context, store: Path, as_json: bool, run: str) -> None:
     """
     try:
         found = stalls_of(open_store(store), run)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ConfigError) as error:
         raise click.ClickException(str(error)) from None
     if found is None and run:
         raise click.ClickException(f"the store {store} has no run {run!r}...; leave --run out to see which")

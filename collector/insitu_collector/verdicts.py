@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
-from insitu.vocabulary import SEVERITY, VerdictKind
+from insitu.vocabulary import VerdictKind, kind_of, severity
 
 MOST_NAMED: Final = 20
 """Requests a verdict names; `num_requests` counts them all."""
@@ -24,7 +24,8 @@ REVISED: Final = "revised"
 class Finding:
     """What one look at the evidence says. Times are of the evidence's timeline."""
 
-    kind: VerdictKind
+    kind: str
+    """A `VerdictKind`, or a plug-in's own: a name with a dot, `acme.thermal`."""
     text: str
     remedy: str
     t0_ns: int
@@ -43,7 +44,7 @@ class Finding:
     """Tells apart incidents of one kind on one rank (the step of a first_nonfinite)."""
 
     @property
-    def key(self) -> tuple[VerdictKind, int | None, str]:
+    def key(self) -> tuple[str, int | None, str]:
         """Findings with one key speak of one incident."""
         return self.kind, self.on_rank, self.which
 
@@ -55,7 +56,7 @@ class Verdict:
     verdict: str
     revision: int
     state: str
-    kind: VerdictKind
+    kind: str
     on_stage: int | None
     on_rank: int | None
     layer: int | None
@@ -105,7 +106,7 @@ class Verdict:
     def from_row(cls, row: dict[str, Any]) -> Verdict:
         """Return the verdict of a row of the table."""
         named = {item.name: row[item.name] for item in fields(cls)}
-        return cls(**{**named, "kind": VerdictKind(row["kind"]), "requests": list(row["requests"] or ())})
+        return cls(**{**named, "kind": kind_of(row["kind"]), "requests": list(row["requests"] or ())})
 
 
 def standing(verdicts: list[Verdict]) -> list[Verdict]:
@@ -120,7 +121,7 @@ def standing(verdicts: list[Verdict]) -> list[Verdict]:
         (verdict for verdict in told if verdict.kind in _QUIET),
         key=lambda verdict: (verdict.state == OPEN, verdict.window_end_unix_ns),
     )
-    return sorted(found or rest[-1:], key=lambda v: (SEVERITY.index(v.kind), v.window_start_unix_ns, v.verdict))
+    return sorted(found or rest[-1:], key=lambda v: (severity(v.kind), v.window_start_unix_ns, v.verdict))
 
 
 def latest_revisions(verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Final
 
-from insitu.vocabulary import SEVERITY, LedgerClass, VerdictKind
+from insitu.vocabulary import LedgerClass, VerdictKind, severity
 from insitu_collector.latency import SECOND_NS, percentiles
 from insitu_collector.spans import lanes_of
 from insitu_collector.verdicts import OPEN, REVISED, Verdict, standing
@@ -111,7 +111,7 @@ def told_now(verdicts: list[Verdict], *, is_over: bool) -> list[Verdict]:
     found = [verdict for verdict in verdicts if verdict.state == OPEN]
     loud = [verdict for verdict in found if verdict.kind not in _QUIET]
     quiet = sorted((verdict for verdict in found if verdict.kind in _QUIET), key=lambda v: v.window_end_unix_ns)
-    return sorted(loud or quiet[-1:], key=lambda v: (SEVERITY.index(v.kind), v.window_start_unix_ns, v.verdict))
+    return sorted(loud or quiet[-1:], key=lambda v: (severity(v.kind), v.window_start_unix_ns, v.verdict))
 
 
 def alarms(verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -63,6 +63,13 @@ def _axes(value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{value!r} is no list of names; write it like name,name")
+    return tuple(name.strip() for name in names if name.strip())
+
+
 def _bytes(value: Any) -> int | None:
     return parse_bytes(str(value))
 
@@ -100,6 +107,7 @@ SETTINGS: Final = (
         bytes_text,
     ),
     Setting("keep_for", DEFAULT_AGE_S, "how long it is kept", _age, "INSITU_KEEP_FOR", "keep_for", age_text),
+    Setting("plugins_off", (), "plug-ins that are not loaded", _names, "INSITU_PLUGINS_OFF", "plugins_off", list),
 )
 ONLY_ARGUMENTS: Final = (
     Setting("rules", (), "attach: which rows to take (insitu.Rule)"),
@@ -123,6 +131,8 @@ class Config:
     keep_bytes: int | None = DEFAULT_BYTES
     keep_for: float | None = DEFAULT_AGE_S
     """Seconds."""
+    plugins_off: tuple[str, ...] = ()
+    """Names of entry points (`insitu plugins list`)."""
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """By setting; what is not there is a default."""
     file: Path | None = None

@@ -137,6 +137,19 @@ SEVERITY: tuple[VerdictKind, ...] = (
 )
 """Most severe first: wrong or missing output, then speed, then the quality of the record, then the rest."""
 
+_KINDS = {str(kind): kind for kind in VerdictKind}
+
+
+def kind_of(text: str) -> str:
+    """Return the `VerdictKind` of a stored name, or the name itself: a plug-in's, or one of a later version."""
+    return _KINDS.get(text, text)
+
+
+def severity(kind: str) -> int:
+    """Return a kind's place in `SEVERITY`, 0 the most severe; a kind that is not there comes after all that are."""
+    known = _KINDS.get(kind)
+    return len(SEVERITY) if known is None else SEVERITY.index(known)
+
 
 class LedgerClass(StrEnum):
     """Where a rank's wall time went: exactly one class for each nanosecond of a window."""
