@@ -61,8 +61,9 @@ class SiteFacts:
 
 @dataclass
 class Evidence:
-    """Rows of one run and replica, bounded to `HORIZON_NS`; `add` takes new rows in any order of arrival."""
+    """Rows of one run and replica, of the last `horizon_ns`; `add` takes new rows in any order of arrival."""
 
+    horizon_ns: int = HORIZON_NS
     sources: pa.Table = field(default_factory=lambda: schema_of("sources").empty_table())
     timeline: Timeline = field(default_factory=Timeline)
     stages: dict[int, int] = field(default_factory=dict)
@@ -102,11 +103,11 @@ class Evidence:
             if rows is not None and rows.num_rows:
                 take(self, rows)
         for tape in (self.intervals, self.steps, self.row_maps, self.summaries):
-            tape.trim(self.now_ns - HORIZON_NS)
+            tape.trim(self.now_ns - self.horizon_ns)
         for epoch, beats in list(self.beats.items()):
-            while len(beats) > 1 and beats[0].t_ns < self.now_ns - HORIZON_NS:
+            while len(beats) > 1 and beats[0].t_ns < self.now_ns - self.horizon_ns:
                 beats.popleft()
-            if beats[-1].t_ns < self.now_ns - HORIZON_NS:
+            if beats[-1].t_ns < self.now_ns - self.horizon_ns:
                 del self.beats[epoch]
 
     def last_beats(self) -> dict[int, Beat]:

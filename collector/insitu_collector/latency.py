@@ -8,10 +8,13 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from insitu.vocabulary import RequestEvent
 from insitu_collector.row_maps import WARMUP_PREFIX
-from insitu_collector.timeline import Timeline
+from insitu_collector.timeline import Timeline, numbers
+
+Float64 = NDArray[np.float64]
 
 SECOND_NS: Final = 1_000_000_000
 KEEP_S: Final = 3600
@@ -52,6 +55,28 @@ def percentiles(seconds: Iterable[Second]) -> Percentiles:
 
 def _quantiles(samples: list[float], *percents: int) -> list[float | None]:
     return [float(value) for value in np.percentile(samples, percents)] if samples else [None] * len(percents)
+
+
+def samples_of(rows: pa.Table, clock: Timeline) -> tuple[Float64, Float64, int]:
+    """Return all times to first token, all times between tokens, in seconds, and the number of tokens.
+
+    rows: of `requests`, in any order; warm-up requests and events of unknown numbers are left out.
+    """
+    request = rows["request"].combine_chunks().dictionary_encode()
+    names = request.dictionary.to_pylist()
+    warmup = np.array([name is None or name.startswith(WARMUP_PREFIX) for name in names], bool)
+    code = np.asarray(request.indices.fill_null(-1)).astype(np.int64)
+    event, t_ns = numbers(rows, "event", -1), clock.moved(rows, "t_ns")
+    is_token = np.isin(event, _TOKENS)
+    kept = (code >= 0) & (is_token | (event == RequestEvent.ARRIVED))
+    kept[kept] = ~warmup[code[kept]]
+    order = np.lexsort((t_ns[kept], code[kept]))
+    code, event, t_ns, is_token = (column[kept][order] for column in (code, event, t_ns, is_token))
+    follows = (code[1:] == code[:-1]) & is_token[1:]
+    gaps = np.diff(t_ns) / 1e9
+    arrived = event[:-1] == RequestEvent.ARRIVED
+    first = follows & arrived & (event[1:] == RequestEvent.FIRST_TOKEN)
+    return gaps[first], gaps[follows & ~arrived], int(is_token.sum())
 
 
 class Latency:

@@ -55,6 +55,11 @@ COMMANDS: Final[dict[str, Entry]] = {
     ),
     "top": Entry("insitu_dashboard.top:top", "Show a store in a terminal, live while it is written.", "top"),
     "stalls": Entry("insitu_collector.stalls:stalls", "Say what a store's verdicts and ledger say.", "collector"),
+    "compare": Entry(
+        "insitu_collector.compare:command",
+        "Say how one run, rank or stretch of time differs from another.",
+        "collector",
+    ),
     "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
     "plugins": Entry("insitu.plugins_list:plugins", "Say what other packages add, and whether it loads."),
     "doctor": Entry("insitu.doctor:doctor", "Check this machine and environment, and say what to fix."),
