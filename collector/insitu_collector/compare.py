@@ -75,7 +75,7 @@ def command(
     Exit code 3: something that --fail-on names is so; 5: too little was recorded to tell.
 
     \b
-    insitu compare ./insitu-store --at 0.01
+    insitu compare ./insitu-store ./insitu-store --fail-on verdicts
     insitu compare ./insitu-store ./insitu-store --json
     """
     _check_use(b, run_b, ranks, at)

@@ -19,7 +19,9 @@ FIGURES: Final = {
     "itl-p50": "itl_p50_s",
     "itl-p99": "itl_p99_s",
 }
-FORMS: Final = f"{VERDICTS}, {STEP_TIME}>RATIO, {CORE_TIME}>RATIO, {', '.join(f'{name}>RATIO' for name in FIGURES)}, {SITE_SHIFT}>DEVIATIONS"
+FORMS: Final = ", ".join(
+    (VERDICTS, *(f"{name}>RATIO" for name in (STEP_TIME, CORE_TIME, *FIGURES)), f"{SITE_SHIFT}>DEVIATIONS")
+)
 _SHAPE: Final = re.compile(r"(?P<name>[a-z0-9-]+)>(?P<limit>\d+(\.\d+)?)")
 
 
@@ -82,7 +84,6 @@ def _beyond(ratio: Ratio | None, limit: float) -> Outcome:
 
 
 def _worst(outcomes: list[Outcome]) -> Outcome:
-    return next(
-        (each for each in (Outcome.FAILED, Outcome.UNDECIDED) if each in outcomes),
-        Outcome.HELD if outcomes else Outcome.UNDECIDED,
-    )
+    if not outcomes:
+        return Outcome.UNDECIDED
+    return next((each for each in (Outcome.FAILED, Outcome.UNDECIDED) if each in outcomes), Outcome.HELD)
