@@ -18,6 +18,7 @@ CLASSES: Final = tuple(LedgerClass)
 MOST_SPANS: Final = 8_000
 """Of one answer: more cannot be told apart on any screen."""
 PLACE: Final = {cls: place for place, cls in enumerate(CLASSES)}
+_NO_DEMAND: Final = PLACE[LedgerClass.NO_DEMAND]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,16 @@ def spans_of(rows: pa.Table, clock: Timeline, stages: Mapping[int, int]) -> Span
     rows = rows.filter(pa.array(np.isin(rank, list(lanes))))
     rank, peer = numbers(rows, "rank", NO_RANK), numbers(rows, "peer", NO_RANK)
     begin, end = clock.moved(rows, "t0_ns"), clock.moved(rows, "t1_ns")
-    number = numbers(rows, "cls", -1)
     found = Spans(
         lane=_mapped(rank, lanes),
         t0_ns=begin,
         t1_ns=end,
-        cls=_classes(number, peer, rank, stages),
+        cls=ledger_classes(rows, clock, stages),
         step=numbers(rows, "step_id", -1),
         mb=numbers(rows, "mb", -1),
         peer=peer,
         merged=np.ones(rows.num_rows, np.int64),
     )
-    _mark_no_demand(found, number, rank, stages)
     return found.only(np.argsort(begin, kind="stable"))
 
 
@@ -73,26 +72,33 @@ def _mapped(values: Int64, mapping: Mapping[int, int]) -> Int64:
     return np.array([mapping[int(key)] for key in keys], np.int64)[place.reshape(-1)]
 
 
-def _classes(number: Int64, peer: Int64, rank: Int64, stages: Mapping[int, int]) -> Int64:
+def ledger_classes(rows: pa.Table, clock: Timeline, stages: Mapping[int, int]) -> Int64:
+    """Return the ledger class of each interval, as a place in `CLASSES`.
+
+    A wait for work of which most fell into a time when the first stage was idle is no demand.
+    """
+    number, peer, rank = (
+        numbers(rows, name, missing) for name, missing in (("cls", -1), ("peer", NO_RANK), ("rank", NO_RANK))
+    )
+    if not len(number):
+        return number
     keys, place = np.unique(np.stack([number, peer, rank]), axis=1, return_inverse=True)
     each = [PLACE[classify(int(n), int(p), int(r), dict(stages))[0]] for n, p, r in keys.T]
-    return np.array(each, np.int64)[place.reshape(-1)]
-
-
-def _mark_no_demand(spans: Spans, number: Int64, rank: Int64, stages: Mapping[int, int]) -> None:
+    found = np.array(each, np.int64)[place.reshape(-1)]
     first = [each for each in stages if stages[each] == min(stages.values())][:1]
     idle = np.isin(rank, first) & (number == IntervalClass.IDLE)
-    waits = (
-        (number == IntervalClass.RECV_WAIT) & (spans.cls == PLACE[LedgerClass.WAIT_UPSTREAM]) & ~np.isin(rank, first)
-    )
-    if not idle.any() or not waits.any():
-        return
-    begin, end = spans.t0_ns[idle], spans.t1_ns[idle]
-    order = np.argsort(begin, kind="stable")
-    covered = RunningSum(begin[order], end[order], (end - begin)[order].astype(np.float64))
-    idle_ns = covered(spans.t1_ns[waits]) - covered(spans.t0_ns[waits])
-    mostly = np.flatnonzero(waits)[2 * idle_ns > (spans.t1_ns - spans.t0_ns)[waits]]
-    spans.cls[mostly] = PLACE[LedgerClass.NO_DEMAND]
+    waits = (number == IntervalClass.RECV_WAIT) & (found == PLACE[LedgerClass.WAIT_UPSTREAM]) & ~np.isin(rank, first)
+    if idle.any() and waits.any():
+        begin, end = clock.moved(rows, "t0_ns"), clock.moved(rows, "t1_ns")
+        found[np.flatnonzero(waits)[_mostly_in(begin[idle], end[idle], begin[waits], end[waits])]] = _NO_DEMAND
+    return found
+
+
+def _mostly_in(idle_begin: Int64, idle_end: Int64, begin: Int64, end: Int64) -> NDArray[np.bool_]:
+    order = np.argsort(idle_begin, kind="stable")
+    covered = RunningSum(idle_begin[order], idle_end[order], (idle_end - idle_begin)[order].astype(np.float64))
+    found: NDArray[np.bool_] = 2 * (covered(end) - covered(begin)) > end - begin
+    return found
 
 
 def merged_by_pixel(spans: Spans, pixel_ns: int) -> Spans:

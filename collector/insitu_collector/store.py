@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,7 +47,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damage: list[Damage] = []
-        """What could not be read by the last call of `table` or `sql`; it is left out, and logged."""
+        """What could not be read by the last call of `table`, `scan` or `sql`; it is left out, and logged."""
 
     def tables(self) -> list[str]:
         """Return the tables that have segments, in order of `insitu.records.TABLES`."""
@@ -61,6 +61,18 @@ class Store:
         tail.close()
         self.damage = tail.damage
         return rows
+
+    def scan(self, name: str, since_unix_ns: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a table as they are now, a batch at a time: one segment is in memory, never the table.
+
+        since_unix_ns: as of `tail`. Raises KeyError for an unknown name.
+        """
+        tail = self.tail([name], since_unix_ns)
+        try:
+            yield from tail.batches(name, final=True)
+        finally:
+            tail.close()
+            self.damage = tail.damage
 
     def sql(self, query: str) -> pa.Table:
         """Run one query of DuckDB over the tables it names, and return its rows."""
@@ -107,11 +119,17 @@ class StoreTail:
         """
         rows: dict[str, pa.Table] = {}
         for table in self._tables:
-            batches = [self._seen.new_rows(batch) for batch in self._new_batches(table, final)]
-            fresh = [batch for batch in batches if batch.num_rows]
+            fresh = list(self.batches(table, final=final))
             if fresh:
                 rows[table] = pa.Table.from_batches(fresh, schema=schema_of(table))
         return rows
+
+    def batches(self, table: str, *, final: bool = False) -> Iterator[pa.RecordBatch]:
+        """Yield the new rows of one table, read a segment at a time; otherwise as `poll`."""
+        for batch in self._new_batches(table, final):
+            fresh = self._seen.new_rows(batch)
+            if fresh.num_rows:
+                yield fresh
 
     def close(self) -> None:
         """Let go of every file."""
@@ -119,20 +137,18 @@ class StoreTail:
             reader.close()
         self._reading.clear()
 
-    def _new_batches(self, table: str, final: bool) -> list[Batch]:
+    def _new_batches(self, table: str, final: bool) -> Iterator[Batch]:
         # Open before sealed: a segment sealed in between is then seen at least once.
         being_written = set(list_segments(self._path, OPEN, table))
         there = being_written | set(list_segments(self._path, SEALED, table)) | self._reading_of(table)
         # What has expired is forgotten: a shard never uses a number twice.
         self._finished -= {name for name in self._finished if name.table == table} - there
-        batches: list[Batch] = []
         for name in sorted(there - self._finished):
             is_done = name not in being_written
             if is_done and self._is_too_old(name):
                 self._finished.add(name)
             else:
-                batches += self._read(name, is_done=is_done, final=final)
-        return batches
+                yield from self._read(name, is_done=is_done, final=final)
 
     def _is_too_old(self, name: SegmentName) -> bool:
         if self._since_unix_ns is None or name.table not in TIME_TABLES or name in self._reading:

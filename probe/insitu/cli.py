@@ -60,10 +60,15 @@ COMMANDS: Final[dict[str, Entry]] = {
         "Say how one run, rank or stretch of time differs from another.",
         "collector",
     ),
+    "export": Entry("insitu_collector.export:export", "Write a run for Perfetto, or its tables as files.", "collector"),
     "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
     "plugins": Entry("insitu.plugins_list:plugins", "Say what other packages add, and whether it loads."),
     "doctor": Entry("insitu.doctor:doctor", "Check this machine and environment, and say what to fix."),
 }
+
+
+OWN_EXTRAS: Final = {"perfetto": "perfetto", "altair": "notebook"}
+"""Packages that an extra of their own brings, whichever command wants them."""
 
 
 class LazyGroup(click.Group):
@@ -124,7 +129,8 @@ def _missing(error: ModuleNotFoundError, name: str) -> Exception:
     entry = COMMANDS.get(name)
     if package.startswith("insitu") or not package or entry is None:
         return error
-    remedy = f"pip install 'insitu[{entry.extra}]'" if entry.extra else "pip install --force-reinstall insitu"
+    extra = OWN_EXTRAS.get(package, entry.extra)
+    remedy = f"pip install 'insitu[{extra}]'" if extra else "pip install --force-reinstall insitu"
     return click.ClickException(f"`insitu {name}` needs the package {package}, which is not installed: {remedy}")
 
 
