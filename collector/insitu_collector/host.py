@@ -45,7 +45,7 @@ def _contended_host(evidence: Evidence, boot_id: str, factor: float) -> Finding 
     t0 = max(t1 - WINDOW_NS, max(beats[0].t_ns for beats in ranks))
     if t1 - t0 < MIN_SPAN_NS:
         return None
-    delays = {beats[-1].rank: _rate(beats, "run_delay_ns", t0, t1) for beats in ranks}
+    delays = {beats[-1].rank: rate(beats, "run_delay_ns", t0, t1) for beats in ranks}
     foreign = foreign_share(here, ranks[0], t0, t1)
     worst = max(delays, key=lambda rank: delays[rank])
     if foreign is None or delays[worst] < factor * DELAY_SHARE or foreign < factor * FOREIGN_SHARE:
@@ -68,12 +68,12 @@ def foreign_share(here: list[list[Beat]], clock: list[Beat], t0_ns: int, t1_ns: 
     """Return the share of the host's cores that processes without a heartbeat used; None where it does not say."""
     if any(beat.host_busy_ns is None for beat in clock):
         return None
-    ours = sum(_rate(beats, "cpu_ns", t0_ns, t1_ns) for beats in here)
-    busy = _rate(clock, "host_busy_ns", t0_ns, t1_ns)
+    ours = sum(rate(beats, "cpu_ns", t0_ns, t1_ns) for beats in here)
+    busy = rate(clock, "host_busy_ns", t0_ns, t1_ns)
     return max(0.0, busy - ours) / clock[-1].host_cores
 
 
-def _rate(beats: list[Beat], counter: str, t0_ns: int, t1_ns: int) -> float:
+def rate(beats: list[Beat], counter: str, t0_ns: int, t1_ns: int) -> float:
     """Return how fast a cumulative counter grew in the window, ns a ns; flat outside the process's heartbeats."""
     t: NDArray[np.float64] = np.array([beat.t_ns - t0_ns for beat in beats], np.float64)
     values = np.array([getattr(beat, counter) for beat in beats], np.float64)

@@ -22,7 +22,7 @@ UNIX_MINUS_MONO_NS: Final = 1_700_000_000 * SECOND
 LAYERS: Final = 4
 """Of a stage."""
 MOST_REQUESTS: Final = 8
-"""Of a micro-batch."""
+"""Of a micro-batch: of warm-up's, and of traffic's unless the scenario says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class Scenario:
     base_ms: tuple[float, ...] = (5.0, 6.5)
     in_flight: int = 2
     requests_per_s: float = 8.0
+    most_requests: int = MOST_REQUESTS
+    """Of a slot."""
     noise: float = 0.06
     """Sigma of the log of a service time."""
     tail: float = 0.03
@@ -139,7 +141,7 @@ class Run:
             if now >= end:
                 break
             batch = self.slots[slot]
-            while self.waiting and self.waiting[0][0] <= now and len(batch) < MOST_REQUESTS:
+            while self.waiting and self.waiting[0][0] <= now and len(batch) < self.scenario.most_requests:
                 batch.append(heapq.heappop(self.waiting)[1])
             if not batch:
                 if not self.waiting:
@@ -210,6 +212,7 @@ class Run:
         else:
             rank.record(t, t + wall, IntervalClass.COMPUTE, number, slot, cpu=int(0.95 * cpu + extra_cpu))
             t += wall
+        sample = 0
         if is_last:
             sample = int((0.2 + 0.05 * size) * MS)
             rank.record(t, t + sample, IntervalClass.SAMPLE, number, slot, cpu=sample)
@@ -217,7 +220,7 @@ class Run:
         sent = t + int(0.15 * MS)
         rank.record(t, sent, IntervalClass.SEND_XFER, number, slot, stage + 1)
         rank.free_ns = sent
-        rank.cpu_ns += int(cpu + extra_cpu)
+        rank.cpu_ns += int(cpu + extra_cpu) + sample
         rank.delay_ns += int(delay)
         rank.num_steps += 1
         rank.counters.append((sent, rank.cpu_ns, rank.delay_ns, rank.num_steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,10 +18,12 @@ from insitu.config import ConfigError
 from insitu.records import schema_of
 from insitu.segment_layout import SEALED, list_segments
 from insitu.vocabulary import EXPIRED, DropReason, LedgerClass
+from insitu_collector.changes import NoPrediction, parse_changes
 from insitu_collector.evidence import Tables
 from insitu_collector.judge import final_verdicts
 from insitu_collector.ledger import Ledger, rank_ledger
 from insitu_collector.palette import LETTERS
+from insitu_collector.prediction import Asked, Unrecorded, ask
 from insitu_collector.row_maps import entries
 from insitu_collector.slices import JUDGED, Groups, latest
 from insitu_collector.store import open_store
@@ -54,6 +57,8 @@ class Stalls:
     """Rows of the run by table that were stored and have gone by age or size since."""
     revised: int
     """Verdicts that were withdrawn."""
+    prediction: Asked | str | None = None
+    """What a change would do, or why it cannot be said; None where nobody asked."""
 
     @property
     def window_unix_ns(self) -> list[int] | None:
@@ -88,8 +93,11 @@ def traffic_window(tables: Tables) -> tuple[int, int] | None:
     return t0, t1
 
 
-def stalls_of(store: Store, run: str = "") -> Stalls | None:
-    """Return what a store says of its latest run (of those whose name begins with `run`), or None when it has none."""
+def stalls_of(store: Store, run: str = "", changes: Sequence[str] = ()) -> Stalls | None:
+    """Return what a store says of its latest run (of those whose name begins with `run`), or None when it has none.
+
+    changes: what is to be predicted, as `insitu_collector.what_if.parse_changes` reads it; raises NoPrediction.
+    """
     read = {name: store.table(name) for name in JUDGED}
     found = Groups().sort(read)
     group = latest(found, run)
@@ -112,7 +120,15 @@ def stalls_of(store: Store, run: str = "") -> Stalls | None:
         stored=stored_rows(store, group[0], read["sources"]),
         expired=expired_rows(store, group[0], read["sources"]),
         revised=num_revised([Verdict.from_row(row) for row in store.table("verdicts").to_pylist()], group[0]),
+        prediction=_predicted(tables, changes) if changes else None,
     )
+
+
+def _predicted(tables: Tables, changes: Sequence[str]) -> Asked | str:
+    try:
+        return ask(tables, changes)
+    except Unrecorded as error:
+        return str(error)
 
 
 def stored_rows(store: Store, run: str, sources: pa.Table) -> dict[str, int]:
@@ -173,6 +189,8 @@ def to_json(found: Stalls) -> dict[str, Any]:
         "missing": found.missing,
         "records": {"stored": found.stored, "expired": found.expired},
         "revised": found.revised,
+        "prediction": found.prediction.to_json() if isinstance(found.prediction, Asked) else None,
+        "no_prediction": found.prediction if isinstance(found.prediction, str) else None,
     }
 
 
@@ -188,6 +206,8 @@ def to_text(found: Stalls) -> str:
         lines += [f"- {verdict.text}{ended}{requests}", f"  What helps: {verdict.remedy}"]
     if not found.verdicts:
         lines.append("No verdict: nothing was judged yet.")
+    if found.prediction is not None:
+        lines += ["", *(found.prediction.to_text() if isinstance(found.prediction, Asked) else [found.prediction])]
     if found.ledger is not None:
         lines += ["", *_ledger_lines(found.ledger)]
     if found.expired:
@@ -233,16 +253,28 @@ def _bar(ledger: Ledger, rank: int) -> str:
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (insitu.stalls/1).")
 @click.option("--run", default="", help="The run whose name begins so. [default: the one that began last]")
+@click.option(
+    "--if",
+    "changes",
+    multiple=True,
+    metavar="CHANGE",
+    help="Predict a change: split=5,3, in-flight=3, speed=STAGE:FACTOR, speed=STAGE:-5ms or replace=RANK; "
+    "several together.",
+)
 @click.pass_context
-def stalls(ctx: click.Context, store: Path, as_json: bool, run: str) -> None:
-    """Say what limits the latest run in STORE, and where each rank's time went.
+def stalls(ctx: click.Context, store: Path, as_json: bool, run: str, changes: tuple[str, ...]) -> None:
+    """Say what limits the latest run in STORE, where each rank's time went, and what a change would do.
 
     \b
     insitu stalls ./insitu-store
     insitu stalls ./insitu-store --json | python -m json.tool
+    insitu stalls ./insitu-store --if split=5,3 --if in-flight=3
     """
     try:
-        found = stalls_of(open_store(store), run)
+        parse_changes(changes)
+        found = stalls_of(open_store(store), run, changes)
+    except NoPrediction as error:
+        raise click.UsageError(f"--if: {error}") from None
     except (FileNotFoundError, ConfigError) as error:
         raise click.ClickException(str(error)) from None
     if found is None and run:

@@ -25,6 +25,8 @@ class EngineConfig:
     model: Path
     num_stages: int = 1
     split: tuple[int, ...] | None = None
+    in_flight: int | None = None
+    """Micro-batches in flight at once; None is one a stage, the least that can keep every stage busy."""
     host: str = "127.0.0.1"
     port: int = 8000
     to: str | None = None
@@ -74,7 +76,7 @@ def make_plan(config: EngineConfig, checkpoint: Checkpoint) -> Plan:
     )
     limit = checkpoint.config.max_position_embeddings
     max_len = min(config.max_len or limit, limit)
-    num_slots = config.num_stages
+    num_slots = config.in_flight or config.num_stages
     num_blocks = min(config.kv_bytes // block_bytes, num_slots * config.max_batch * blocks_for(max_len))
     if num_blocks < 1:
         raise EngineError(f"--kv-mib {config.kv_bytes >> 20} does not hold one block of {block_bytes} bytes; raise it")

@@ -1,7 +1,9 @@
 """`insitu load`: prompts of mixed lengths at random times, as independent users would send them.
 
 Open loop: when a request is sent never depends on when another was answered, so a slow server gets no mercy and
-its queue shows in the figures. What is sent, and when, follows from the seed alone.
+its queue shows in the figures. What is sent, and when, follows from the seed alone. With `--concurrency N` it is a
+closed loop instead: N users, each sending its next request as soon as the last was answered, so that the server always
+has the same to do and the figures say what it can do.
 """
 
 from __future__ import annotations
@@ -9,77 +11,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from insitu_engine.load_plan import Planned, endless, plan
+
 SCHEMA: Final = "insitu.load/1"
 DEFAULT_RATE: Final = 4.0
 GRACE_S: Final = 20.0
 """How long answers are waited for once the last request is out; what has none by then has failed."""
 PROGRESS_S: Final = 5.0
-CAPTURED_SHARE: Final = 0.1
-STREAMED_SHARE: Final = 0.5
-MAX_TOKENS: Final = (8, 48)
-PROMPT_WORDS: Final = (2, 40)
-
-TEXT: Final = (
-    "The morning train left the harbour late, and everybody on it knew why. A bridge had been raised for one small "
-    "boat, and the man who should have lowered it was drinking coffee with the captain. Nobody complained, since the "
-    "sun was warm and the water very still. In the second carriage an old woman told her grandson how the town had "
-    "looked before the bridge was built: there were ferries then, four of them, and each had its own bell. You could "
-    "hear from your bed which one had come in. The boy asked what had become of the bells. She thought for a while. "
-    "One hangs in the school, she said, one in the church, and one was lost in the flood. The fourth is the bell you "
-    "hear now. And indeed, far away and rather thin, a bell was ringing, and the bridge began to come down."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One request to send: when (seconds after the start), what, and how."""
-
-    at_s: float
-    prompt: str
-    max_tokens: int
-    stream: bool
-    capture: bool
-
-
-def cut_prompt(rng: random.Random, words: Sequence[str]) -> str:
-    """Return a stretch of a text, short ones as likely as long ones."""
-    length = min(len(words), rng.randint(*PROMPT_WORDS))
-    start = rng.randrange(len(words) - length + 1)
-    return " ".join(words[start : start + length])
-
-
-def plan(seed: int, rate: float, seconds: float, prompts: Sequence[str] = ()) -> list[Planned]:
-    """Return the requests of a run in order of time; arrivals are Poisson with `rate` a second.
-
-    `prompts` are drawn whole; without any, prompts are cut from a text of our own.
-    """
-    rng = random.Random(seed)
-    words = TEXT.split()
-    planned: list[Planned] = []
-    at_s = rng.expovariate(rate)
-    while at_s < seconds:
-        planned.append(
-            Planned(
-                at_s,
-                prompt=rng.choice(prompts) if prompts else cut_prompt(rng, words),
-                max_tokens=rng.randint(*MAX_TOKENS),
-                stream=rng.random() < STREAMED_SHARE,
-                capture=rng.random() < CAPTURED_SHARE,
-            )
-        )
-        at_s += rng.expovariate(rate)
-    return planned
+RETRY_S: Final = 1.0
+"""How long a user of the closed loop waits after a failure, so that a server that is gone is not run against."""
 
 
 @dataclass(slots=True)
@@ -133,8 +83,8 @@ class Sender:
         self._client = client  # httpx.AsyncClient, imported only when a run begins
         self._model = model
 
-    async def send(self, planned: Planned) -> None:
-        """Send one request and count its end. Errors are counted by their text, never raised."""
+    async def send(self, planned: Planned) -> bool:
+        """Send one request and count its end: True for an answer. Errors are counted by their text, never raised."""
         import httpx
 
         body: dict[str, Any] = {
@@ -151,9 +101,10 @@ class Sender:
             tokens = await send(body, headers, began)
         except (httpx.HTTPError, ValueError, KeyError) as error:
             self.tally.fail(f"{type(error).__name__}: {error}"[:200])
-            return
+            return False
         self.tally.tokens += tokens
         self.tally.latencies_s.append(time.monotonic() - began)
+        return True
 
     async def _plain(self, body: dict[str, Any], headers: dict[str, str], began: float) -> int:
         answer = await self._client.post("/v1/completions", json=body, headers=headers)
@@ -194,8 +145,13 @@ def _error_text(status: int, text: str) -> str:
         return f"{status}: {text[:100]}"
 
 
-async def run_load(url: str, planned: Sequence[Planned], seconds: float, progress: bool) -> dict[str, Any]:
-    """Send everything at its time, wait for the answers, return the document. Raises ClickException, one line."""
+async def run_load(
+    url: str, planned: Sequence[Planned] | Iterator[Planned], seconds: float, progress: bool, concurrency: int = 0
+) -> dict[str, Any]:
+    """Send everything at its time, wait for the answers, return the document. Raises ClickException, one line.
+
+    concurrency: 0, or how many users send what an iterator yields in a closed loop, its times left out.
+    """
     import httpx
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
@@ -211,16 +167,26 @@ async def run_load(url: str, planned: Sequence[Planned], seconds: float, progres
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         reporter = asyncio.create_task(_report(sender.tally, began)) if progress else None
-        tasks = []
-        for request in planned:
+        requests, end = iter(planned), began + seconds
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(_use(sender, requests, stop, end)) for _ in range(concurrency)
+        ]
+        for request in () if concurrency else requests:
             if await _set_within(stop, began + request.at_s - time.monotonic()):
                 break
             tasks.append(asyncio.create_task(sender.send(request)))
-        await _set_within(stop, began + seconds - time.monotonic())
+        await _set_within(stop, end - time.monotonic())
         await _settle(tasks, sender.tally, stop)
         if reporter is not None:
             reporter.cancel()
         return sender.tally.document(time.monotonic() - began)
+
+
+async def _use(sender: Sender, requests: Iterator[Planned], stop: asyncio.Event, end_s: float) -> None:
+    """Be one user of a closed loop: send the next request as soon as the last is answered, until `end_s`."""
+    while not stop.is_set() and time.monotonic() < end_s:
+        if not await sender.send(next(requests)):
+            await _set_within(stop, RETRY_S)
 
 
 async def _set_within(stop: asyncio.Event, timeout_s: float) -> bool:
@@ -229,7 +195,7 @@ async def _set_within(stop: asyncio.Event, timeout_s: float) -> bool:
     return stop.is_set()
 
 
-async def _settle(tasks: Sequence[asyncio.Task[None]], tally: Tally, stop: asyncio.Event) -> None:
+async def _settle(tasks: Sequence[asyncio.Task[Any]], tally: Tally, stop: asyncio.Event) -> None:
     """Wait for the answers that are still out. Who is told to stop gives them up, and they have not failed."""
     stopped = asyncio.create_task(stop.wait())
     answered = asyncio.gather(*tasks)
@@ -270,10 +236,19 @@ def read_prompts(path: Path) -> list[str]:
 @click.option("--url", required=True, help="The server, e.g. http://127.0.0.1:8000.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="How long to send.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Fixes what is sent and when.")
-@click.option("--rate", type=click.FloatRange(min=0.01), default=DEFAULT_RATE, show_default=True, help="A second.")
+@click.option("--rate", type=click.FloatRange(min=0.01), help=f"A second.  [default: {DEFAULT_RATE}]")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Users, each sending again once answered; no --rate.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A file with one prompt a line.")
 @click.option("--progress/--quiet", default=None, help="A line on stderr now and then (default: on a terminal).")
-def load(url: str, seconds: float, seed: int, rate: float, prompts: Path | None, progress: bool | None) -> None:
+def load(
+    url: str,
+    seconds: float,
+    seed: int,
+    rate: float | None,
+    concurrency: int | None,
+    prompts: Path | None,
+    progress: bool | None,
+) -> None:
     """Send prompts of mixed lengths at random times to a server, and print what came of them as one JSON line.
 
     With `insitu serve` running on its usual port:
@@ -281,7 +256,11 @@ def load(url: str, seconds: float, seed: int, rate: float, prompts: Path | None,
     \b
     insitu load --url http://127.0.0.1:8000 --seconds 3
     insitu load --url http://127.0.0.1:8000 --seconds 3 --rate 8 --seed 3
+    insitu load --url http://127.0.0.1:8000 --seconds 3 --concurrency 8
     """
-    planned = plan(seed, rate, seconds, read_prompts(prompts) if prompts else ())
+    if rate is not None and concurrency is not None:
+        raise click.UsageError("--rate sends at times of its own and --concurrency when answers come; give one of them")
+    own = read_prompts(prompts) if prompts else ()
+    planned = endless(seed, own) if concurrency else plan(seed, rate or DEFAULT_RATE, seconds, own)
     shown = sys.stderr.isatty() if progress is None else progress
-    click.echo(json.dumps(asyncio.run(run_load(url, planned, seconds, shown))))
+    click.echo(json.dumps(asyncio.run(run_load(url, planned, seconds, shown, concurrency or 0))))

@@ -19,7 +19,7 @@ class Limits:
     """What a scheduler may hand out. `token_budget` exceeds `max_batch`, so that prefill always moves on."""
 
     num_slots: int
-    """Micro-batches in flight at once: one a stage."""
+    """Micro-batches in flight at once, whatever the number of stages."""
     num_blocks: int
     max_batch: int = 16
     """Requests of one slot."""

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import click
@@ -21,6 +22,8 @@ from insitu_engine.demo_plan import default_model
 from insitu_engine.errors import EngineError, one_line, say
 
 DEFAULT_TO = "grpc://127.0.0.1:4317"
+MOST_IN_FLIGHT: Final = 256
+"""Each holds a step on every rank; far more than any pipeline has stages."""
 
 
 def _split(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -40,6 +43,9 @@ def _split(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
 )
 @click.option("--stages", type=click.IntRange(min=1), default=1, show_default=True, help="Pipeline stages.")
 @click.option("--split", callback=_split, help="Layers of each stage, like 5,3; balanced by cost if not given.")
+@click.option(
+    "--in-flight", type=click.IntRange(1, MOST_IN_FLIGHT), help="Micro-batches in flight; one a stage if not given."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--to", default=None, help=f"Where the probe sends, like {DEFAULT_TO}; nothing is observed without it.")
@@ -55,6 +61,7 @@ def serve(
     model: Path | None,
     stages: int,
     split: tuple[int, ...] | None,
+    in_flight: int | None,
     host: str,
     port: int,
     to: str | None,
@@ -85,6 +92,7 @@ def serve(
             model=model or default_model(),
             num_stages=stages,
             split=split,
+            in_flight=in_flight,
             host=host,
             port=port,
             to=to,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,38 @@ def test_each_run_of_a_store_can_be_asked_for(tables: dict[str, pa.Table], store
     wrong = run(path, "--run", "ffff")
     assert wrong.exit_code == 1
     assert "no run 'ffff'" in wrong.output
+
+
+def test_a_change_is_predicted_for_people_and_as_json(store: Path) -> None:
+    """The run slept 15 ms a step on stage 1: without, it is as fast as its baseline."""
+    text = run(store, "--if", "speed=1:-15ms").stdout
+    assert re.search(
+        r"If speed=1:-15ms: \d+ tokens/s instead of \d+ while there is work \(\d\.\d\dx, within \d+ %\)", text
+    )
+    assert "unchanged it misses the record by" in text
+    answer = json.loads(run(store, "--json", "--if", "replace=1").stdout)
+    found = answer["prediction"]
+    assert found["if"] == ["replace=1"]
+    assert found["throughput_ratio"] > 1.5
+    period = found["step_period_ns"]
+    assert period["before"] / period["after"] == pytest.approx(found["throughput_ratio"], rel=0.01)
+    assert found["residual"] < 0.05 <= found["error"]
+    assert (found["in_flight"], found["num_steps"] > 100) == (2, True)
+    assert (answer["no_prediction"], json.loads(run(store, "--json").stdout)["prediction"]) == (None, None)
+
+
+@pytest.mark.parametrize("change", ["split=9,9", "split", "in-flight=0", "speed=5:2", "replace=4", "cores=3"])
+def test_a_change_that_cannot_be_is_one_line_and_a_usage_error(store: Path, change: str) -> None:
+    found = run(store, "--if", change)
+    assert found.exit_code == 2
+    assert found.output.splitlines()[-1].startswith("Error: --if: ")
+    assert found.stdout == ""
+
+
+def test_a_store_without_a_pipeline_predicts_nothing_and_says_why(tmp_path: Path) -> None:
+    write_store(simulate(Scenario(seconds=3.0, base_ms=(5.0,), in_flight=1)), str(tmp_path / "store"))
+    found = run(tmp_path / "store", "--if", "in-flight=2")
+    assert (found.exit_code, "nothing can be predicted: it needs 30 steps" in found.stdout) == (0, True)
+    answer = json.loads(run(tmp_path / "store", "--if", "in-flight=2", "--json").stdout)
+    assert answer["prediction"] is None
+    assert answer["no_prediction"].startswith("nothing can be predicted")

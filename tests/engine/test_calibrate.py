@@ -30,9 +30,9 @@ def steps(limits: Limits, max_len: int = 512) -> list[StepPlan]:
     return plans
 
 
-@pytest.mark.parametrize("num_slots", [1, 2])
+@pytest.mark.parametrize("num_slots", [1, 2, 5])
 def test_every_number_of_decode_rows_and_prompts_of_many_sizes_are_seen(num_slots: int) -> None:
-    limits = Limits(num_slots=num_slots, num_blocks=600)
+    limits = Limits(num_slots=num_slots, num_blocks=1500, max_queue=80)
     plans = steps(limits)
     assert 20 * num_slots <= len(plans) <= 35 * num_slots
     for mb in range(num_slots):

@@ -46,6 +46,8 @@ def test_a_plan_fits_layers_blocks_and_lengths(make_checkpoint: Callable[..., Pa
     assert plan.max_len == 256
     assert plan.limits.num_blocks == 2 * 4 * 16, "enough for every place at full length"
     assert plan.limits.num_slots == 2
+    more = make_plan(EngineConfig(model=checkpoint.path, num_stages=2, in_flight=5, max_batch=4), checkpoint)
+    assert (more.limits.num_slots, more.limits.num_blocks) == (5, 5 * 4 * 16)
     tight = make_plan(EngineConfig(model=checkpoint.path, num_stages=4, kv_bytes=50_000), checkpoint)
     assert tight.limits.num_blocks == 50_000 // (2 * 16 * 2 * 16 * 4)
     assert tight.max_len == 12 * 16

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
-from threading import Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 import click
@@ -19,7 +20,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu_engine.load import MAX_TOKENS, load, percentiles, plan, read_prompts
+from insitu_engine.load import load, percentiles, read_prompts
+from insitu_engine.load_plan import MAX_TOKENS, endless, plan
 
 seeds = st.integers(0, 2**32)
 
@@ -136,6 +138,54 @@ def test_what_is_sent_is_the_plan_and_what_is_counted_is_the_answer() -> None:
     assert (document["completed"], document["failed"]) == (len(planned), 0)
     assert document["tokens"] == sum(request.max_tokens for request in planned)
     assert document["latency_s"]["p50"] > 0
+
+
+@given(seeds)
+def test_a_closed_loop_draws_what_its_seed_says(seed: int) -> None:
+    first, again = list(islice(endless(seed), 20)), list(islice(endless(seed), 20))
+    assert first == again
+    assert all(request.prompt and request.at_s == 0.0 for request in first)
+
+
+def test_users_of_a_closed_loop_send_again_once_answered() -> None:
+    """Never more than the users at once, and always as many, whatever a request takes."""
+    at_once: list[int] = []
+    lock, inside = Lock(), 0
+
+    def slow(body: dict[str, Any]) -> tuple[int, bytes]:
+        nonlocal inside
+        with lock:
+            inside += 1
+            at_once.append(inside)
+        enough.wait(0.02)
+        with lock:
+            inside -= 1
+        return complete(body)
+
+    enough = Event()
+    seen: list[tuple[dict[str, Any], str | None]] = []
+    with server(slow, seen) as url:
+        command = [sys.executable, "-m", "insitu", "load", "--url", url, "--seconds", "0.5", "--concurrency", "3"]
+        ran = subprocess.run([*command, "--seed", "5"], capture_output=True, text=True, check=True)
+    document = json.loads(ran.stdout)
+    assert max(at_once) == 3
+    assert document["completed"] == len(seen) > 6
+    drawn = list(islice(endless(5), len(seen)))
+    assert sorted(body["prompt"] for body, _ in seen) == sorted(request.prompt for request in drawn)
+
+
+def test_a_user_does_not_run_against_a_server_that_refuses() -> None:
+    seen: list[tuple[dict[str, Any], str | None]] = []
+    with server(lambda body: (429, b'{"error": {"message": "the queue is full"}}'), seen) as url:
+        command = [sys.executable, "-m", "insitu", "load", "--url", url, "--seconds", "0.5", "--concurrency", "2"]
+        document = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert (document["failed"], len(seen)) == (2, 2)
+
+
+def test_a_rate_and_users_at_once_are_one_line() -> None:
+    result = CliRunner().invoke(load, ["--url", "http://127.0.0.1:9", "--rate", "3", "--concurrency", "2"])
+    assert result.exit_code == 2
+    assert "give one of them" in result.output
 
 
 def test_every_kind_of_failure_is_counted_with_its_reason() -> None:

@@ -75,6 +75,15 @@ def server(folder: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def deep(folder: Path) -> Iterator[Server]:
+    """Two stages with more micro-batches in flight than stages, few places each."""
+    running = Server(folder, "--stages", "2", "--in-flight", "5", "--max-batch", "2", "--max-queue", "40")
+    yield running
+    running.stop()
+    assert running.process.process.returncode == 0, running.process.lines
+
+
+@pytest.fixture(scope="module")
 def small(folder: Path) -> Iterator[Server]:
     """One stage with two places, every step at least 15 ms, so that it is easily full."""
     environment = {"INSITU_ENGINE_FAULTS": '["slow-stage=0:15@0"]'}
@@ -85,7 +94,7 @@ def small(folder: Path) -> Iterator[Server]:
     assert running.process.process.returncode == 0, running.process.lines
 
 
-@pytest.mark.parametrize("which", ["small", "server"])
+@pytest.mark.parametrize("which", ["small", "server", "deep"])
 def test_greedy_output_over_http_is_that_of_transformers(
     which: str, folder: Path, request: pytest.FixtureRequest, expected: Any, draw_prompts: Any, commit_seed: int
 ) -> None:

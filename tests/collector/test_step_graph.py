@@ -1,0 +1,93 @@
+"""The step graph of a window: what steps needed, what lay between them, and that it replays as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from insitu_collector.evidence import Evidence
+from insitu_collector.replay import replay as run_again
+from insitu_collector.simulate import MS, SECOND, Fault, Scenario
+from insitu_collector.simulated_rows import simulate
+from insitu_collector.step_graph import MAIN, StepGraph, record
+from insitu_collector.what_if import unchanged
+
+SATURATED = Scenario(seconds=6.0, requests_per_s=60.0)
+
+
+def evidence_of(scenario: Scenario) -> Evidence:
+    evidence = Evidence()
+    evidence.add(simulate(scenario))
+    return evidence
+
+
+def graph_of(scenario: Scenario) -> StepGraph:
+    evidence = evidence_of(scenario)
+    assert evidence.traffic_ns is not None
+    found = record(evidence, evidence.traffic_ns[0] + SECOND, evidence.traffic_ns[1])
+    assert found is not None
+    return found
+
+
+@settings(max_examples=8)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.floats(2.0, 12.0), min_size=2, max_size=4),
+    st.integers(1, 4),
+    st.floats(10.0, 60.0),
+)
+def test_the_unchanged_replay_has_the_recorded_period(
+    seed: int, base_ms: list[float], in_flight: int, rate: float
+) -> None:
+    """Also where the pipeline is not full: slots that had nothing to do are kept so."""
+    scenario = replace(
+        SATURATED, seed=seed, base_ms=tuple(base_ms), in_flight=in_flight, requests_per_s=rate, seconds=4.0
+    )
+    graph = graph_of(scenario)
+    again = run_again(unchanged(graph, closed=False)).begin_ns
+    assert (again[-1] - again[0]) / (len(graph) - 1) == pytest.approx(graph.period_ns, rel=0.03)
+
+
+def test_what_a_step_needs_is_taken_apart() -> None:
+    graph = graph_of(replace(SATURATED, tail=0.0, faults=(Fault("slow", 0.0, 1, ms=7.0),)))
+    calm = graph_of(replace(SATURATED, tail=0.0))
+    assert (graph.ranks, graph.num_stages, graph.num_slots, graph.rendezvous) == ((0, 1), 2, 2, False)
+    slept = np.median(graph.off_ns[:, 1, MAIN]) - np.median(calm.off_ns[:, 1, MAIN])
+    assert slept == pytest.approx(7.0 * MS, rel=0.05)
+    assert np.median(graph.on_ns[:, 1]) == pytest.approx(np.median(calm.on_ns[:, 1]), rel=0.1)
+    assert graph.layers_share[0] == pytest.approx(0.95, abs=0.001)
+    assert 0.8 < graph.layers_share[1] < 0.95, "the last stage samples too"
+    assert np.median(calm.wire_ns) == pytest.approx(0.1 * MS, rel=0.01)
+
+
+def test_requests_that_run_at_once_are_those_of_all_slots() -> None:
+    assert graph_of(SATURATED).num_requests == pytest.approx(16.0, rel=0.1)
+    assert graph_of(replace(SATURATED, in_flight=1)).num_requests == pytest.approx(8.0, rel=0.1)
+
+
+def test_the_cores_that_are_left_are_those_that_others_do_not_use() -> None:
+    alone, crowded = graph_of(SATURATED), graph_of(replace(SATURATED, bursts=((0.0, 9.0, 0.8),)))
+    assert alone.cores == pytest.approx(2.0, abs=0.05)
+    assert crowded.cores == pytest.approx(1.2, abs=0.1)
+    assert alone.driver_ns == pytest.approx(0.1 * alone.period_ns, rel=0.1)
+
+
+def test_too_few_steps_or_one_stage_are_no_graph() -> None:
+    evidence = evidence_of(SATURATED)
+    assert evidence.traffic_ns is not None
+    begin = evidence.traffic_ns[0]
+    assert record(evidence, begin, begin + 100 * MS) is None
+    alone = evidence_of(replace(SATURATED, base_ms=(5.0,), in_flight=1))
+    assert alone.traffic_ns is not None
+    assert record(alone, *alone.traffic_ns) is None
+
+
+def test_two_ranks_of_one_stage_are_no_graph() -> None:
+    evidence = evidence_of(SATURATED)
+    assert evidence.traffic_ns is not None
+    evidence.stages[2] = 1
+    assert record(evidence, *evidence.traffic_ns) is None
