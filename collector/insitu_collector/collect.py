@@ -11,16 +11,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
 import click
 
-from insitu.config_show import load_for_command
+from insitu.config import Config, ConfigError
+from insitu.config_show import BadConfig, load_for_command
 from insitu.retention import Keep
 from insitu.segments import ShardLocked, StoreFull
+from insitu_collector.receivers import alert_options, receivers_of
 from insitu_collector.server import CollectorServer, PortInUse
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
@@ -48,7 +52,18 @@ _log = logging.getLogger("insitu")
 @click.option("--judge", is_flag=True, help="Also run `insitu judge` on the store.")
 @click.option("--keep-bytes", metavar="SIZE", help="Most of what is received to keep, or none.  [default: 2GiB]")
 @click.option("--keep-for", metavar="TIME", help="How long to keep it, or none.  [default: 24h]")
-def collect(store: Path, port: int, host: str, judge: bool, keep_bytes: str | None, keep_for: str | None) -> None:
+@alert_options
+def collect(
+    store: Path,
+    port: int,
+    host: str,
+    judge: bool,
+    keep_bytes: str | None,
+    keep_for: str | None,
+    webhooks: tuple[str, ...],
+    otlp_logs: str | None,
+    metrics_port: int | None,
+) -> None:
     """Receive records from probes and store them as Arrow files.
 
     When it stops, one line of JSON on stdout says what it and its judge wrote themselves.
@@ -56,11 +71,17 @@ def collect(store: Path, port: int, host: str, judge: bool, keep_bytes: str | No
     \b
     insitu collect --store ./insitu-store --port 0
     insitu collect --store ./insitu-store --port 0 --judge --keep-bytes 500MiB --keep-for 1h
+    insitu collect --store ./insitu-store --port 0 --judge --metrics-port 0 --webhook http://127.0.0.1:9/alerts
     """
+    if (webhooks or otlp_logs or metrics_port is not None) and not judge:
+        raise click.UsageError("--webhook, --otlp-logs and --metrics-port are the judge's; add --judge")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     stop = threading.Event()
     _stop_on_signals(stop)
-    keep = load_for_command(keep_bytes=keep_bytes, keep_for=keep_for).keep
+    config = load_for_command(keep_bytes=keep_bytes, keep_for=keep_for, webhooks=webhooks or None, otlp_logs=otlp_logs)
+    keep = config.keep
+    if judge:
+        _check_receivers(config)
     server = _start(store, host, port, keep)
     if host not in LOOPBACK:
         click.echo(f"anyone who reaches {host}:{server.port} can write to {store}; there is no TLS yet", err=True)
@@ -68,12 +89,21 @@ def collect(store: Path, port: int, host: str, judge: bool, keep_bytes: str | No
     click.echo(f"collecting on {server.address} into {store}", err=True)
     try:
         if judge:
-            _keep_judge(store, server.address, stop)
+            _keep_judge(partial(_start_judge, store, server.address, config, metrics_port), stop)
         else:
             stop.wait()
     finally:
         server.stop()
     click.echo(json.dumps({"schema": "insitu.collect/1", "sources": [server.ingest.account()]}))
+
+
+def _check_receivers(config: Config) -> None:
+    """Say now what a judge that is started again and again would say each time. Raises BadConfig, one line."""
+    try:
+        for receiver in receivers_of(config):
+            receiver.close()
+    except ConfigError as error:
+        raise BadConfig(str(error)) from None
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -112,9 +142,9 @@ def _holder(error: ShardLocked) -> str:
     return "unknown"
 
 
-def _keep_judge(store: Path, address: str, stop: threading.Event) -> None:
+def _keep_judge(start: Callable[[], subprocess.Popen[bytes]], stop: threading.Event) -> None:
     """Run the judge until `stop`; start it again when it dies."""
-    judge = _start_judge(store, address)
+    judge = start()
     try:
         while not stop.wait(0.2):
             if judge.poll() is None:
@@ -122,15 +152,19 @@ def _keep_judge(store: Path, address: str, stop: threading.Event) -> None:
             _log.warning("insitu: the judge ended with status %d; it is started again", judge.returncode)
             if stop.wait(JUDGE_RESTART_S):
                 break
-            judge = _start_judge(store, address)
+            judge = start()
     finally:
         _stop_judge(judge)
 
 
-def _start_judge(store: Path, address: str) -> subprocess.Popen[bytes]:
+def _start_judge(store: Path, address: str, config: Config, metrics_port: int | None) -> subprocess.Popen[bytes]:
+    # Addresses go by environment: a process list shows arguments to everybody, and a webhook's URL is a secret.
+    told = {"INSITU_WEBHOOKS": " ".join(config.webhooks), "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": config.otlp_logs or ""}
+    metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
     # A session of its own: Ctrl-C in a terminal reaches the collector, which stops the judge in order.
     judge = subprocess.Popen(
-        [sys.executable, "-c", RUN_JUDGE, "judge", str(store), "--to", address],
+        [sys.executable, "-c", RUN_JUDGE, "judge", str(store), "--to", address, *metrics],
+        env=os.environ | told,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

@@ -86,6 +86,10 @@ class Incidents:
         """Tell whether any of these kinds is said now."""
         return any(kind in kinds for kind, _, _ in self._open)
 
+    def standing(self) -> list[Finding]:
+        """Return what is said now, of every incident that is open."""
+        return [incident.finding for incident in self._open.values()]
+
     def finding(self, kind: str) -> Finding | None:
         """Return what is said now of an incident of this kind, if one is open."""
         return next((incident.finding for incident in self._open.values() if incident.finding.kind == kind), None)

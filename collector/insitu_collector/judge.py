@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -17,13 +18,18 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 import pyarrow.compute as pc
 
-from insitu.config import ConfigError
+from insitu.config import ConfigError, load
+from insitu.config_show import BadConfig
 from insitu.vocabulary import IntervalClass, VerdictKind
+from insitu_collector.alerts import Alert, Transitions
+from insitu_collector.delivery import Delivery
+from insitu_collector.judge_metrics import HOST, JudgeMetrics, Snapshot
 from insitu_collector.judgement import Judgement
 from insitu_collector.plugins import Plugins, load_plugins
+from insitu_collector.receivers import alert_options, deliveries_to, receivers_of
 from insitu_collector.slices import JUDGED, Group, Groups, latest, seconds
 from insitu_collector.store import open_store
-from insitu_collector.verdicts import Verdict, standing
+from insitu_collector.verdicts import OPEN, Verdict, standing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +45,8 @@ LONG_OPEN_NS: Final = 1_000_000_000
 CATCH_UP_NS: Final = 2_500_000_000
 """A poll that spans more than this is judged a second at a time, as it would have come."""
 NICENESS: Final = 10
+OVER_AFTER_S: Final = 3600.0
+"""A run of which nothing came for so long is over, however it ended: what was said of it is no alarm any more."""
 
 
 class Sink(Protocol):
@@ -50,18 +58,33 @@ class Sink(Protocol):
 class Judge:
     """Judges every run of one store. `look` is one poll; what it returns was also appended to the sink."""
 
-    def __init__(self, store: Store, sink: Sink | None = None, plugins: Plugins | None = None) -> None:
-        """plugins: rules of other packages; None: those that are installed."""
+    def __init__(
+        self,
+        store: Store,
+        sink: Sink | None = None,
+        plugins: Plugins | None = None,
+        deliveries: Sequence[Delivery] = (),
+    ) -> None:
+        """plugins: rules of other packages; None: those that are installed. deliveries: who is told of incidents."""
         self.groups = Groups()
         self.judgements: dict[Group, Judgement] = {}
         self._tail = store.tail(JUDGED)
         self._sink = sink
         self._plugins = load_plugins() if plugins is None else plugins
-        self._revisions = stored_revisions(store)
+        self._deliveries = deliveries
+        stored = [Verdict.from_row(row) for row in store.table("verdicts").to_pylist()]
+        self._revisions = revisions_of(stored)
+        self._transitions = Transitions(stored)
+        self._num_opened: Counter[str] = Counter()
+        self._num_failed = 0
+        self._look_s = 0.0
+        for alert in self._transitions.before.values():  # what an earlier judge could not get rid of
+            if not alert.is_late(time.time_ns()):
+                self._deliver(alert)
 
     def look(self, *, live: bool = True, final: bool = False) -> list[Verdict]:
         """Read what is new, judge it, write what it means. `live`: stamp what opens now with the wall clock."""
-        told: list[Verdict] = []
+        told, began = list[Verdict](), time.monotonic()
         for group, tables in self.groups.sort(self._tail.poll(final=final)).items():
             judgement = self.judgements.get(group)
             if judgement is None:
@@ -71,9 +94,40 @@ class Judge:
             _log.info("insitu: %s (%s)", verdict.text, verdict.state)
             if self._sink is not None:
                 self._sink.append("verdicts", verdict.row())
+        for alert in self._transitions.take(told):
+            self._num_opened[str(alert.verdict.kind)] += alert.state == OPEN
+            self._event(*alert.event())
+            self._deliver(alert)
         for text in self._plugins.take_failures():
+            self._num_failed += 1
             self._event("plugin_failed", text)
+        self._look_s = time.monotonic() - began
         return told
+
+    def snapshot(self) -> Snapshot:
+        """Return what is shown to Prometheus: of runs that go on, what stands and how old its latest row is."""
+        goes_on = {
+            _name(group): (judgement, lag_s)
+            for group, judgement in self.judgements.items()
+            if (lag_s := _lag_s(judgement)) is not None
+        }
+        places = [
+            (run, str(found.kind), _label(found.on_stage), _label(found.on_rank))
+            for run, (judgement, _) in goes_on.items()
+            for found in judgement.incidents.standing()
+        ]
+        return Snapshot(
+            standing=Counter(places),
+            lag_s={run: lag_s for run, (_, lag_s) in goes_on.items()},
+            look_s=self._look_s,
+            incidents=dict(self._num_opened),
+            deliveries={delivery.target: delivery.counts() for delivery in self._deliveries},
+            num_plugins_failed=self._num_failed,
+        )
+
+    def _deliver(self, alert: Alert) -> None:
+        for delivery in self._deliveries:
+            delivery.put(alert)
 
     def _event(self, kind: str, text: str) -> None:
         if self._sink is not None:
@@ -84,17 +138,31 @@ class Judge:
         return LOOK_WHEN_OPEN_S if any(_hangs(judgement) for judgement in self.judgements.values()) else LOOK_EVERY_S
 
     def close(self) -> None:
-        """Let go of the store's files."""
+        """Let go of the store's files, and of who is told once they have heard, within seconds."""
         self._tail.close()
+        for delivery in self._deliveries:
+            delivery.close()
 
 
-def stored_revisions(store: Store) -> dict[str, int]:
-    """Return the highest revision of each verdict that a store holds already."""
-    rows = store.table("verdicts").select(["verdict", "revision"]).to_pylist()
+def revisions_of(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Return the highest revision of each verdict."""
     found: dict[str, int] = {}
-    for row in rows:
-        found[row["verdict"]] = max(row["revision"], found.get(row["verdict"], -1))
+    for verdict in verdicts:
+        found[verdict.verdict] = max(verdict.revision, found.get(verdict.verdict, -1))
     return found
+
+
+def _lag_s(judgement: Judgement) -> float | None:
+    """Return how old a run's latest row is; None when it is over or has not begun."""
+    evidence = judgement.evidence
+    beats = evidence.last_beats()
+    lag_s = (time.time_ns() - evidence.timeline.unix_ns(evidence.now_ns)) / 1e9 if evidence.now_ns else OVER_AFTER_S
+    has_ended = bool(beats) and all(beat.closing for beat in beats.values())
+    return None if has_ended or lag_s >= OVER_AFTER_S else max(0.0, lag_s)
+
+
+def _label(number: int | None) -> str:
+    return "" if number is None else str(number)
 
 
 def _name(group: Group) -> str:
@@ -175,16 +243,15 @@ def _stopping() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _run(judge: Judge, stop: threading.Event, parent: int | None) -> None:
-    try:
-        while not stop.is_set():
-            judge.look()
-            stop.wait(judge.pause_s())
-            if parent is not None and os.getppid() != parent:
-                stop.set()
-        judge.look(final=True)
-    finally:
-        judge.close()
+def _run(judge: Judge, stop: threading.Event, parent: int | None, metrics: JudgeMetrics | None) -> None:
+    while not stop.is_set():
+        judge.look()
+        if metrics is not None:
+            metrics.publish(judge.snapshot())
+        stop.wait(judge.pause_s())
+        if parent is not None and os.getppid() != parent:
+            stop.set()
+    judge.look(final=True)
 
 
 @click.command()
@@ -192,7 +259,16 @@ def _run(judge: Judge, stop: threading.Event, parent: int | None) -> None:
 @click.option("--to", metavar="URL", help="Where verdicts go: grpc://HOST:PORT or file://STORE. [default: the store]")
 @click.option("--once", is_flag=True, help="Judge what is there, write it, and end.")
 @click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")
-def judge(store: Path, to: str | None, once: bool, with_parent: bool) -> None:
+@alert_options
+def judge(
+    store: Path,
+    to: str | None,
+    once: bool,
+    with_parent: bool,
+    webhooks: tuple[str, ...],
+    otlp_logs: str | None,
+    metrics_port: int | None,
+) -> None:
     """Judge STORE each second while it is written, and append verdicts to it, until SIGTERM or Ctrl-C.
 
     When it stops, one line of JSON on stdout says how many records it made and where they went.
@@ -200,25 +276,40 @@ def judge(store: Path, to: str | None, once: bool, with_parent: bool) -> None:
     \b
     insitu judge ./insitu-store
     insitu judge ./insitu-store --once
+    insitu judge ./insitu-store --metrics-port 0 --webhook http://127.0.0.1:9/alerts
     """
     import insitu
 
     try:
-        opened, plugins = open_store(store), load_plugins()
-    except (FileNotFoundError, ConfigError) as error:
+        opened, config = open_store(store), load(webhooks=webhooks or None, otlp_logs=otlp_logs)
+        receivers, plugins = receivers_of(config), load_plugins()
+    except FileNotFoundError as error:
         raise click.ClickException(str(error)) from None
+    except ConfigError as error:
+        raise BadConfig(str(error)) from None
     with contextlib.suppress(OSError):
         os.nice(max(0, NICENESS - os.nice(0)))
     try:
         session = insitu.start(to=to or f"file://{store.absolute()}", role="client")
     except OSError as error:
         raise click.ClickException(f"cannot write verdicts to {to or store}: {error}; check the path or --to") from None
-    with _stopping() as stop, session:
-        if once:
-            judge_once = Judge(opened, session, plugins)
-            judge_once.look(live=False, final=True)
-            judge_once.close()
-        else:
-            click.echo(f"judging {store} until SIGTERM or Ctrl-C", err=True)
-            _run(Judge(opened, session, plugins), stop, os.getppid() if with_parent else None)
+    with _stopping() as stop, session, _serving(metrics_port) as metrics:
+        deliveries = deliveries_to(receivers, opened, session.event)
+        with contextlib.closing(Judge(opened, session, plugins, deliveries)) as judge:
+            if once:
+                judge.look(live=False, final=True)
+            else:
+                click.echo(f"judging {store} until SIGTERM or Ctrl-C", err=True)
+                _run(judge, stop, os.getppid() if with_parent else None, metrics)
     click.echo(json.dumps({"schema": "insitu.judge/1", "sources": [session.stats().to_json()]}))
+
+
+@contextlib.contextmanager
+def _serving(port: int | None) -> Iterator[JudgeMetrics | None]:
+    metrics = None if port is None else JudgeMetrics(port)
+    if metrics is None:
+        yield None
+        return
+    click.echo(f"metrics on http://{HOST}:{metrics.port}/metrics", err=True)
+    with contextlib.closing(metrics):
+        yield metrics

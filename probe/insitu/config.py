@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from insitu.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
 
@@ -70,6 +71,23 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(name.strip() for name in names if name.strip())
 
 
+def _urls(value: Any) -> tuple[str, ...]:
+    urls = value.split() if isinstance(value, str) else value
+    if not isinstance(urls, list | tuple) or not all(isinstance(url, str) for url in urls):
+        raise ValueError("it is no list of URLs; write them with spaces between")
+    return tuple(urls)
+
+
+def _without_secret(url: str | None) -> str | None:
+    """Return an address without user, path and query: whoever knows those of a webhook may use it."""
+    parts = urlsplit(url or "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if url else None
+
+
+def _without_secrets(urls: Sequence[str]) -> list[str | None]:
+    return [_without_secret(url) for url in urls]
+
+
 def _bytes(value: Any) -> int | None:
     return parse_bytes(str(value))
 
@@ -107,6 +125,24 @@ SETTINGS: Final = (
         bytes_text,
     ),
     Setting("keep_for", DEFAULT_AGE_S, "how long it is kept", _age, "INSITU_KEEP_FOR", "keep_for", age_text),
+    Setting(
+        "webhooks",
+        (),
+        "URLs that are told of incidents",
+        _urls,
+        "INSITU_WEBHOOKS",
+        "webhooks",
+        _without_secrets,
+    ),
+    Setting(
+        "otlp_logs",
+        None,
+        "OTLP endpoint that gets incidents as logs",
+        _text,
+        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+        "otlp_logs",
+        _without_secret,
+    ),
     Setting("plugins_off", (), "plug-ins that are not loaded", _names, "INSITU_PLUGINS_OFF", "plugins_off", list),
 )
 ONLY_ARGUMENTS: Final = (
@@ -131,6 +167,8 @@ class Config:
     keep_bytes: int | None = DEFAULT_BYTES
     keep_for: float | None = DEFAULT_AGE_S
     """Seconds."""
+    webhooks: tuple[str, ...] = ()
+    otlp_logs: str | None = None
     plugins_off: tuple[str, ...] = ()
     """Names of entry points (`insitu plugins list`)."""
     origins: Mapping[str, Origin] = field(default_factory=dict)

@@ -35,10 +35,11 @@ class Sink:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
 
     def append(self, table: str, row: Mapping[str, Any]) -> None:
-        assert table == "verdicts"
-        self.rows.append(dict(row))
+        assert table in ("verdicts", "events")
+        (self.rows if table == "verdicts" else self.events).append(dict(row))
 
 
 class Writer:
@@ -92,6 +93,9 @@ def test_following_a_store_gives_what_judging_it_at_once_gives(
         tuple(getattr(v, name) for name in same[:4]) for v in at_once
     ]
     assert live[-1].text == at_once[-1].text
+    (opened,) = sink.events  # once, though the verdict was revised
+    slow = next(v for v in live if v.kind is VerdictKind.STAGE_LIMITS)
+    assert (opened["kind"], opened["text"]) == ("incident_opened", f"{slow.verdict}: {slow.text}")
 
 
 def test_a_judge_that_comes_late_stamps_what_it_finds_with_when_the_rows_showed_it(slow_store: Path) -> None:

@@ -1,0 +1,48 @@
+"""Who is told of incidents, from settings: the options that `insitu judge` and `insitu collect` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from insitu.config import Config, ConfigError
+from insitu_collector.alerts import sent_before
+from insitu_collector.delivery import Delivery, Receiver, Tell
+from insitu_collector.otlp_logs import OtlpLogs
+from insitu_collector.webhooks import Webhook
+
+if TYPE_CHECKING:
+    from insitu_collector.store import Store
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def alert_options(command: Command) -> Command:
+    """Add --webhook, --otlp-logs and --metrics-port to a command."""
+    for option in (
+        click.option("--metrics-port", metavar="N", type=click.IntRange(0, 65535), help="Serve /metrics. 0: any."),
+        click.option("--otlp-logs", metavar="URL", help="OTLP endpoint that gets incidents as logs."),
+        click.option("--webhook", "webhooks", metavar="URL", multiple=True, help="POST incidents there. Repeatable."),
+    ):
+        command = option(command)
+    return command
+
+
+def receivers_of(config: Config) -> list[Receiver]:
+    """Return everyone who is told. Raises ConfigError, one line, for an address that cannot be used."""
+    found: list[Receiver] = []
+    try:
+        found += [Webhook(url) for url in dict.fromkeys(config.webhooks)]
+        if config.otlp_logs:
+            found.append(OtlpLogs(config.otlp_logs))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return found
+
+
+def deliveries_to(receivers: Sequence[Receiver], store: Store, tell: Tell) -> list[Delivery]:
+    """Start the way to each receiver; what `store` says was sent there is not sent again."""
+    rows = store.table("events").select(["kind", "text"]).to_pylist() if receivers else []
+    return [Delivery(receiver, tell, sent_before(rows, receiver.target)) for receiver in receivers]
