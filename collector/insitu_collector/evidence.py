@@ -76,12 +76,12 @@ class Evidence:
     """First and last step that was not warm-up."""
     num_traffic_steps: int = 0
     intervals: Tape = field(
-        default_factory=lambda: Tape(rank=int, t0=int, cls=int, step=int, mb=int, peer=int, cpu=int)
+        default_factory=lambda: Tape(rank=int, t0=int, cls=int, step=int, mb=int, peer=int, bytes=int, cpu=int)
     )
     steps: Tape = field(
         default_factory=lambda: Tape(step=int, phase=int, mb=int, warmup=bool, **dict.fromkeys(SHAPE, float))
     )
-    """Steps as the first stage stated them. `t` is their begin there."""
+    """Steps as the first rank of the first stage stated them. `t` is their begin there."""
     row_maps: Tape = field(
         default_factory=lambda: Tape(step=int, request=object, row=int, count=int, sample_row=int, phase=int)
     )
@@ -168,12 +168,17 @@ class Evidence:
             step=numbers(rows, "step_id", -1),
             mb=numbers(rows, "mb", -1),
             peer=numbers(rows, "peer", NO_RANK),
+            bytes=numbers(rows, "bytes", 0),
             cpu=numbers(rows, "cpu_ns", 0),
         )
 
     def _take_steps(self, rows: pa.Table) -> None:
         first = min(self.stages.values(), default=0)
         rows = rows.filter(pc.equal(rows["stage"], first))
+        if not rows.num_rows:
+            return
+        leads = [rank for rank, stage in self.stages.items() if stage == first]
+        rows = rows.filter(pc.equal(rows["rank"], min(leads) if leads else pc.min(rows["rank"])))
         if not rows.num_rows:
             return
         t0, step = self.timeline.moved(rows, "t0_ns"), numbers(rows, "step_id", -1)

@@ -25,15 +25,14 @@ def healthy(evidence: Evidence, baseline: Baseline, excesses: dict[int, StageExc
     learnt = all(excess.learnt for excess in excesses.values())
     if learnt and worst > BLIND:
         return None
+    bluntest = {excess.stage: excess for excess in sorted(excesses.values(), key=lambda excess: excess.threshold_ns)}
+    by_stage = [excess for _, excess in sorted(bluntest.items())]
     limits = ", ".join(
         f"stage {excess.stage} by {excess.threshold_ns / 1e6:.1f} ms ({_times(excess):.2f}x its "
         f"{excess.expected_ns / 1e6:.1f} ms)"
-        for excess in sorted(excesses.values(), key=lambda excess: (excess.stage, excess.rank))
+        for excess in by_stage
     )
-    computing = " and ".join(
-        f"{excess.computing_limit_ns / 1e6:.1f} ms"
-        for excess in sorted(excesses.values(), key=lambda excess: (excess.stage, excess.rank))
-    )
+    computing = " and ".join(f"{excess.computing_limit_ns / 1e6:.1f} ms" for excess in by_stage)
     caveat = "" if learnt else " (no warm-up was recorded, so stages are compared by their share of the parameters)"
     advice = advised_split(evidence, baseline)
     last = max(excess.t1_ns for excess in excesses.values())
@@ -83,7 +82,9 @@ def advised_split(evidence: Evidence, baseline: Baseline) -> str | None:
     sampling) stays there.
     """
     layers = layers_by_stage(evidence)
-    busy = {evidence.stages[rank]: baseline.typical_ns(rank) for rank in evidence.stages}
+    busy: dict[int, float] = {}
+    for rank, stage in evidence.stages.items():
+        busy[stage] = max(busy.get(stage, 0.0), baseline.typical_ns(rank))
     if len(busy) < 2 or layers.keys() != busy.keys() or not all(busy.values()):
         return None
     slowest = max(busy, key=lambda stage: busy[stage])

@@ -24,6 +24,7 @@ REOPEN_NS: Final = 10_000_000_000
 MOST_REQUESTS: Final = 10_000
 QUIET_NS: Final[Mapping[str, int]] = {
     VerdictKind.STAGE_LIMITS: 3_000_000_000,
+    VerdictKind.STRAGGLER_RANK: 3_000_000_000,
     VerdictKind.GC_PAUSE: 1_000_000_000,
     VerdictKind.HOST_CONTENDED: 2_000_000_000,
 }

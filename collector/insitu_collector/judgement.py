@@ -12,8 +12,9 @@ from typing import Final
 import numpy as np
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector import healthy, host, pauses, stage_limits, stuck
+from insitu_collector import healthy, host, pauses, stage_limits, straggler, stuck
 from insitu_collector.baseline import Baseline
+from insitu_collector.collectives import groups
 from insitu_collector.evidence import Evidence, Tables
 from insitu_collector.incidents import Incidents
 from insitu_collector.nonfinite import NonfiniteWatch
@@ -83,17 +84,24 @@ class Judgement:
         self._learn_warmup(times)
         traffic = self._traffic(times)
         limiting, excesses = self._limiting(traffic, was_contended or bool(contended))
+        late = straggler.look(
+            evidence,
+            traffic,
+            open_ranks=self.incidents.open_ranks(VerdictKind.STRAGGLER_RANK),
+            contended=was_contended or bool(contended),
+        )
         since = evidence.warmup_end_ns or 0
         findings = [
             *stuck.look(evidence),
             *self._nonfinite.look(evidence, final=final),
             *limiting,
+            *late,
             *pauses.look(evidence, since),
             *contended,
             *host.dropped(evidence),
             *self._plugins.look(evidence),
         ]
-        self._learn_traffic(traffic, excesses, bool(limiting))
+        self._learn_traffic(traffic, excesses, bool(limiting or late))
         undecided = self._plugins.undecided | (frozenset() if excesses else {VerdictKind.STAGE_LIMITS})
         alarms = any(finding.kind in _ALARMS for finding in findings) or self.incidents.is_open(*_ALARMS)
         if not alarms:
@@ -154,7 +162,8 @@ class Judgement:
         )
         before, self._seen = self._seen, frozenset(f.on_rank for f in found if f.on_rank is not None)
         if contended:  # stronger evidence: it must be clear, or there in two looks in a row
-            clear = {rank for rank, excess in excesses.items() if excess.own_ns > CLEAR_FACTOR * excess.threshold_ns}
+            shared = stage_limits.by_stage(excesses)
+            clear = {rank for rank, excess in shared.items() if excess.own_ns > CLEAR_FACTOR * excess.threshold_ns}
             found = [finding for finding in found if finding.on_rank in before | said | clear]
         return found, excesses
 
@@ -177,7 +186,8 @@ class Judgement:
         if evidence.traffic_ns is None:
             return "no traffic was recorded, only warm-up or nothing"
         if len(set(evidence.stages.values())) < 2:
-            return "one stage only, so there is no other to compare it with; no pause, hang or bad value was seen"
+            seen = "late rank, " if groups(evidence.stages) else ""
+            return f"one stage only, so there is none to compare it with; no {seen}pause, hang or bad value was seen"
         if contended:
             return "others use this host so much that a slow stage could not be told from a kept one"
         if not excesses:

@@ -64,7 +64,7 @@ def _who_waited(
     begin: np.ndarray[tuple[int], np.dtype[np.int64]],
     end: np.ndarray[tuple[int], np.dtype[np.int64]],
 ) -> list[int]:
-    waits = np.isin(rows["cls"], (IntervalClass.RECV_WAIT, IntervalClass.SEND_WAIT))
+    waits = np.isin(rows["cls"], (IntervalClass.RECV_WAIT, IntervalClass.SEND_WAIT, IntervalClass.COLLECTIVE_WAIT))
     found = []
     for other in np.unique(rows["rank"]).tolist():
         theirs = waits & (rows["rank"] == other)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from insitu.vocabulary import NO_RANK, IntervalClass, VerdictKind
 from insitu_collector.baseline import Baseline
+from insitu_collector.collectives import collectives_of, groups
+from insitu_collector.delay_matrix import FaultClass
 from insitu_collector.evidence import Evidence
 from insitu_collector.slow_stage import StageExcess, measure
 from insitu_collector.step_times import StepTimes
@@ -89,11 +92,27 @@ def look(
             continue
         measured = measure(evidence, baseline, times, *window, spread=spread, contended=contended)
         excesses = excesses or measured
-        for rank, excess in measured.items():
+        for rank, excess in by_stage(measured).items():
             still = rank in open_ranks and window is standard
             if _holds(excess, STILL_FACTOR if still else least, 0.0 if still else support):
                 found.setdefault(rank, _finding(evidence, excess, measured))
     return list(found.values()), excesses
+
+
+def by_stage(measured: dict[int, StageExcess]) -> dict[int, StageExcess]:
+    """Return what the ranks of each stage share, by its first rank: of several, the lower median of their excesses.
+
+    A stage is as slow as its slowest rank, but what its other ranks do not share is that rank's (`straggler_rank`).
+    """
+    found: dict[int, list[StageExcess]] = {}
+    for excess in measured.values():
+        found.setdefault(excess.stage, []).append(excess)
+    shared = {}
+    for ranks in found.values():
+        middle = sorted(ranks, key=lambda excess: (excess.own_ns, excess.rank))[(len(ranks) - 1) // 2]
+        first = min(excess.rank for excess in ranks)
+        shared[first] = replace(middle, rank=first)
+    return shared
 
 
 def _holds(excess: StageExcess, factor: float, support: float) -> bool:
@@ -136,10 +155,12 @@ def _text(evidence: Evidence, excess: StageExcess, measured: dict[int, StageExce
         why = f"computing: {excess.cpu_excess_ns / 1e6:.1f} ms of it on the CPU"
     times = (excess.expected_ns + excess.excess_ns) / excess.expected_ns
     waiting = max((other for other in measured.values() if other.stage != excess.stage), key=lambda o: o.wait_ns)
+    ranks = sorted(other.rank for other in measured.values() if other.stage == excess.stage)
+    who = f"rank {excess.rank}" if len(ranks) == 1 else f"its ranks {', '.join(map(str, ranks))} alike"
     return (
-        f"stage {excess.stage} limits the pipeline: a micro-batch keeps rank {excess.rank} busy {ms:.1f} ms longer "
-        f"than {against} ({times:.1f}x), {why}; rank {waiting.rank} waits {waiting.wait_ns / 1e6:.1f} ms a step for "
-        f"others. {predicted_gain(evidence, excess, measured)}"
+        f"stage {excess.stage} limits the pipeline: a micro-batch keeps {who} busy {ms:.1f} ms longer "
+        f"than {against} ({times:.1f}x), {why} ({FaultClass.OTHER_SLOW}); rank {waiting.rank} waits "
+        f"{waiting.wait_ns / 1e6:.1f} ms a step for others. {predicted_gain(evidence, excess, measured)}"
     )
 
 
@@ -147,13 +168,17 @@ def predicted_gain(evidence: Evidence, excess: StageExcess, measured: dict[int, 
     """Say what a step would take without the excess, and how that was computed.
 
     In a closed pipeline of M micro-batches a step takes the larger of its slowest stage and of a micro-batch's whole
-    way divided by M: the stages' busy times, and what lies between them (`between_ns`).
+    way divided by M: the stages' busy times, and what lies between them (`between_ns`). A stage is as busy as its
+    busiest rank.
     """
     rows = evidence.steps.between(excess.t0_ns, excess.t1_ns)
     period = step_period_ns(rows["t"])
     if period is None:
         return "Too few steps in a row to predict a gain."
-    cured = [other.busy_ns - (excess.own_ns if other.rank == excess.rank else 0.0) for other in measured.values()]
+    busy: dict[int, float] = {}
+    for other in measured.values():
+        busy[other.stage] = max(other.busy_ns, busy.get(other.stage, 0.0))
+    cured = [ns - (excess.own_ns if stage == excess.stage else 0.0) for stage, ns in busy.items()]
     in_flight = max(1, len(np.unique(rows["mb"])))
     way = sum(cured) + between_ns(evidence, measured)
     after = max(max(cured), way / in_flight)
@@ -167,9 +192,16 @@ def predicted_gain(evidence: Evidence, excess: StageExcess, measured: dict[int, 
 
 
 def between_ns(evidence: Evidence, measured: dict[int, StageExcess]) -> float:
-    """Return what a micro-batch spends between the stages' busy times, a step: transfers, scheduling, the driver."""
+    """Return what a micro-batch spends between the stages' busy times, a step: transfers, scheduling, the driver.
+
+    Of a stage with several ranks, what its first spends, and what even the last to come spends in its collectives.
+    """
     total = 0.0
-    for excess in measured.values():
+    for group in groups({rank: excess.stage for rank, excess in measured.items()}):
+        first = measured[group[0]]
+        met = collectives_of(evidence.intervals.between(first.t0_ns, first.t1_ns), group)
+        total += float(met.wait_ns.min(axis=1).sum()) / max(1, len(np.unique(met.step)))
+    for excess in by_stage(measured).values():
         rows = evidence.intervals.between(excess.t0_ns, excess.t1_ns)
         mine = rows["rank"] == excess.rank
         driver = (rows["cls"] == IntervalClass.RECV_WAIT) & (rows["peer"] == NO_RANK)

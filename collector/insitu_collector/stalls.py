@@ -18,7 +18,9 @@ from insitu.config import ConfigError
 from insitu.records import schema_of
 from insitu.segment_layout import SEALED, list_segments
 from insitu.vocabulary import EXPIRED, DropReason, LedgerClass
+from insitu_collector import delay_words
 from insitu_collector.changes import NoPrediction, parse_changes
+from insitu_collector.delay_matrix import DelayMatrix
 from insitu_collector.evidence import Tables
 from insitu_collector.judge import final_verdicts
 from insitu_collector.ledger import Ledger, rank_ledger
@@ -59,6 +61,8 @@ class Stalls:
     """Verdicts that were withdrawn."""
     prediction: Asked | str | None = None
     """What a change would do, or why it cannot be said; None where nobody asked."""
+    delays: DelayMatrix | None = None
+    """Rank by rank, where it was asked for."""
 
     @property
     def window_unix_ns(self) -> list[int] | None:
@@ -93,10 +97,11 @@ def traffic_window(tables: Tables) -> tuple[int, int] | None:
     return t0, t1
 
 
-def stalls_of(store: Store, run: str = "", changes: Sequence[str] = ()) -> Stalls | None:
+def stalls_of(store: Store, run: str = "", changes: Sequence[str] = (), *, matrix: bool = False) -> Stalls | None:
     """Return what a store says of its latest run (of those whose name begins with `run`), or None when it has none.
 
     changes: what is to be predicted, as `insitu_collector.what_if.parse_changes` reads it; raises NoPrediction.
+    matrix: work out the delay matrix too.
     """
     read = {name: store.table(name) for name in JUDGED}
     found = Groups().sort(read)
@@ -105,10 +110,11 @@ def stalls_of(store: Store, run: str = "", changes: Sequence[str] = ()) -> Stall
         return None
     tables = found[group]
     window = traffic_window(tables)
-    ledger = None
+    ledger = delays = None
     if window is not None:
         intervals, health = (tables.get(name, schema_of(name).empty_table()) for name in ("intervals", "health"))
         ledger = rank_ledger(intervals, health, tables["sources"], *window)
+        delays = delay_words.matrix_of(intervals, tables["sources"], *window) if matrix else None
     return Stalls(
         store=str(store.path),
         run=group[0],
@@ -121,6 +127,7 @@ def stalls_of(store: Store, run: str = "", changes: Sequence[str] = ()) -> Stall
         expired=expired_rows(store, group[0], read["sources"]),
         revised=num_revised([Verdict.from_row(row) for row in store.table("verdicts").to_pylist()], group[0]),
         prediction=_predicted(tables, changes) if changes else None,
+        delays=delays,
     )
 
 
@@ -191,6 +198,7 @@ def to_json(found: Stalls) -> dict[str, Any]:
         "revised": found.revised,
         "prediction": found.prediction.to_json() if isinstance(found.prediction, Asked) else None,
         "no_prediction": found.prediction if isinstance(found.prediction, str) else None,
+        **({} if found.delays is None else {"delay_matrix": delay_words.to_json(found.delays)}),
     }
 
 
@@ -210,6 +218,8 @@ def to_text(found: Stalls) -> str:
         lines += ["", *(found.prediction.to_text() if isinstance(found.prediction, Asked) else [found.prediction])]
     if found.ledger is not None:
         lines += ["", *_ledger_lines(found.ledger)]
+    if found.delays is not None:
+        lines += ["", *delay_words.to_lines(found.delays)]
     if found.expired:
         lines += [
             "",
@@ -261,18 +271,20 @@ def _bar(ledger: Ledger, rank: int) -> str:
     help="Predict a change: split=5,3, in-flight=3, speed=STAGE:FACTOR, speed=STAGE:-5ms or replace=RANK; "
     "several together.",
 )
+@click.option("--matrix", is_flag=True, help="Add the delay matrix: who delays whom, rank by rank.")
 @click.pass_context
-def stalls(ctx: click.Context, store: Path, as_json: bool, run: str, changes: tuple[str, ...]) -> None:
+def stalls(ctx: click.Context, store: Path, as_json: bool, run: str, changes: tuple[str, ...], matrix: bool) -> None:
     """Say what limits the latest run in STORE, where each rank's time went, and what a change would do.
 
     \b
     insitu stalls ./insitu-store
     insitu stalls ./insitu-store --json | python -m json.tool
     insitu stalls ./insitu-store --if split=5,3 --if in-flight=3
+    insitu stalls ./insitu-store --matrix
     """
     try:
         parse_changes(changes)
-        found = stalls_of(open_store(store), run, changes)
+        found = stalls_of(open_store(store), run, changes, matrix=matrix)
     except NoPrediction as error:
         raise click.UsageError(f"--if: {error}") from None
     except (FileNotFoundError, ConfigError) as error:

@@ -1,7 +1,7 @@
 """Verdict `stuck`: which rank stopped, while the others wait for it. Pure.
 
-Every heartbeat says what the step thread was in the middle of. Who waits points at whom it waits for; the chain ends
-at the rank that waits for nobody.
+Every heartbeat says what the step thread was in the middle of. Who waits points at whom it waits for, who is in a
+collective at the rank of its stage that is not; the chain ends at the rank that waits for nobody.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from insitu.vocabulary import NO_RANK, IntervalClass, VerdictKind
+from insitu_collector.delay_matrix import hang_class
 from insitu_collector.evidence import Beat, Evidence
 from insitu_collector.verdicts import Finding
 
@@ -76,14 +77,32 @@ def _chain(rank: int, beats: dict[int, Beat]) -> list[int]:
     """
     chain = [rank]
     while True:
-        beat = beats[chain[-1]]
-        if beat.open_cls not in _WAITS or beat.open_peer == NO_RANK or beat.open_peer not in beats:
+        waited_for = _waited_for(beats[chain[-1]], beats)
+        if waited_for is None:
             return chain
-        if beat.open_peer in chain:
-            ring = chain[chain.index(beat.open_peer) :]
+        if waited_for in chain:
+            ring = chain[chain.index(waited_for) :]
             first = min(ring, key=lambda member: (_age_ns(beats[member]) >= OPEN_NS, beats[member].open_since_ns))
             return [*(member for member in chain if member != first), first]
-        chain.append(beat.open_peer)
+        chain.append(waited_for)
+
+
+def _waited_for(beat: Beat, beats: dict[int, Beat]) -> int | None:
+    """Return the rank that a rank's open interval waits for, or None."""
+    if beat.open_cls == IntervalClass.COLLECTIVE_WAIT:
+        return _last_to_meet(beat, beats)
+    return beat.open_peer if beat.open_cls in _WAITS and beat.open_peer in beats else None
+
+
+def _last_to_meet(beat: Beat, beats: dict[int, Beat]) -> int | None:
+    """Return whom of its stage a rank in a collective waits for: who is not in it; None if it was the last to come."""
+    peers = [other for other in beats.values() if other.stage == beat.stage and other.rank != beat.rank]
+    absent = [other for other in peers if other.open_cls not in (IntervalClass.COLLECTIVE_WAIT, *_NEVER)]
+    if absent:
+        return max(absent, key=lambda other: (_age_ns(other), -other.rank)).rank
+    there = [beat, *(other for other in peers if other.open_cls == IntervalClass.COLLECTIVE_WAIT)]
+    last = max(there, key=lambda other: (other.open_since_ns, other.rank))
+    return None if last.rank == beat.rank else last.rank
 
 
 def _is_stuck(evidence: Evidence, beats: dict[int, Beat], root: int) -> bool:
@@ -123,7 +142,7 @@ def _finding(evidence: Evidence, beats: dict[int, Beat], root: int, waiters: set
         step_id=beat.open_step_id if beat.open_step_id >= 0 else None,
         phase=_phase(evidence, beat.open_step_id),
         text=f"stuck: rank {root} (stage {beat.stage}) has stood still for {(beat.t_ns - since) / 1e9:.1f} s "
-        f"{doing}{step}; {waiting or 'no other rank waits for it yet'}.",
+        f"{doing}{step} ({hang_class(beat.open_cls)}); {waiting or 'no other rank waits for it yet'}.",
         remedy=f"See where it stands (`py-spy dump` of rank {root}); if it does not come back, restart that rank.",
         t0_ns=since,
         t1_ns=beat.t_ns,

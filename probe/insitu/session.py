@@ -240,8 +240,11 @@ class Session:
     def interval(self, cls: str, *, step_id: int = -1, mb: int = -1, peer: int = -1, num_bytes: int = 0) -> Interval:
         """Return the context of a timed stretch of the step thread; `cls` is a name of `IntervalClass`.
 
-        An inner interval takes its time from the outer one. Other threads record nothing.
+        An inner interval takes its time from the outer one. Inside an open step it belongs to that step unless it says
+        another. Other threads record nothing.
         """
+        if step_id == -1 and self.in_step:
+            step_id = self._step_id
         return self._recorder.interval(cls, step_id, mb, peer, num_bytes)
 
     def request(

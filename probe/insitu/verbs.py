@@ -67,18 +67,31 @@ def off() -> Session:
 
 
 def start(
-    *, to: str | Exporter | None = None, role: str = "client", model: str | None = None, **source: Any
+    *,
+    to: str | Exporter | None = None,
+    role: str | None = None,
+    model: str | None = None,
+    rank: int | None = None,
+    stage: int | None = None,
+    **source: Any,
 ) -> Session:
-    """Start a session for a process without a model (a driver, a judge); its rank and stage are -1.
+    """Start a session for a process without a model: a driver, a judge, or a rank that times itself.
 
-    `source` sets further fields of `insitu.identity.Source`. Raises ValueError for a bad destination, OSError for
-    one that cannot be written.
+    role: "client" if not told, "rank" where `rank` is given. rank: its place among all ranks, at `stage` (0 if not
+    told); without one both are -1. `source` sets further fields of `insitu.identity.Source` (`tp_rank`, `replica`).
+    Raises ValueError for a bad destination or a stage without a rank, OSError for what cannot be written.
     """
+    if rank is None and stage is not None:
+        raise ValueError(f"stage {stage} needs a rank: insitu.start(rank=..., stage={stage})")
     config = settings(to=to)
     if config.disabled:
         logger.warning("insitu: %s is set; nothing is observed", _switch(config))
         return off()
-    return _remember(Session(Source.without_rank(Role(role), model=model, **source), config.to, config.keep))
+    if rank is None:
+        identity = Source.without_rank(Role(role or Role.CLIENT), model=model, **source)
+    else:
+        identity = Source(role=Role(role or Role.RANK), rank=rank, stage=stage or 0, model=model, **source)
+    return _remember(Session(identity, config.to, config.keep))
 
 
 def attach(

@@ -90,6 +90,27 @@ def test_what_only_looks_stuck_is_not_told(beats: list[dict[str, Any]]) -> None:
     assert look(beats) == []
 
 
+MEET = IntervalClass.COLLECTIVE_WAIT
+
+
+def test_who_is_not_in_the_collective_of_its_stage_is_the_one_that_hangs() -> None:
+    (found,) = look([beat(0, MEET, 4, stage=0), beat(1, COMPUTE, 4.1, stage=0), beat(2, RECV, 4, 0)])
+    assert found.on_rank == 1
+    assert "in compute of step 7 (non-communication hang)" in found.text
+    assert "rank 0 waits 4.0 s for it, rank 2 waits 4.0 s for it" in found.text
+
+
+def test_a_rank_of_the_stage_that_waits_itself_passes_the_blame_on() -> None:
+    (found,) = look([beat(0, COMPUTE, 5), beat(1, MEET, 4, stage=1), beat(2, RECV, 4.1, 0, stage=1)])
+    assert found.on_rank == 0
+
+
+def test_a_collective_that_all_are_in_is_a_hang_of_communication_at_the_last_to_come() -> None:
+    (found,) = look([beat(0, MEET, 4, stage=0), beat(1, MEET, 3, stage=0), beat(2, RECV, 4, 1)])
+    assert found.on_rank == 1
+    assert "in collective_wait of step 7 (communication hang)" in found.text
+
+
 def test_a_slow_class_needs_twenty_medians() -> None:
     slow = [beat(0, RECV, 3, 1), beat(1, COMPUTE, 3), beat(2, RECV, 3, 1)]
     assert look(slow, median_ms=200) == []

@@ -109,6 +109,29 @@ def test_a_plain_forward_is_timed_as_compute_unless_the_caller_times_it(insitu_r
     assert found == [("COMPUTE", 0), ("HOST", -1), ("COMPUTE", 9)]
 
 
+def test_a_rank_without_a_model_times_itself_at_its_place_in_the_grid(insitu_records: Recording) -> None:
+    with insitu.start(to=insitu_records, rank=3, stage=1, tp_rank=1, replica=2) as session:
+        with session.step(5), insitu.interval("compute"):
+            with session.interval("collective_wait"):
+                pass
+            with session.interval("host", step_id=4):
+                pass
+        with session.interval("idle"):
+            pass
+    source = expect(insitu_records.rows("sources"), rank=3)
+    place = [source[name] for name in ("role", "stage", "tp_rank", "replica")]
+    assert place == ["rank", 1, 1, 2]
+    found = {(row["rank"], IntervalClass(row["cls"]).name, row["step_id"]) for row in insitu_records.rows("intervals")}
+    assert found == {(3, "COMPUTE", 5), (3, "COLLECTIVE_WAIT", 5), (3, "HOST", 4), (3, "IDLE", -1)}
+
+
+def test_a_stage_needs_a_rank(insitu_records: Recording) -> None:
+    with pytest.raises(ValueError, match="needs a rank"):
+        insitu.start(to=insitu_records, stage=1)
+    with insitu.start(to=insitu_records) as session:
+        assert (session.source.role, session.source.rank, session.source.stage) == ("client", -1, -1)
+
+
 def test_flush_makes_everything_so_far_durable_and_goes_on(insitu_records: Recording) -> None:
     session = insitu.start(to=insitu_records)
     session.event("one")
