@@ -20,7 +20,7 @@ from insitu_collector.ranges import Ranges
 if TYPE_CHECKING:
     from insitu.exporters.base import Batch
 
-TIME_TABLES: Final = frozenset(("intervals", "steps", "requests", "summaries", "captures", "health"))
+TIME_TABLES: Final = frozenset(("intervals", "steps", "requests", "summaries", "expert_loads", "captures", "health"))
 """Tables whose size follows time. The others say what those rows mean, and are small."""
 
 _log = logging.getLogger("insitu")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from insitu.harvest import Captures, Summaries
+from insitu.harvest import Captures, Loads, Summaries
 from insitu.identity import Source
 from insitu.intervals import BYTES, CLS, CPU, MB, PEER, STEP, T0, T1, Rows64
 from insitu.records import ROW_MAP, schema_of
@@ -87,6 +87,20 @@ def summaries(source: Source, row_seq: range, parts: Sequence[Summaries]) -> pa.
         ),
     }
     return batch("summaries", source, row_seq, columns)
+
+
+def expert_loads(source: Source, row_seq: range, parts: Sequence[Loads]) -> pa.RecordBatch:
+    """Return a batch of `expert_loads`, one router after the other."""
+    widths = np.concatenate([np.full(len(part.step_id), part.load.shape[1]) for part in parts])
+    columns = {
+        "step_id": _join(parts, "step_id"),
+        "site": np.repeat([part.site for part in parts], [len(part.step_id) for part in parts]),
+        "num_rows": _join(parts, "num_rows"),
+        "load": pa.ListArray.from_arrays(
+            _offsets(widths, np.int32), pa.array(np.concatenate([part.load.reshape(-1) for part in parts]), pa.int32())
+        ),
+    }
+    return batch("expert_loads", source, row_seq, columns)
 
 
 def captures(source: Source, row_seq: range, parts: Sequence[Captures]) -> pa.RecordBatch:

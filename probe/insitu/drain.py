@@ -28,6 +28,8 @@ from insitu.step import StepRecord
 from insitu.vocabulary import DropReason
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from insitu.observer import Observer
 
 logger = logging.getLogger("insitu")
@@ -185,12 +187,9 @@ class Drain:
         self._rows.clear()
         harvest, self._harvest = self._harvest, Harvest()
         self._put_steps()
-        if num_rows := sum(len(part.step_id) for part in harvest.summaries):
-            numbers = self._number("summaries", num_rows)
-            self._outbox.put("summaries", builders.summaries(self._source, numbers, harvest.summaries))
-        if num_rows := sum(len(part.step_id) for part in harvest.captures):
-            numbers = self._number("captures", num_rows)
-            self._outbox.put("captures", builders.captures(self._source, numbers, harvest.captures))
+        self._put_parts("summaries", harvest.summaries, builders.summaries)
+        self._put_parts("expert_loads", harvest.loads, builders.expert_loads)
+        self._put_parts("captures", harvest.captures, builders.captures)
         self._count_drops("captures", DropReason.SLAB_FULL, harvest.num_crowded)
         self._count_drops("summaries", DropReason.SLAB_FULL, harvest.num_unseen)
         if self._collected:
@@ -210,6 +209,10 @@ class Drain:
         if rows:
             numbers = self._number(table, len(rows))
             self._outbox.put(table, builders.from_rows(table, self._source, numbers, rows))
+
+    def _put_parts(self, table: str, parts: list[Any], build: Callable[..., pa.RecordBatch]) -> None:
+        if num_rows := sum(len(part.step_id) for part in parts):
+            self._outbox.put(table, build(self._source, self._number(table, num_rows), parts))
 
     def _put_steps(self) -> None:
         records, self._steps = self._steps, []

@@ -41,6 +41,17 @@ class Summaries:
 
 
 @dataclass(frozen=True, slots=True)
+class Loads:
+    """Rows of `expert_loads` of one site as columns."""
+
+    site: int
+    step_id: Ints
+    num_rows: Ints
+    load: NDArray[np.int32]
+    """[n, num_experts]."""
+
+
+@dataclass(frozen=True, slots=True)
 class Captures:
     """Rows of `captures` of one site as columns."""
 
@@ -60,6 +71,7 @@ class Harvest:
     """What was read from finished steps and is not shipped yet."""
 
     summaries: list[Summaries] = field(default_factory=list)
+    loads: list[Loads] = field(default_factory=list)
     captures: list[Captures] = field(default_factory=list)
     num_crowded: int = 0
     """Captures that were wanted and did not fit."""
@@ -79,6 +91,8 @@ class Reading:
     row_sum: NDArray[np.float32]
     """[n, num_boundaries, most rows any of them has]; beyond `count` it holds what older steps left."""
     row_absmax: NDArray[np.float32]
+    load: NDArray[np.int32]
+    """[n, sum of num_experts]; means something in sampled steps only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +134,7 @@ def read_steps(slabs: Slabs, records: Sequence[StepRecord]) -> Reading:
         found.canary[places],
         found.row_sum[places, :, :most],
         found.row_absmax[places, :, :most],
+        found.load[places],
     )
 
 
@@ -153,6 +168,16 @@ def summarise(reading: Reading, plan: Plan) -> Summaries:
         bad_rows.sum(1),
         np.nonzero(bad_rows)[1],
     )
+
+
+def loads_of(reading: Reading, records: Sequence[StepRecord], plan: Plan) -> Iterator[Loads]:
+    """Yield what the routers counted in the sampled steps in which they fired, a part a router."""
+    sampled = np.array([record.sampled for record in records], bool)
+    for site, (at, num_experts) in plan.loads.items():
+        told = sampled & reading.fired[:, site]
+        if told.any():
+            load = reading.load[told, at : at + num_experts]
+            yield Loads(site, reading.step_id[told], reading.count[told, site], load)
 
 
 def captured(reading: Reading, records: Sequence[StepRecord], slabs: RowSlabs, plan: Plan) -> Iterator[Captures]:

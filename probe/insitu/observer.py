@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from insitu.guard import Guard
-from insitu.harvest import Harvest, captured, read_steps, summarise
+from insitu.harvest import Harvest, captured, loads_of, read_steps, summarise
 from insitu.rules import Rule
+from insitu.sampling import is_sampled
 from insitu.sites import Site, require, resolve
 from insitu.slab import ControlBlock, Plan, RowSlabs, Slabs
 from insitu.step import StepRecord
@@ -23,6 +24,8 @@ from insitu.vocabulary import Variant
 ROW_BUDGET_BYTES: Final = 64 << 20
 """Most memory for raw rows, all slabs together."""
 CALIBRATION_ROUNDS: Final = 5
+LOAD_EVERY: Final = 16
+"""Expert loads are taken in one step of so many: a router's count costs as much as a canary for each choice."""
 
 
 class Observer:
@@ -34,12 +37,15 @@ class Observer:
         rules: Sequence[Rule],
         max_rows: int,
         axes: Mapping[str, str] | None,
+        run: str,
     ) -> None:
+        """run: 16 hex digits; with a step's id it decides whether the step is sampled."""
         sites = resolve(model, axes)
         for rule in rules:
             require(rule.sites, sites)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.plan = Plan(sites, tuple(rules), max_rows)
+        self._run, self._has_routers = run, bool(self.plan.loads)
         self.current = Current()
         self.guard = Guard("taps")
         self.slabs = Slabs(self.plan, self.device)
@@ -80,6 +86,7 @@ class Observer:
         current.step_id = record.step_id
         views = current.views = self.slabs.views[record.slab]
         current.canary, current.host_stamp = views.canary, views.host_stamp
+        current.sampled = record.sampled = self._has_routers and is_sampled(self._run, record.step_id, LOAD_EVERY)
         current.special = (
             current.learning
             or wanted is not None
@@ -208,6 +215,8 @@ class Observer:
             reading = read_steps(self.slabs, seen)
             self.num_fired += reading.fired.sum(0)
             into.summaries.append(summarise(reading, self.plan))
+            if self.plan.loads:
+                into.loads += loads_of(reading, seen, self.plan)
             if self.row_slabs is not None:
                 into.captures += captured(reading, seen, self.row_slabs, self.plan)
         finally:

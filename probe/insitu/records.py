@@ -213,6 +213,12 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("unix_ns", pa.int64()),
         ("otlp", pa.large_binary()),
     ),
+    "expert_loads": (
+        ("step_id", pa.int64()),
+        ("site", pa.uint16()),
+        ("num_rows", pa.int32()),
+        ("load", pa.list_(pa.int32())),
+    ),
 }
 
 TABLES: Final[tuple[str, ...]] = tuple(_COLUMNS)

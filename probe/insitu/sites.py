@@ -30,6 +30,8 @@ class Site:
     """Which element, where the module returns a tuple."""
     shard: str = "replicated"
     axis: str = "tokens"
+    num_experts: int = 0
+    """Of a router: how many experts it chooses from; what it chose is its last output, int64[tokens, top_k]."""
     boundary: bool = False
     """Per-row sum and absmax are taken in every step: the stage's last layer and last site, and logits."""
 
@@ -43,6 +45,7 @@ _LAYERS: Final = re.compile(
 )
 _IN_LAYER: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("attn_out", ("self_attn", "attn", "attention", "self_attention")),
+    ("router_logits", ("mlp.gate", "mlp.router", "block_sparse_moe.gate")),
     ("mlp_out", ("mlp", "block_sparse_moe", "feed_forward", "output")),
 )
 _OUTSIDE: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
@@ -75,10 +78,20 @@ def _canonical(modules: Mapping[str, nn.Module], layers: Mapping[str, int]) -> I
     for fqn, layer in sorted(layers.items(), key=lambda item: item[1]):
         for name, children in _IN_LAYER:
             found = [f"{fqn}.{child}" for child in children if f"{fqn}.{child}" in modules]
-            yield from (Site(0, f"L{layer}.{name}", child, layer) for child in found[:1])
+            yield from (
+                Site(0, f"L{layer}.{name}", child, layer, num_experts=_num_experts(name, modules[child]))
+                for child in found[:1]
+                if name != "router_logits" or _num_experts(name, modules[child])
+            )
         yield Site(0, f"L{layer}.resid_post", fqn, layer)
     for name, fqns in _OUTSIDE[1:]:
         yield from (Site(0, name, fqn) for fqn in fqns if fqn in modules)
+
+
+def _num_experts(name: str, module: nn.Module) -> int:
+    """Return how many experts a router has; 0 for what is none, such as the gate of a plain feed-forward layer."""
+    counts = (getattr(module, "num_experts", 0), getattr(module, "top_k", 0)) if name == "router_logits" else (0, 0)
+    return counts[0] if all(isinstance(count, int) and count > 0 for count in counts) else 0
 
 
 def _by_path(model: nn.Module) -> Iterator[Site]:

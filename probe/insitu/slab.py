@@ -7,6 +7,7 @@ Layout of one slab, offsets in bytes, fixed by the frozen `Plan` and 64-byte ali
     canary     f32[num_sites]        sum of the valid rows: not finite if any element is not
     row_sum    f32[num_boundaries, max_rows]
     row_absmax f32[num_boundaries, max_rows]
+    load       int32[sum of num_experts]   of each router, how many of the valid rows chose each expert
 
 Raw rows live in a second ring of `RowSlab`s, made once widths are known: per row site [max_rows + 1, width], the
 last row being the trash row. The step thread takes slabs in order and the drain frees them in order, so two
@@ -66,6 +67,16 @@ class Plan:
     def boundaries(self) -> tuple[int, ...]:
         return tuple(site.number for site in self.sites if site.boundary)
 
+    @cached_property
+    def loads(self) -> dict[int, tuple[int, int]]:
+        """Router site -> (place of its first expert in the area `load`, number of its experts)."""
+        found, at = {}, 0
+        for site in self.sites:
+            if site.num_experts:
+                found[site.number] = (at, site.num_experts)
+                at += site.num_experts
+        return found
+
     @property
     def num_slabs(self) -> int:
         return max(8, min(MAX_SLABS, MAX_VIEWS // (2 * self.num_sites)))
@@ -94,6 +105,7 @@ class Plan:
             "canary": 4 * self.num_sites,
             "row_sum": rows,
             "row_absmax": rows,
+            "load": 4 * sum(num_experts for _, num_experts in self.loads.values()),
             "end": 0,
         }
         offsets, at = {}, 0
@@ -149,6 +161,7 @@ class Views:
     canary: tuple[torch.Tensor, ...]
     row_sum: dict[int, torch.Tensor]
     row_absmax: dict[int, torch.Tensor]
+    load: dict[int, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,7 @@ class Readings:
     canary: NDArray[np.float32]
     row_sum: NDArray[np.float32]
     row_absmax: NDArray[np.float32]
+    load: NDArray[np.int32]
 
 
 def _area(buffer: torch.Tensor, span: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
@@ -190,6 +204,7 @@ class Slabs:
         row_sum = _area(memory, offsets["row_sum"], torch.float32).view(shape)
         row_absmax = _area(memory, offsets["row_absmax"], torch.float32).view(shape)
         stamp = _area(memory, offsets["stamp"], torch.int64)
+        load = _area(memory, offsets["load"], torch.int32)
         return Views(
             stamp=stamp.unbind(),
             host_stamp=memoryview(stamp.numpy().data) if memory.device.type == "cpu" else None,
@@ -197,6 +212,7 @@ class Slabs:
             canary=_area(memory, offsets["canary"], torch.float32).unbind(),
             row_sum=dict(zip(boundaries, row_sum.unbind(), strict=True)),
             row_absmax=dict(zip(boundaries, row_absmax.unbind(), strict=True)),
+            load={site: load[at : at + size] for site, (at, size) in self.plan.loads.items()},
         )
 
     def read(self, places: Sequence[int]) -> Readings:
@@ -220,6 +236,7 @@ class Slabs:
             canary=area("canary", np.float32),  # type: ignore[arg-type]
             row_sum=area("row_sum", np.float32).reshape(shape),  # type: ignore[arg-type]
             row_absmax=area("row_absmax", np.float32).reshape(shape),  # type: ignore[arg-type]
+            load=area("load", np.int32),  # type: ignore[arg-type]
         )
 
 

@@ -29,6 +29,8 @@ class StepRecord:
     row_slab: int | None = None
     places: list[list[Place] | None] = field(default_factory=list)
     """By destination group: the wanted rows, in the order of their places; None: every row, anonymous."""
+    sampled: bool = False
+    """Whether this step's expert loads are taken."""
     num_crowded: int = 0
     """Rows that were wanted and did not fit."""
     observed: bool = True

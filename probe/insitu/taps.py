@@ -33,7 +33,18 @@ Tap = Callable[[torch.Tensor], None]
 class Current:
     """The step that is open now. The host writes it between steps; taps only read it."""
 
-    __slots__ = ("canary", "host_stamp", "learning", "num_valid", "rows", "special", "step_id", "thread", "views")
+    __slots__ = (
+        "canary",
+        "host_stamp",
+        "learning",
+        "num_valid",
+        "rows",
+        "sampled",
+        "special",
+        "step_id",
+        "thread",
+        "views",
+    )
 
     def __init__(self) -> None:
         self.thread = 0
@@ -47,6 +58,8 @@ class Current:
         """Valid rows by axis; -1: all are."""
         self.rows: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
         """Full variant only: site -> (row area [max_rows + 1, width], destination vector [max_rows])."""
+        self.sampled = False
+        """Whether routers count what they choose in this step."""
         self.special = True
         """True where a tap must do more than its canary: padding, raw rows, autograd, or the first step."""
         self.learning = True
@@ -107,6 +120,7 @@ class Taps:
         self._step_id = step_id
         self._guard = guard
         self._scratch = torch.empty(plan.max_rows)
+        self._ones = torch.ones(plan.max_rows, dtype=torch.int32, device=step_id.device) if plan.loads else None
         self._undo: dict[int, Callable[[], None]] = {}
         self._unfit: set[int] = set()
 
@@ -119,7 +133,8 @@ class Taps:
             if site.fqn:
                 module = modules[site.fqn]
                 with suppress(TypeError):  # its class allows no subclass an instance: the site never fires
-                    self._undo[site.number] = give_forward(module, self._forward(type(module), site, tap))
+                    make = self._router_forward if site.num_experts else self._forward
+                    self._undo[site.number] = give_forward(module, make(type(module), site, tap))
             else:
                 root = tap
         return root
@@ -160,6 +175,35 @@ class Taps:
                 guard.contain(error)
 
         return forward
+
+    def _router_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
+        """As `_forward`, for a module that returns (logits, ..., chosen experts): they are counted too."""
+        current, guard, forward_of, count = self.current, self._guard, original.forward, self._count_chosen
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            output = forward_of(self, *args, **kwargs)
+            if current.thread == get_ident():
+                try:
+                    if current.sampled:
+                        count(site, output[-1])
+                    tap(output[0])
+                except Exception as error:
+                    current.thread = 0
+                    guard.contain(error)
+            return output
+
+        return forward
+
+    def _count_chosen(self, site: Site, chosen: torch.Tensor) -> None:
+        """Count, for each expert, the valid rows that chose it. chosen: int64[tokens, top_k]."""
+        views, ones = self.current.views, self._ones
+        assert views is not None and ones is not None, "a router taps inside an open step, of a plan that has routers"
+        valid = self.current.num_valid[site.axis]
+        chosen = _flat(chosen)[: self.plan.max_rows if valid < 0 else min(valid, self.plan.max_rows)]
+        load = views.load[site.number].zero_()
+        for column in chosen.unbind(1):
+            load.scatter_add_(0, column, ones[: chosen.shape[0]])
+        views.count[site.number].fill_(chosen.shape[0])
 
     def make(self, site: Site) -> Tap:
         """Return the whole tap of a site: a function of the tensor, to be called inside an open step."""

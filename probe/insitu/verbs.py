@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from insitu.config import Config, Origin, is_on, load
 from insitu.exporters import Exporter
-from insitu.identity import Source
+from insitu.identity import Source, current_run
 from insitu.intervals import Interval
 from insitu.rules import Rule
 from insitu.session import Session
@@ -124,7 +124,7 @@ def attach(
 
     if hasattr(type(model), MARK):
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
-    observer = Observer(model, rules, config.max_rows, config.axes)
+    observer = Observer(model, rules, config.max_rows, config.axes, source.get("run") or current_run())
     identity = Source(
         role=Role(role),
         rank=rank,
