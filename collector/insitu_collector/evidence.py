@@ -89,6 +89,8 @@ class Evidence:
         default_factory=lambda: Tape(rank=int, step=int, site=int, seq=int, finite=bool, flagged=bool, bad_rows=object)
     )
     """`t` is when the row was read: summaries carry no time."""
+    expert_loads: Tape = field(default_factory=lambda: Tape(rank=int, step=int, site=int, num_rows=int, load=object))
+    """`t` is when the row was read."""
     beats: dict[int, deque[Beat]] = field(default_factory=dict)
     """Epoch -> heartbeats, oldest first."""
     sites: dict[int, dict[int, SiteFacts]] = field(default_factory=lambda: defaultdict(dict))
@@ -102,7 +104,7 @@ class Evidence:
             rows = tables.get(name)
             if rows is not None and rows.num_rows:
                 take(self, rows)
-        for tape in (self.intervals, self.steps, self.row_maps, self.summaries):
+        for tape in (self.intervals, self.steps, self.row_maps, self.summaries, self.expert_loads):
             tape.trim(self.now_ns - self.horizon_ns)
         for epoch, beats in list(self.beats.items()):
             while len(beats) > 1 and beats[0].t_ns < self.now_ns - self.horizon_ns:
@@ -243,6 +245,18 @@ class Evidence:
             bad_rows=bad_rows,
         )
 
+    def _take_expert_loads(self, rows: pa.Table) -> None:
+        loads = np.empty(rows.num_rows, object)
+        loads[:] = [np.asarray(load, np.int64) for load in rows["load"].fill_null([]).to_pylist()]
+        self.expert_loads.add(
+            t=np.full(rows.num_rows, self.now_ns),
+            rank=numbers(rows, "rank", NO_RANK),
+            step=numbers(rows, "step_id", -1),
+            site=numbers(rows, "site", -1),
+            num_rows=numbers(rows, "num_rows", 0),
+            load=loads,
+        )
+
     def _take_health(self, rows: pa.Table) -> None:
         boots = {row["epoch"]: row["boot_id"] for row in self.sources.select(["epoch", "boot_id"]).to_pylist()}
         moved = {name: self.timeline.moved(rows, name).tolist() for name in ("t_ns", "open_since_ns")}
@@ -262,6 +276,7 @@ _TAKE: Final = {
     "steps": Evidence._take_steps,
     "requests": Evidence._take_requests,
     "summaries": Evidence._take_summaries,
+    "expert_loads": Evidence._take_expert_loads,
 }
 """In this order: sources give the clock, events the end of warm-up."""
 

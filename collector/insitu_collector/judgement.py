@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector import healthy, host, pauses, stage_limits, straggler, stuck
+from insitu_collector import experts, healthy, host, pauses, stage_limits, straggler, stuck
 from insitu_collector.baseline import Baseline
 from insitu_collector.collectives import groups
 from insitu_collector.evidence import Evidence, Tables
@@ -47,6 +47,7 @@ _NO_ALARM: Final = (
     VerdictKind.INCONCLUSIVE,
     VerdictKind.HOST_CONTENDED,
     VerdictKind.RECORDS_DROPPED,
+    VerdictKind.EXPERT_IMBALANCE,
 )
 _ALARMS: Final = tuple(kind for kind in VerdictKind if kind not in _NO_ALARM)
 
@@ -99,6 +100,7 @@ class Judgement:
             *pauses.look(evidence, since),
             *contended,
             *host.dropped(evidence),
+            *experts.look(evidence),
             *self._plugins.look(evidence),
         ]
         self._learn_traffic(traffic, excesses, bool(limiting or late))

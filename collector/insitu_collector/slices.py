@@ -12,13 +12,15 @@ import pyarrow.compute as pc
 from insitu.records import schema_of
 from insitu.vocabulary import Role
 from insitu_collector.evidence import Tables
-from insitu_collector.timeline import Int64, timeline_of
+from insitu_collector.timeline import Int64, numbers, timeline_of
 
 Group = tuple[str, int]
 """(run, replica)"""
 
 _TIMES: Final = {"intervals": "t1_ns", "steps": "t0_ns", "health": "t_ns", "events": "t_ns", "requests": "t_ns"}
-JUDGED: Final = ("sources", "sites", *_TIMES, "summaries")
+_OF_STEPS: Final = ("summaries", "expert_loads")
+"""Tables without a time of their own: a row comes with its step."""
+JUDGED: Final = ("sources", "sites", *_TIMES, *_OF_STEPS)
 """The tables that verdicts are made of."""
 MOST_WAITING: Final = 100_000
 """Rows of a table that may wait for their source; it is the first row a process writes, so few ever do."""
@@ -77,17 +79,16 @@ def latest(groups: dict[Group, dict[str, pa.Table]], run: str = "") -> Group | N
 def seconds(tables: Tables, every_ns: int = 1_000_000_000) -> Iterator[dict[str, pa.Table]]:
     """Yield the rows of one group in stretches of `every_ns`, as they would have come.
 
-    Sources and sites come first. Summaries carry no time: they come with their step.
+    Sources and sites come first; what carries no time comes with its step.
     """
     clock = timeline_of(_rows(tables, "sources"))
     times = {name: clock.moved(tables[name], column) for name, column in _TIMES.items() if name in tables}
-    if "summaries" in tables:
-        times["summaries"] = _summary_times(tables, times.get("steps"))
     filled = [t for t in times.values() if len(t)]
     if not filled:
         yield dict(tables)
         return
     begin, end = min(int(t.min()) for t in filled), max(int(t.max()) for t in filled)
+    times |= {name: _step_times(tables, name, times.get("steps"), begin) for name in _OF_STEPS if name in tables}
     for number, edge in enumerate(range(begin, end + 1, every_ns)):
         part = {name: rows for name, rows in tables.items() if name not in times} if number == 0 else {}
         for name, t in times.items():
@@ -97,11 +98,11 @@ def seconds(tables: Tables, every_ns: int = 1_000_000_000) -> Iterator[dict[str,
         yield part
 
 
-def _summary_times(tables: Tables, step_times: Int64 | None) -> Int64:
-    rows = tables["summaries"]
-    steps = np.asarray(rows["step_id"])
+def _step_times(tables: Tables, name: str, step_times: Int64 | None, begin_ns: int) -> Int64:
+    """Return when the steps of a table's rows began; `begin_ns` where no step is known at all."""
+    steps = numbers(tables[name], "step_id", -1)
     if step_times is None or not len(step_times):
-        return np.zeros(len(steps), np.int64)
+        return np.full(len(steps), begin_ns)
     known = np.asarray(tables["steps"]["step_id"])
     order = np.argsort(known, kind="stable")
     place = np.clip(np.searchsorted(known[order], steps), 0, len(known) - 1)
