@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,13 +30,14 @@ SHAPE = {
 
 
 def mixtral() -> nn.Module:
-    return MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=EXPERTS)).eval()
+    model: nn.Module = MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=EXPERTS))
+    return model.eval()
 
 
 def qwen() -> nn.Module:
-    return Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(**SHAPE, num_experts=EXPERTS, moe_intermediate_size=24, head_dim=8, decoder_sparse_step=1)
-    ).eval()
+    config = Qwen3MoeConfig(**SHAPE, num_experts=EXPERTS, moe_intermediate_size=24, head_dim=8, decoder_sparse_step=1)
+    model: nn.Module = Qwen3MoeForCausalLM(config)
+    return model.eval()
 
 
 class Chosen:
@@ -54,11 +56,11 @@ class Chosen:
 
 @pytest.mark.parametrize("make", [mixtral, qwen])
 def test_loads_are_what_the_routers_returned(
-    make: object, insitu_records: Recording, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], nn.Module], insitu_records: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INSITU_RUN", RUN)
     torch.manual_seed(1)
-    model = make()  # type: ignore[operator]
+    model = make()
     chosen = Chosen(model)
     with insitu.attach(model, to=insitu_records) as session, torch.inference_mode():
         assert [site.name for site in session.sites() if site.num_experts] == ["L0.router_logits", "L1.router_logits"]
