@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from insitu.records import schema_of
 from insitu.vocabulary import NO_RANK, RequestEvent, Role
+from insitu_collector import silence
 from insitu_collector.ledger import rank_stages
 from insitu_collector.row_maps import SHAPE, WARMUP_PREFIX, entries, shapes
 from insitu_collector.tape import Columns, Tape
@@ -95,6 +96,8 @@ class Evidence:
     """Epoch -> heartbeats, oldest first."""
     sites: dict[int, dict[int, SiteFacts]] = field(default_factory=lambda: defaultdict(dict))
     """Rank -> site number -> site."""
+    silences: dict[int, silence.Silence] = field(default_factory=dict)
+    """Epoch -> sites that never fired."""
     open_requests: dict[str, int] = field(default_factory=dict)
     """Requests that arrived and have not ended -> when they arrived."""
 
@@ -149,6 +152,7 @@ class Evidence:
                 self.param_bytes[row["rank"]] = row["param_bytes"]
 
     def _take_events(self, rows: pa.Table) -> None:
+        silence.take(self.silences, rows, self.timeline)
         ends = rows.filter(pc.equal(rows["kind"], "warmup_end"))
         if ends.num_rows:
             end_ns = int(self.timeline.moved(ends, "t_ns").max())

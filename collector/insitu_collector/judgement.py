@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector import experts, healthy, host, pauses, stage_limits, straggler, stuck
+from insitu_collector import experts, healthy, host, pauses, silent_sites, stage_limits, straggler, stuck
 from insitu_collector.baseline import Baseline
 from insitu_collector.collectives import groups
 from insitu_collector.evidence import Evidence, Tables
@@ -48,6 +48,7 @@ _NO_ALARM: Final = (
     VerdictKind.HOST_CONTENDED,
     VerdictKind.RECORDS_DROPPED,
     VerdictKind.EXPERT_IMBALANCE,
+    VerdictKind.SITE_NEVER_FIRED,
 )
 _ALARMS: Final = tuple(kind for kind in VerdictKind if kind not in _NO_ALARM)
 
@@ -101,6 +102,7 @@ class Judgement:
             *contended,
             *host.dropped(evidence),
             *experts.look(evidence),
+            *silent_sites.look(evidence),
             *self._plugins.look(evidence),
         ]
         self._learn_traffic(traffic, excesses, bool(limiting or late))

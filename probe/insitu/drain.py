@@ -22,6 +22,7 @@ from insitu.guard import Guard
 from insitu.harvest import Harvest
 from insitu.identity import Source
 from insitu.intervals import T1, Recorder, Rows64, carve
+from insitu.never_fired import ENOUGH_STEPS, NeverFired
 from insitu.no_steps import NoSteps
 from insitu.outbox import Outbox
 from insitu.step import StepRecord
@@ -90,6 +91,7 @@ class Drain:
         """CPU time of all the threads this drain has had."""
         self.guard = Guard("drain")
         self.no_steps = NoSteps(source.model)
+        self._never_fired = NeverFired()
         self._source = source
         self._outbox = outbox
         self._inlet = inlet
@@ -260,7 +262,7 @@ class Drain:
     def beat(self, *, closing: bool) -> None:
         """Append one `health` row: the heartbeat."""
         observer, top = self._observer(), self._recorder.open
-        self._tell_no_steps(observer)
+        self._tell(observer)
         row: dict[str, Any] = dict(health.reading(self._inlet.step_thread))
         if top is not None:
             row |= {
@@ -286,11 +288,15 @@ class Drain:
         }
         self._rows.setdefault("health", []).append(row)
 
-    def _tell_no_steps(self, observer: Observer | None) -> None:
-        text = self.no_steps.look(observer.num_steps) if observer is not None else None
-        if text is not None:
+    def _tell(self, observer: Observer | None) -> None:
+        if observer is None:
+            return
+        told = self._never_fired.look(observer.silent_sites(ENOUGH_STEPS))
+        if (text := self.no_steps.look(observer.num_steps)) is not None:
             logger.warning("insitu: %s", text)
-            row = {"t_ns": time.monotonic_ns(), "kind": "no_steps", "step_id": -1, "text": text}
+            told.append(("no_steps", text))
+        for kind, text in told:
+            row = {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}
             self._rows.setdefault("events", []).append(row)
 
 

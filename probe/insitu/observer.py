@@ -54,6 +54,8 @@ class Observer:
         self.row_slabs: RowSlabs | None = None
         self.num_fired = np.zeros(self.plan.num_sites, np.int64)
         self.num_steps = 0
+        self.num_seen = {"all": 0, "sampling": 0}
+        """Steps whose slab was read, and those of them that could have had logits."""
         self.hook_ns = 0
         """Measured cost of one step's taps (see `_calibrate`)."""
         self.explicit: dict[str, Site] = {}
@@ -200,6 +202,20 @@ class Observer:
             self.current.thread = 0
             self.guard.contain(error)
 
+    def silent_sites(self, num_steps: int) -> list[str]:
+        """Return the sites that could have fired in at least so many steps and never did.
+
+        A site of the `samples` axis has nothing to show in a step that samples nothing; a module that returns no
+        tensor is called, and there is nothing to take.
+        """
+        return [
+            site.name
+            for site in self.plan.sites
+            if not self.num_fired[site.number]
+            and self.num_seen["sampling" if site.axis == "samples" else "all"] >= num_steps
+            and not self.taps.is_unfit(site.number)
+        ]
+
     # -- drain ---------------------------------------------------------------------------------------------------
 
     def harvest(self, records: Sequence[StepRecord], into: Harvest) -> None:
@@ -214,6 +230,8 @@ class Observer:
         try:
             reading = read_steps(self.slabs, seen)
             self.num_fired += reading.fired.sum(0)
+            self.num_seen["all"] += len(seen)
+            self.num_seen["sampling"] += sum(record.rows is None or record.num_samples > 0 for record in seen)
             into.summaries.append(summarise(reading, self.plan))
             if self.plan.loads:
                 into.loads += loads_of(reading, seen, self.plan)

@@ -95,12 +95,17 @@ def _num_experts(name: str, module: nn.Module) -> int:
 
 
 def _by_path(model: nn.Module) -> Iterator[Site]:
-    paths = [fqn for fqn, _ in model.named_modules() if fqn]
+    paths = [fqn for fqn, module in model.named_modules() if fqn and _can_be_called(module)]
     kept = set(sorted(paths, key=lambda fqn: fqn.count("."))[:MAX_MODULE_SITES])
     for fqn in _children_first(model, ""):
         if fqn in kept:
             yield Site(0, fqn, fqn, axis="batch")
     yield Site(0, "output", "", axis="batch")
+
+
+def _can_be_called(module: nn.Module) -> bool:
+    """Tell whether a module has a forward; a list or dict of modules has none, and would be a site that never fires."""
+    return getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
 
 
 def _children_first(module: nn.Module, prefix: str) -> Iterator[str]:

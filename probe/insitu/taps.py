@@ -143,6 +143,10 @@ class Taps:
         for number in list(self._undo):
             self._undo.pop(number)()
 
+    def is_unfit(self, number: int) -> bool:
+        """Tell whether a site's module was called and returned nothing a sum could be taken of."""
+        return number in self._unfit
+
     def remove_unfit(self) -> None:
         """After the first step: take the taps off sites that return nothing a sum could be taken of."""
         for number in self._unfit & set(self._undo):
