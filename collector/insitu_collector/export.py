@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +12,7 @@ import click
 from insitu.cli import ExitCode
 from insitu.records import TABLES
 from insitu_collector.outputs import whole
-from insitu_collector.selection import TIMED, NothingFound, Selection, as_time, select
+from insitu_collector.selection import TIMED, NothingFound, Selection, as_time, select, time_of
 from insitu_collector.stalls import missing_rows
 from insitu_collector.store import open_store
 
@@ -121,30 +119,10 @@ def _notes(chosen: Selection, trace: Trace) -> list[str]:
     if trace.num_slices > EASY_SLICES:
         notes.append(f"{trace.num_slices:,} slices; viewers are at ease with {EASY_SLICES:,}: give --last, or --from")
     if trace.num_against_clock:
-        notes.append(f"{trace.num_against_clock} flows left out: the clocks of hosts differ by more than they took")
+        notes.append(f"{trace.num_against_clock} flows left out: by the hosts' clocks, received before they were sent")
     if "verdicts" not in chosen.store.tables():
         notes.append(f"no verdicts in it: the store was never judged (insitu judge {chosen.store.path} --once)")
     return notes
-
-
-def time_of(text: str) -> int:
-    """Return the Unix time in ns of ISO 8601 (UTC unless it says otherwise), or of Unix seconds or nanoseconds.
-
-    Raises ValueError for anything else.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        whole_s = math.floor(moment.timestamp())
-        return whole_s * 1_000_000_000 + moment.microsecond * 1_000
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is no time")
-    if abs(number) < 1e12:
-        return round(number * 1e9)
-    return int(text)
 
 
 def _time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:

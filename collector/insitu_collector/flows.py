@@ -15,7 +15,8 @@ from insitu_collector.row_maps import entries
 from insitu_collector.timeline import Int64, Timeline, numbers
 
 _RECEIVES: Final = (IntervalClass.RECV_WAIT, IntervalClass.RECV_XFER)
-_SENDS: Final = (IntervalClass.SEND_WAIT, IntervalClass.SEND_XFER)
+_SENDS: Final = (IntervalClass.SEND_XFER, IntervalClass.SEND_WAIT)
+"""The better source first."""
 _WORK: Final = (IntervalClass.COMPUTE, IntervalClass.SAMPLE)
 _MOST_RANKS: Final = 2**16
 """Ranks are int16."""
@@ -47,7 +48,7 @@ class Flows:
     source: Int64
     sink: Int64
     num_against_clock: int = 0
-    """Left out because the sink ended before the source began: the clocks of two hosts disagree by more."""
+    """Left out because the sink ended before the source began, as it may when clocks of hosts disagree."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -56,8 +57,9 @@ class Flows:
 def handovers(rows: Intervals, stages: Mapping[int, int]) -> Flows:
     """Return from which interval the input of each step came that a rank received from an earlier stage.
 
-    The sink is the last receive of a step from a peer; the source is the peer's last send of that step to this rank,
-    or, where it recorded none, its last computation of the step.
+    The sink is the last receive of a step from a peer; the source is the peer's first send of that step to this rank
+    (a pause splits a send, and what it carries may be there before the second piece), or, where it recorded none, its
+    last computation of the step.
     """
     at = np.flatnonzero(np.isin(rows.cls, _RECEIVES) & (rows.step >= 0) & (rows.peer >= 0))
     of_stage = np.array([stages.get(int(rank), -1) for rank in range(max(stages, default=-1) + 1)], np.int64)
@@ -66,12 +68,13 @@ def handovers(rows: Intervals, stages: Mapping[int, int]) -> Flows:
     mine, theirs = of_stage[rows.rank[at]], of_stage[rows.peer[at]]
     at = at[(theirs >= 0) & (theirs < mine)]
     key, sink = _last(_key(rows.step[at], rows.rank[at], rows.peer[at]), rows.t1_ns[at], at)
-    sends = np.flatnonzero(np.isin(rows.cls, _SENDS) & (rows.step >= 0) & (rows.peer >= 0))
-    sent = _last(_key(rows.step[sends], rows.peer[sends], rows.rank[sends]), rows.t1_ns[sends], sends)
-    source = _found(key, *sent)
-    computed = _last_work(rows)
-    source = np.where(source < 0, _found(_key(rows.step[sink], rows.peer[sink]), *computed), source)
-    return _causal(rows, source, sink)
+    source = np.full(len(key), -1)
+    for cls in _SENDS:
+        sends = np.flatnonzero((rows.cls == cls) & (rows.step >= 0) & (rows.peer >= 0))
+        sent = _last(_key(rows.step[sends], rows.peer[sends], rows.rank[sends]), -rows.t0_ns[sends], sends)
+        source = np.where(source < 0, _found(key, *sent), source)
+    computed = _found(_key(rows.step[sink], rows.peer[sink]), *_last_work(rows))
+    return _causal(rows, np.where(source < 0, computed, source), sink)
 
 
 def ids_back(rows: Intervals, steps: pa.Table, clock: Timeline, stages: Mapping[int, int]) -> Flows:
@@ -147,5 +150,16 @@ def _found(wanted: Int64, keys: Int64, places: Int64) -> Int64:
 def _causal(rows: Intervals, source: Int64, sink: Int64) -> Flows:
     known = source >= 0
     source, sink = source[known], sink[known]
+    sink = _past_pause(rows, source, sink)
     forward = rows.t0_ns[source] <= rows.t1_ns[sink]
     return Flows(source[forward], sink[forward], int((~forward).sum()))
+
+
+def _past_pause(rows: Intervals, source: Int64, sink: Int64) -> Int64:
+    """Return the sinks; where a pause cut a receive short and the send came during it, the pause."""
+    order = np.lexsort((rows.t0_ns, rows.rank))
+    at = np.empty(len(order), np.int64)
+    at[order] = np.arange(len(order))
+    after = order[np.minimum(at[sink] + 1, len(order) - 1)] if len(sink) else sink
+    is_pause = (rows.rank[after] == rows.rank[sink]) & (rows.cls[after] == IntervalClass.GC)
+    return np.where(is_pause & (rows.t1_ns[sink] < rows.t0_ns[source]), after, sink)

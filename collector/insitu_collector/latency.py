@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from insitu.vocabulary import RequestEvent
 from insitu_collector.row_maps import WARMUP_PREFIX
-from insitu_collector.timeline import Timeline, numbers
+from insitu_collector.timeline import Int64, Timeline, numbers
 
 Float64 = NDArray[np.float64]
 
@@ -57,8 +57,25 @@ def _quantiles(samples: list[float], *percents: int) -> list[float | None]:
     return [float(value) for value in np.percentile(samples, percents)] if samples else [None] * len(percents)
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """One kind of latency: when each sample ended, int64[n] on a timeline, and how long it took, float64[n]."""
+
+    t_ns: Int64
+    seconds: Float64
+
+
 def samples_of(rows: pa.Table, clock: Timeline) -> tuple[Float64, Float64, int]:
     """Return all times to first token, all times between tokens, in seconds, and the number of tokens.
+
+    rows: as of `timed_samples`.
+    """
+    first, between, num_tokens = timed_samples(rows, clock)
+    return first.seconds, between.seconds, num_tokens
+
+
+def timed_samples(rows: pa.Table, clock: Timeline) -> tuple[Samples, Samples, int]:
+    """Return the samples of time to first token and of time between tokens, and the number of tokens.
 
     rows: of `requests`, in any order; warm-up requests and events of unknown numbers are left out.
     """
@@ -76,7 +93,8 @@ def samples_of(rows: pa.Table, clock: Timeline) -> tuple[Float64, Float64, int]:
     gaps = np.diff(t_ns) / 1e9
     arrived = event[:-1] == RequestEvent.ARRIVED
     first = follows & arrived & (event[1:] == RequestEvent.FIRST_TOKEN)
-    return gaps[first], gaps[follows & ~arrived], int(is_token.sum())
+    between = follows & ~arrived
+    return Samples(t_ns[1:][first], gaps[first]), Samples(t_ns[1:][between], gaps[between]), int(is_token.sum())
 
 
 class Latency:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -194,6 +196,26 @@ def select(
         goes = f"goes from {as_time(extent[0])} to {as_time(extent[1])}"
         raise NothingFound(f"run {whole.run} has nothing from {as_time(begin)} to {as_time(end)}: it {goes}")
     return Selection(store, group[0], (begin_unix_ns, end_unix_ns))
+
+
+def time_of(text: str) -> int:
+    """Return the Unix time in ns of ISO 8601 (UTC unless it says otherwise), or of Unix seconds or nanoseconds.
+
+    Raises ValueError for anything else.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        whole_s = math.floor(moment.timestamp())
+        return whole_s * 1_000_000_000 + moment.microsecond * 1_000
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no time")
+    if abs(number) < 1e12:
+        return round(number * 1e9)
+    return int(text)
 
 
 def as_time(unix_ns: int) -> str:

@@ -64,6 +64,11 @@ class Stalls:
     delays: DelayMatrix | None = None
     """Rank by rank, where it was asked for."""
 
+    def _repr_html_(self) -> str:
+        from insitu_collector.card import card
+
+        return card(self)
+
     @property
     def window_unix_ns(self) -> list[int] | None:
         if self.ledger is None:

@@ -18,7 +18,12 @@ from insitu.segment_reader import Damage, TailReader
 from insitu_collector.ranges import Ranges
 
 if TYPE_CHECKING:
+    import altair as alt
+
     from insitu.exporters.base import Batch
+    from insitu_collector.notebook import Time
+    from insitu_collector.stalls import Stalls
+    from insitu_collector.verdicts import Verdict
 
 TIME_TABLES: Final = frozenset(("intervals", "steps", "requests", "summaries", "expert_loads", "captures", "health"))
 """Tables whose size follows time. The others say what those rows mean, and are small."""
@@ -94,6 +99,62 @@ class Store:
         that a large store opens fast. Rows a little older than it may come all the same.
         """
         return StoreTail(self.path, TABLES if tables is None else tables, since_unix_ns)
+
+    # -- for notebooks: docs/export.md ---------------------------------------------------------------------------
+
+    def stalls(self, run: str = "") -> Stalls:
+        """Return verdicts and ledger of the latest run (whose name begins with `run`); a notebook shows a card.
+
+        Each of these raises LookupError, with one line for the user, where there is nothing to show.
+        """
+        from insitu_collector import notebook
+
+        return notebook.stalls(self, run)
+
+    def verdicts(self, run: str = "") -> list[Verdict]:
+        """Return what stands of a run, most severe first; a store that was never judged is judged here."""
+        from insitu_collector import notebook
+
+        return notebook.verdicts(self, run)
+
+    def intervals(self, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
+        """Return the intervals that touch [t0, t1), Unix ns or ISO 8601, with Unix times and their ledger class."""
+        from insitu_collector import notebook
+
+        return notebook.intervals(self, t0, t1, run)
+
+    def timeline(
+        self, step: int | None = None, window: tuple[Time, Time] | None = None, run: str = ""
+    ) -> alt.LayerChart:
+        """Return a chart of what each rank did around a step, in a window, or at the end of the traffic."""
+        from insitu_collector import notebook
+
+        return notebook.timeline(self, step, window, run)
+
+    def ledger_chart(self, run: str = "") -> alt.LayerChart:
+        """Return a chart of where each rank's time went."""
+        from insitu_collector import notebook
+
+        return notebook.ledger_chart(self, run)
+
+    def latency_chart(self, run: str = "") -> alt.VConcatChart:
+        """Return a chart of what requests felt, a time bucket at a time."""
+        from insitu_collector import notebook
+
+        return notebook.latency_chart(self, run)
+
+    def perfetto(
+        self,
+        path: str | os.PathLike[str],
+        window: tuple[Time, Time] | None = None,
+        run: str = "",
+        *,
+        force: bool = False,
+    ) -> Path:
+        """Write a Perfetto trace to a file that does not exist (unless `force`), and return its path."""
+        from insitu_collector import notebook
+
+        return notebook.perfetto(self, Path(path), window, run, force=force)
 
 
 class StoreTail:

@@ -78,7 +78,7 @@ class Trace:
     """Intervals of ranks."""
     num_flows: int
     num_against_clock: int
-    """Flows left out because clocks of hosts disagree by more than the flow took."""
+    """Flows left out because, by the clocks, they would have been received before they were sent."""
 
 
 def in_lanes(name: str, groups: Iterable[list[Slice]]) -> list[Track]:

@@ -19,7 +19,6 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
 
 from insitu.cli import insitu
 from insitu.records import schema_of
-from insitu_collector.export import time_of
 from insitu_collector.selection import as_time
 from insitu_collector.simulate import UNIX_MINUS_MONO_NS, Fault, Scenario
 from insitu_collector.simulated_rows import RUN, simulate, write_store
@@ -177,23 +176,3 @@ def test_without_the_package_the_line_names_the_extra(
         monkeypatch.delitem(sys.modules, name)
     line = refused(run(store, "--to", "perfetto", "--out", tmp_path / "t"), tmp_path)
     assert line.endswith("pip install 'insitu[perfetto]'")
-
-
-@pytest.mark.parametrize(
-    ("text", "unix_ns"),
-    [
-        ("2023-11-14T22:13:20", 1_700_000_000_000_000_000),
-        ("2023-11-14T23:13:20.25+01:00", 1_700_000_000_250_000_000),
-        ("2023-11-14T22:13:20Z", 1_700_000_000_000_000_000),
-        ("1700000000.5", 1_700_000_000_500_000_000),
-        ("1700000000123456789", 1_700_000_000_123_456_789),
-    ],
-)
-def test_times_are_iso_seconds_or_nanoseconds(text: str, unix_ns: int) -> None:
-    assert time_of(text) == unix_ns
-
-
-@pytest.mark.parametrize("text", ["", "nan", "inf", "1e99", "soon"])
-def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):
-        time_of(text)

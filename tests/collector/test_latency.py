@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import RequestEvent
-from insitu_collector.latency import KEEP_S, KEEP_SAMPLES_S, SECOND_NS, Latency, Percentiles, Second, percentiles
+from insitu_collector.latency import (
+    KEEP_S,
+    KEEP_SAMPLES_S,
+    SECOND_NS,
+    Latency,
+    Percentiles,
+    Second,
+    percentiles,
+    timed_samples,
+)
 from insitu_collector.timeline import Timeline
 
 Event = tuple[str, RequestEvent, float]
@@ -76,3 +85,28 @@ def test_percentiles_are_of_all_samples_however_they_fall_into_seconds(samples: 
     assert split == percentiles([Second(ttft_s=samples)])
     assert split.ttft_p50_s is not None and min(samples) <= split.ttft_p50_s <= max(samples)
     assert percentiles([]) == Percentiles()
+
+
+def test_samples_of_a_whole_table_say_when_they_ended() -> None:
+    events = [
+        ("warmup-1", RequestEvent.ARRIVED, 0),
+        ("warmup-1", RequestEvent.FIRST_TOKEN, 1),
+        ("a", RequestEvent.ARRIVED, 10),
+        ("a", RequestEvent.SCHEDULED, 15),
+        ("a", RequestEvent.FIRST_TOKEN, 30),
+        ("b", RequestEvent.FIRST_TOKEN, 31),  # its arrival is not there
+        ("a", RequestEvent.TOKEN, 36),
+        ("a", RequestEvent.TOKEN, 46),
+    ]
+    rows = pa.Table.from_pylist(
+        [
+            {"epoch": 1, "rank": -1, "stage": -1, "row_seq": n, "request": name, "event": int(event), "t_ns": t}
+            for n, (name, event, t) in enumerate(events)
+        ],
+        schema=schema_of("requests"),
+    )
+    first, between, num_tokens = timed_samples(rows, Timeline(0, {1: 1_000}))
+    assert (first.t_ns.tolist(), (first.seconds * 1e9).tolist()) == ([1_030], [pytest.approx(20)])
+    assert between.t_ns.tolist() == [1_036, 1_046]
+    assert (between.seconds * 1e9).tolist() == pytest.approx([6, 10])
+    assert num_tokens == 4

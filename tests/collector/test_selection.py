@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from insitu.records import schema_of
-from insitu_collector.selection import NothingFound, Selection, as_time, select
+from insitu_collector.selection import NothingFound, Selection, as_time, select, time_of
 from insitu_collector.simulate import UNIX_MINUS_MONO_NS, Scenario
 from insitu_collector.simulated_rows import RUN, simulate, write_store
 from insitu_collector.store import open_store
@@ -118,3 +118,23 @@ def test_what_cannot_be_read_is_remembered(tables: dict[str, pa.Table], tmp_path
 
 def test_times_are_told_in_utc() -> None:
     assert as_time(1_700_000_000_123_999_999) == "2023-11-14T22:13:20.123Z"
+
+
+@pytest.mark.parametrize(
+    ("text", "unix_ns"),
+    [
+        ("2023-11-14T22:13:20", 1_700_000_000_000_000_000),
+        ("2023-11-14T23:13:20.25+01:00", 1_700_000_000_250_000_000),
+        ("2023-11-14T22:13:20Z", 1_700_000_000_000_000_000),
+        ("1700000000.5", 1_700_000_000_500_000_000),
+        ("1700000000123456789", 1_700_000_000_123_456_789),
+    ],
+)
+def test_times_are_iso_seconds_or_nanoseconds(text: str, unix_ns: int) -> None:
+    assert time_of(text) == unix_ns
+
+
+@pytest.mark.parametrize("text", ["", "nan", "inf", "1e99", "soon"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        time_of(text)

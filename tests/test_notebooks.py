@@ -1,0 +1,66 @@
+"""The shipped notebook runs, shows what its text says, and is shipped as it runs."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def runner() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_notebook", FOLDER / "run.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shown(notebook: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (kind, content) of everything its cells show."""
+    found = []
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", [])})
+            kind = next(iter(data))
+            found.append((kind, data[kind] if isinstance(data[kind], str) else "".join(data[kind])))
+    return found
+
+
+def test_where_the_time_went(tmp_path: Path) -> None:
+    shipped = json.loads((FOLDER / "where_the_time_went.ipynb").read_text())
+    found = shown(runner().executed(shipped, tmp_path))
+    (card,) = [content for kind, content in found if kind == "text/html"]
+    assert "stage 1 limits the pipeline" in card
+    pictures = [base64.b64decode(content) for kind, content in found if kind == "image/png"]
+    assert [picture[:8] for picture in pictures] == [b"\x89PNG\r\n\x1a\n"] * 4
+    text = "\n".join(content for kind, content in found if kind == "text/plain")
+    assert "STAGE_LIMITS" in text
+    assert "rank 0  wait_downstream" in text
+    assert len(proto.Trace.FromString((tmp_path / "trace.pftrace").read_bytes()).packet) > 1_000
+    assert [kind for kind, _ in shown(shipped)] == [kind for kind, _ in found], "run.py writes what its cells show"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_shipped_notebook_is_small_and_was_run_from_top_to_bottom(path: Path) -> None:
+    assert path.stat().st_size < 200_000
+    notebook = json.loads(path.read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_a_cell_that_fails_fails_the_notebook(tmp_path: Path) -> None:
+    cell = {"cell_type": "code", "source": ["1 / 0"], "outputs": [], "execution_count": None}
+    with pytest.raises(ZeroDivisionError):
+        runner().executed({"cells": [cell]}, tmp_path)
