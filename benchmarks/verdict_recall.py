@@ -19,8 +19,7 @@ import numpy as np
 
 from insitu.vocabulary import VerdictKind
 from insitu_collector.judgement import Judgement
-from insitu_collector.simulate import LAYERS, Fault, Scenario
-from insitu_collector.simulated_rows import simulate
+from insitu_collector.simulate import LAYERS, Fault, Scenario, simulate
 from insitu_collector.slices import seconds
 from insitu_collector.verdicts import Verdict, standing
 

@@ -179,8 +179,8 @@ class Evidence:
         )
 
     def _take_steps(self, rows: pa.Table) -> None:
-        first = min(self.stages.values(), default=0)
-        rows = rows.filter(pc.equal(rows["stage"], first))
+        first = min(self.stages, key=lambda rank: (self.stages[rank], rank), default=0)
+        rows = rows.filter(pc.equal(rows["rank"], first))
         if not rows.num_rows:
             return
         leads = [rank for rank, stage in self.stages.items() if stage == first]

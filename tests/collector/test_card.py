@@ -8,8 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from insitu_collector.card import MOST_VERDICTS
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.stalls import Stalls, stalls_of
 from insitu_collector.store import open_store
 

@@ -12,8 +12,7 @@ from click.testing import CliRunner, Result
 from insitu.cli import ExitCode, insitu
 from insitu.vocabulary import RequestEvent
 from insitu_collector.latency import samples_of
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.timeline import Timeline
 
 

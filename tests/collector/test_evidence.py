@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from insitu.records import schema_of
 from insitu_collector import host
 from insitu_collector.evidence import HORIZON_NS, Evidence
-from insitu_collector.simulate import Scenario
-from insitu_collector.simulated_rows import simulate
+from insitu_collector.simulate import Scenario, simulate
 from insitu_collector.slices import Groups, seconds
 from insitu_collector.step_times import step_times
 from insitu_collector.tape import Tape

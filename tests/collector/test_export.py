@@ -20,8 +20,7 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
 from insitu.cli import insitu
 from insitu.records import schema_of
 from insitu_collector.selection import as_time
-from insitu_collector.simulate import UNIX_MINUS_MONO_NS, Fault, Scenario
-from insitu_collector.simulated_rows import RUN, simulate, write_store
+from insitu_collector.simulate import RUN, UNIX_MINUS_MONO_NS, Fault, Scenario, simulate, write_store
 
 BEGIN = 1_000_000_000_000 + UNIX_MINUS_MONO_NS
 """When the simulated run begins, Unix ns."""

@@ -21,8 +21,7 @@ from insitu.segments import ShardWriter
 from insitu.vocabulary import VerdictKind
 from insitu_collector.judge import Judge, final_verdicts, judge, judged
 from insitu_collector.judgement import Judgement
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.slices import Groups, latest, seconds
 from insitu_collector.store import open_store
 from insitu_collector.verdicts import Verdict

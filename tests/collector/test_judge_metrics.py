@@ -27,8 +27,7 @@ from insitu_collector.alerts import QUIET
 from insitu_collector.judge import Judge
 from insitu_collector.judge_metrics import JudgeMetrics, Snapshot
 from insitu_collector.plugins import Plugins
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 
 RULES: Final = Path(__file__).parents[2] / "deploy/prometheus/alerts.yml"

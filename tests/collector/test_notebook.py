@@ -14,8 +14,7 @@ from insitu.records import schema_of
 from insitu.vocabulary import RequestEvent
 from insitu_collector.charts import MOST_MARKS
 from insitu_collector.selection import NothingFound, as_time
-from insitu_collector.simulate import UNIX_MINUS_MONO_NS, Fault, Scenario
-from insitu_collector.simulated_rows import RUN, simulate, write_store
+from insitu_collector.simulate import RUN, UNIX_MINUS_MONO_NS, Fault, Scenario, simulate, write_store
 from insitu_collector.store import Store, open_store
 from insitu_collector.verdicts import Verdict
 

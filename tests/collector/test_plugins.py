@@ -21,8 +21,7 @@ from insitu.plugins import VERDICTS, Plugin
 from insitu.vocabulary import VerdictKind
 from insitu_collector.judge import Judge, final_verdicts
 from insitu_collector.plugins import KIND, Plugins, storable
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 from insitu_collector.verdicts import Finding, Verdict, standing
 

@@ -19,8 +19,7 @@ from click.testing import CliRunner
 from insitu.config import ConfigError, load
 from insitu_collector.collect import collect
 from insitu_collector.receivers import receivers_of
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 
 SLOW = Scenario(seed=3, seconds=9.0, faults=(Fault("slow", 4.0, 1, ms=12.0),))

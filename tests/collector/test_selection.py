@@ -11,8 +11,7 @@ import pytest
 
 from insitu.records import schema_of
 from insitu_collector.selection import NothingFound, Selection, as_time, select, time_of
-from insitu_collector.simulate import UNIX_MINUS_MONO_NS, Scenario
-from insitu_collector.simulated_rows import RUN, simulate, write_store
+from insitu_collector.simulate import RUN, UNIX_MINUS_MONO_NS, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 
 OTHER = "ab" * 8

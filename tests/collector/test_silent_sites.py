@@ -15,8 +15,7 @@ from insitu.vocabulary import VerdictKind
 from insitu_collector import silent_sites
 from insitu_collector.evidence import Evidence
 from insitu_collector.judgement import Judgement
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate
+from insitu_collector.simulate import Fault, Scenario, simulate
 from insitu_collector.slices import Groups, latest, seconds
 from insitu_collector.verdicts import Finding, Verdict, standing
 

@@ -13,8 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from insitu.records import schema_of
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.stalls import BAR, stalls, stalls_of, traffic_window
 from insitu_collector.store import open_store
 

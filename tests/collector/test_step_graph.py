@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from insitu_collector.evidence import Evidence
 from insitu_collector.replay import replay as run_again
-from insitu_collector.simulate import MS, SECOND, Fault, Scenario
-from insitu_collector.simulated_rows import simulate
+from insitu_collector.simulate import MS, SECOND, Fault, Scenario, simulate
 from insitu_collector.step_graph import MAIN, StepGraph, record
 from insitu_collector.what_if import unchanged
 

@@ -13,8 +13,7 @@ import pytest
 
 from insitu.records import TABLES, schema_of
 from insitu_collector.selection import Selection
-from insitu_collector.simulate import UNIX_MINUS_MONO_NS, Scenario
-from insitu_collector.simulated_rows import RUN, simulate, write_store
+from insitu_collector.simulate import RUN, UNIX_MINUS_MONO_NS, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 from insitu_collector.table_files import unix_schema, with_unix, write_table
 from insitu_collector.timeline import Timeline

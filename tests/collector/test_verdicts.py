@@ -10,8 +10,7 @@ import pytest
 from insitu.vocabulary import VerdictKind
 from insitu_collector.healthy import best_split
 from insitu_collector.judgement import Judgement
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate
+from insitu_collector.simulate import Fault, Scenario, simulate
 from insitu_collector.slices import seconds
 from insitu_collector.verdicts import Verdict, standing
 

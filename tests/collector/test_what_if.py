@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from insitu_collector.changes import Change, NoPrediction, Speed, parse_changes
 from insitu_collector.evidence import Evidence
 from insitu_collector.prediction import what_if
-from insitu_collector.simulate import SECOND, Fault, Scenario
-from insitu_collector.simulated_rows import simulate
+from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
 from insitu_collector.what_if import Prediction, WhatIf, tokens_per_s
 
 SATURATED = Scenario(seed=3, seconds=8.0, requests_per_s=80.0, tail=0.0)

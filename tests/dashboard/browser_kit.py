@@ -24,8 +24,7 @@ from live_system import Process
 from insitu.exporters.base import Batch, Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
-from insitu_collector.simulate import SECOND, Fault, Scenario
-from insitu_collector.simulated_rows import simulate
+from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
 from insitu_collector.slices import seconds
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pytest
 
 from insitu_collector.judge import judged
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 from insitu_collector.verdicts import Verdict
 from insitu_dashboard.run_view import RunView

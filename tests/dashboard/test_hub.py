@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from insitu_collector.simulated_rows import RUN, write_store
+from insitu_collector.simulate import RUN, write_store
 from insitu_collector.slices import seconds
 from insitu_dashboard.hub import Hub
 

@@ -11,8 +11,7 @@ import pytest
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
-from insitu_collector.simulate import SECOND, Fault, Scenario
-from insitu_collector.simulated_rows import simulate
+from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
 from insitu_collector.slices import seconds
 from insitu_dashboard.run_view import RunView
 from insitu_dashboard.tiles import TILE_NS, Tile

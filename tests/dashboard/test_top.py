@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from textual.widgets import Static
 
 from insitu.cli import insitu
-from insitu_collector.simulated_rows import RUN, write_store
+from insitu_collector.simulate import RUN, write_store
 from insitu_dashboard.hub import Hub
 from insitu_dashboard.top_screen import Top
 

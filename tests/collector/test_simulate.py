@@ -1,0 +1,199 @@
+"""Simulated runs: any grid, faults that leave the marks they should, and no word of the judge's in their code."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import insitu_collector.simulate
+from insitu.records import schema_of
+from insitu.vocabulary import IntervalClass
+from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
+from insitu_collector.timeline import numbers, timeline_of
+
+CODE = Path(insitu_collector.simulate.__file__).parent
+GRID = Scenario(seed=5, seconds=4.0, base_ms=(4.0, 4.0), tensor_parallel=3, noise=0.02, tail=0.0)
+Rows = dict[str, np.ndarray]
+
+
+def columns(table: pa.Table, **wanted: int) -> Rows:
+    """Return the integer columns of a table's rows in which some columns have some value."""
+    found = {f.name: numbers(table, f.name, -9) for f in table.schema if pa.types.is_integer(f.type)}
+    keep = np.ones(table.num_rows, bool)
+    for name, value in wanted.items():
+        keep &= found[name] == value
+    return {name: column[keep] for name, column in found.items()}
+
+
+def lengths_ms(tables: dict[str, pa.Table], cls: IntervalClass, rank: int) -> np.ndarray:
+    rows = columns(tables["intervals"], rank=rank, cls=int(cls))
+    return (rows["t1_ns"] - rows["t0_ns"]) / 1e6
+
+
+def test_the_code_shares_nothing_with_the_judge() -> None:
+    """What it may import is named here; no word of ledgers or verdicts is in it."""
+    allowed = ("insitu.records", "insitu.vocabulary", "insitu.segments", "insitu.exporters.base", "insitu.cli")
+    for file in sorted(CODE.glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("insitu"):
+                assert node.module in allowed or (node.module or "").startswith("insitu_collector.simulate"), file
+        text = file.read_text()
+        for word in ("LedgerClass", "VerdictKind", "ledger", "verdict", "evidence", "judgement", "SEVERITY"):
+            assert word not in text, f"{file.name} knows the word {word}"
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    stages=st.integers(1, 4),
+    width=st.integers(1, 3),
+    replicas=st.integers(1, 2),
+    hosts=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+def test_any_grid_leaves_a_whole_record(stages: int, width: int, replicas: int, hosts: int, seed: int) -> None:
+    scenario = Scenario(
+        seed=seed,
+        seconds=1.0,
+        base_ms=(3.0,) * stages,
+        tensor_parallel=width,
+        replicas=replicas,
+        hosts=min(hosts, stages * width * replicas),
+        warmup_steps=8,
+    )
+    tables = simulate(scenario)
+    for name, table in tables.items():
+        assert table.schema.equals(schema_of(name))
+    assert sorted(set(tables["sources"]["rank"].to_pylist())) == list(range(-1, scenario.num_ranks))
+    for rank in range(scenario.num_ranks):
+        place, rows = scenario.place(rank), columns(tables["intervals"], rank=rank)
+        assert scenario.rank(place.replica, place.stage, place.tp) == rank
+        assert (rows["t1_ns"] > rows["t0_ns"]).all()
+        assert (rows["t0_ns"][1:] >= rows["t1_ns"][:-1]).all(), "intervals of one rank never overlap"
+        assert (rows["row_seq"] == np.arange(len(rows["row_seq"]))).all()
+        assert (rows["cpu_ns"] <= rows["t1_ns"] - rows["t0_ns"]).all()
+
+
+def test_all_peers_take_part_in_each_collective_and_leave_it_together() -> None:
+    tables = simulate(GRID)
+    waits = [columns(tables["intervals"], rank=rank, cls=int(IntervalClass.COLLECTIVE_WAIT)) for rank in (3, 4, 5)]
+    for rows in waits:
+        assert (rows["step_id"] == waits[0]["step_id"]).all()
+        assert (rows["t1_ns"] == waits[0]["t1_ns"]).all()
+        assert (np.bincount(rows["step_id"]) == GRID.collectives).all()
+    last = np.max([rows["t0_ns"] for rows in waits], axis=0)
+    assert (waits[0]["t1_ns"] - last == 50_000).all(), "it takes so long once the last has come"
+
+
+def test_a_slow_rank_makes_its_peers_wait_and_waits_for_nobody() -> None:
+    slow = simulate(replace(GRID, faults=(Fault("slow", 0.0, 1, ms=8.0, tp=1),)))
+    healthy = simulate(GRID)
+    for rank in (3, 5):
+        assert np.median(lengths_ms(slow, IntervalClass.COLLECTIVE_WAIT, rank)) > 3.5
+        assert np.median(lengths_ms(healthy, IntervalClass.COLLECTIVE_WAIT, rank)) < 0.3
+    assert np.median(lengths_ms(slow, IntervalClass.COLLECTIVE_WAIT, 4)) == pytest.approx(0.05)
+
+
+def test_a_slow_link_is_seen_where_it_arrives() -> None:
+    tables = simulate(replace(GRID, faults=(Fault("slow_link", 0.0, 0, ms=6.0),)))
+    assert np.median(lengths_ms(tables, IntervalClass.RECV_XFER, 3)) == pytest.approx(6.1, abs=0.01)
+    assert np.median(lengths_ms(tables, IntervalClass.RECV_XFER, 0)) == pytest.approx(0.1, abs=0.01)
+
+
+def test_failing_slowly_reaches_its_factor_over_its_ramp() -> None:
+    fault = Fault("fail_slow", 1.0, 1, factor=2.0, ramp_s=2.0)
+    tables = simulate(replace(GRID, requests_per_s=40.0, faults=(fault,)))
+    usual = simulate(replace(GRID, requests_per_s=40.0))
+
+    def host_ms(of: dict[str, pa.Table], begin: float, end: float) -> float:
+        rows = columns(of["intervals"], rank=3, cls=int(IntervalClass.HOST))
+        traffic = int(of["events"]["t_ns"][0].as_py())
+        inside = (rows["t0_ns"] >= traffic + begin * SECOND) & (rows["t0_ns"] < traffic + end * SECOND)
+        return float(np.median((rows["t1_ns"] - rows["t0_ns"])[inside])) / 1e6
+
+    assert host_ms(tables, 0.2, 1.0) == pytest.approx(host_ms(usual, 0.2, 1.0), rel=0.1)
+    assert 1.2 < host_ms(tables, 1.7, 2.3) / host_ms(usual, 1.7, 2.3) < 1.8
+    assert 1.7 < host_ms(tables, 3.2, 4.0) / host_ms(usual, 3.2, 4.0) < 2.3
+
+
+def test_too_little_memory_makes_requests_wait_and_says_so() -> None:
+    tables = simulate(replace(GRID, requests_per_s=30.0, faults=(Fault("kv_small", 0.0, size=150),)))
+    events = tables["requests"]["event"].to_pylist()
+    assert events.count(9) > 10
+    assert simulate(GRID)["requests"]["event"].to_pylist().count(9) == 0
+
+
+def test_long_prompts_come_in_the_share_that_was_asked_for() -> None:
+    fault = Fault("long_prompts", 0.0, size=400, share=0.5)
+    maps = simulate(replace(GRID, requests_per_s=40.0, faults=(fault,)))["steps"].filter(
+        pa.compute.equal(pa.compute.field("rank"), 0)
+    )["rows"]
+    prompts = [e["count"] for rows in maps.to_pylist() for e in rows if e["count"] > 1 and e["request"][:3] == "req"]
+    assert 0.3 < sum(count == 400 for count in prompts) / len(prompts) < 0.7
+
+
+def test_fewer_micro_batches_in_flight_are_fewer_slots() -> None:
+    scenario = replace(GRID, in_flight=2, requests_per_s=60.0, faults=(Fault("underfilled", 2.0, size=1),))
+    tables = simulate(scenario)
+    steps = columns(tables["steps"], rank=0)
+    traffic = int(tables["events"]["t_ns"][0].as_py())
+    late = steps["t0_ns"] > traffic + 3 * SECOND
+    assert set(steps["mb"][~late]) == {0, 1}
+    assert set(steps["mb"][late]) == {0}
+
+
+def test_lost_rows_leave_holes_and_are_counted() -> None:
+    tables = simulate(replace(GRID, faults=(Fault("drop", 1.0, 1, share=0.2),)))
+    rows = columns(tables["intervals"], rank=3)
+    missing = int(rows["row_seq"][-1]) + 1 - len(rows["row_seq"])
+    beats = tables["health"].filter(pa.compute.equal(tables["health"]["rank"], 3)).to_pylist()
+    counted = beats[-1]["dropped"][0]["rows"]
+    assert 0 < counted <= missing
+    assert not beats[0]["dropped"]
+    assert columns(tables["intervals"], rank=0)["row_seq"][-1] + 1 == len(columns(tables["intervals"], rank=0)["cls"])
+
+
+def test_a_silent_site_writes_nothing_from_then_on() -> None:
+    tables = simulate(replace(GRID, faults=(Fault("silent_site", 2.0, 0),)))
+    usual = simulate(GRID)
+    there, all_of_them = (len(columns(of["summaries"], rank=0)["site"]) for of in (tables, usual))
+    assert 0.3 * all_of_them < there < 0.8 * all_of_them
+
+
+def test_ranks_of_hosts_with_clocks_of_their_own_come_together_on_one_line() -> None:
+    scenario = replace(GRID, hosts=2)
+    moved, true = simulate(scenario), simulate(GRID)
+    line = timeline_of(moved["sources"])
+    apart = line.moved(moved["intervals"], "t0_ns") - np.asarray(true["intervals"]["t0_ns"])
+    assert np.abs(apart).max() <= 200_000
+    assert np.abs(np.asarray(moved["intervals"]["t0_ns"]) - np.asarray(true["intervals"]["t0_ns"])).max() > SECOND
+    told = moved["clocks"].to_pylist()
+    assert {(row["host_a"], row["host_b"]) for row in told} == {("simulated", "simulated-1")}
+
+
+def test_what_clocks_say_of_a_host_that_is_off() -> None:
+    offset = simulate(replace(GRID, hosts=2, faults=(Fault("clock_offset", host=1, ms=50.0),)))["clocks"].to_pylist()
+    assert all(abs(row["offset_ns"] - 50_000_000) < 1_000_000 for row in offset)
+    unknown = simulate(replace(GRID, hosts=2, faults=(Fault("clock_unknown", host=1),)))
+    assert "clocks" not in unknown
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"faults": (Fault("sloth"),)}, "no fault sloth"),
+        ({"tensor_parallel": 300}, "600 ranks"),
+        ({"hosts": 7}, "7 hosts for 6 ranks"),
+        ({"faults": (Fault("slow", stage=2),)}, "outside the grid"),
+        ({"tensor_parallel": 1, "faults": (Fault("hang_collective", stage=1),)}, "tensor_parallel is 1"),
+    ],
+)
+def test_what_cannot_be_simulated_is_said(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        replace(GRID, **wrong)  # type: ignore[arg-type]
