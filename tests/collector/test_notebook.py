@@ -24,6 +24,8 @@ STEP = 300
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pa.Table]:
     found = simulate(Scenario(seed=5, seconds=8.0, faults=(Fault("slow", 2.0, 1, ms=15.0),)))
+    whole = pc.is_in(found["requests"]["event"], pa.array([RequestEvent.ARRIVED, RequestEvent.FINISHED], pa.uint8()))
+    found["requests"] = found["requests"].filter(whole)
     tokens = [
         {"epoch": 900, "rank": -1, "stage": -1, "row_seq": 10_000 + n, "request": f"req-{n}", "event": int(event)}
         | {"t_ns": int(found["requests"]["t_ns"][n].as_py()) + later}
