@@ -5,6 +5,7 @@ Rows go in as the tables of `insitu.records`; the verdict functions read what is
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from insitu.records import schema_of
 from insitu.vocabulary import NO_RANK, RequestEvent, Role
 from insitu_collector import silence
+from insitu_collector.beats import Beat, beat_of
 from insitu_collector.ledger import rank_stages
 from insitu_collector.row_maps import SHAPE, WARMUP_PREFIX, entries, shapes
 from insitu_collector.tape import Columns, Tape
@@ -28,28 +30,6 @@ Tables = Mapping[str, pa.Table]
 HORIZON_NS: Final = 60_000_000_000
 """How long rows are kept. Every window of a verdict is far shorter."""
 _MOST_OPEN_REQUESTS: Final = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """One `health` row. Counters are cumulative; `open_*` is what the step thread was in the middle of."""
-
-    t_ns: int
-    epoch: int
-    rank: int
-    stage: int
-    boot_id: str
-    cpu_ns: int
-    run_delay_ns: int
-    host_busy_ns: int | None
-    host_cores: int
-    open_cls: int | None
-    open_since_ns: int
-    open_step_id: int
-    open_peer: int
-    num_steps: int | None
-    dropped: Mapping[tuple[str, str], int]
-    closing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +64,14 @@ class Evidence:
     )
     """Steps as the first rank of the first stage stated them. `t` is their begin there."""
     row_maps: Tape = field(
-        default_factory=lambda: Tape(step=int, request=object, row=int, count=int, sample_row=int, phase=int)
+        default_factory=lambda: Tape(
+            step=int, request=object, row=int, count=int, position=int, sample_row=int, phase=int
+        )
     )
+    requests: Tape = field(default_factory=lambda: Tape(request=object, event=int, step=int, tokens=int))
+    """Events of requests but `token`, those of warm-up left out."""
+    kv_pool: tuple[int, int] | None = None
+    """Blocks of key/value memory that the driver hands out, and token positions of each."""
     summaries: Tape = field(
         default_factory=lambda: Tape(rank=int, step=int, site=int, seq=int, finite=bool, flagged=bool, bad_rows=object)
     )
@@ -107,7 +93,7 @@ class Evidence:
             rows = tables.get(name)
             if rows is not None and rows.num_rows:
                 take(self, rows)
-        for tape in (self.intervals, self.steps, self.row_maps, self.summaries, self.expert_loads):
+        for tape in (self.intervals, self.steps, self.row_maps, self.requests, self.summaries, self.expert_loads):
             tape.trim(self.now_ns - self.horizon_ns)
         for epoch, beats in list(self.beats.items()):
             while len(beats) > 1 and beats[0].t_ns < self.now_ns - self.horizon_ns:
@@ -153,6 +139,10 @@ class Evidence:
 
     def _take_events(self, rows: pa.Table) -> None:
         silence.take(self.silences, rows, self.timeline)
+        pools = rows.filter(pc.equal(rows["kind"], "kv_pool"))
+        if pools.num_rows:
+            said = re.match(r"(\d+) blocks of (\d+) token positions", pools["text"][-1].as_py() or "")
+            self.kv_pool = (int(said[1]), int(said[2])) if said and int(said[1]) and int(said[2]) else None
         ends = rows.filter(pc.equal(rows["kind"], "warmup_end"))
         if ends.num_rows:
             end_ns = int(self.timeline.moved(ends, "t_ns").max())
@@ -198,7 +188,6 @@ class Evidence:
         shape = shapes(maps, of, numbers(rows, "num_rows", 0))
         phase, mb = numbers(rows, "phase", -1), numbers(rows, "mb", -1)
         self.steps.add(t=t0, step=step, phase=phase, mb=mb, warmup=warmup, **shape)
-        del maps["position"]
         self.row_maps.add(t=t0[of], step=step[of], **maps)
         self._count_traffic(t0[~warmup])
 
@@ -214,6 +203,15 @@ class Evidence:
             self.num_traffic_steps += len(t0)
 
     def _take_requests(self, rows: pa.Table) -> None:
+        wanted = pc.and_(pc.not_equal(rows["event"], RequestEvent.TOKEN), pc.is_valid(rows["request"]))
+        rows = rows.filter(pc.and_(wanted, pc.invert(pc.starts_with(rows["request"], WARMUP_PREFIX))))
+        self.requests.add(
+            t=self.timeline.moved(rows, "t_ns"),
+            request=rows["request"].to_numpy(),
+            event=numbers(rows, "event", -1),
+            step=numbers(rows, "step_id", -1),
+            tokens=numbers(rows, "num_tokens", -1),
+        )
         ends = (int(RequestEvent.FINISHED), int(RequestEvent.FAILED))
         wanted = rows.filter(pc.is_in(rows["event"], pa.array([int(RequestEvent.ARRIVED), *ends], pa.uint8())))
         for request, event, t_ns in zip(
@@ -224,7 +222,7 @@ class Evidence:
         ):
             if event in ends:
                 self.open_requests.pop(request, None)
-            elif not request.startswith(WARMUP_PREFIX) and len(self.open_requests) < _MOST_OPEN_REQUESTS:
+            elif len(self.open_requests) < _MOST_OPEN_REQUESTS:
                 self.open_requests[request] = t_ns
 
     def _take_sites(self, rows: pa.Table) -> None:
@@ -266,7 +264,7 @@ class Evidence:
         moved = {name: self.timeline.moved(rows, name).tolist() for name in ("t_ns", "open_since_ns")}
         for place, row in enumerate(rows.to_pylist()):
             row |= {name: column[place] for name, column in moved.items()}
-            beat = _beat(row, boots.get(row["epoch"], ""))
+            beat = beat_of(row, boots.get(row["epoch"], ""))
             self.beats.setdefault(beat.epoch, deque()).append(beat)
             self.now_ns = max(self.now_ns, beat.t_ns)
 
@@ -283,27 +281,6 @@ _TAKE: Final = {
     "expert_loads": Evidence._take_expert_loads,
 }
 """In this order: sources give the clock, events the end of warm-up."""
-
-
-def _beat(row: dict[str, Any], boot_id: str) -> Beat:
-    return Beat(
-        t_ns=row["t_ns"],
-        epoch=row["epoch"],
-        rank=row["rank"],
-        stage=row["stage"],
-        boot_id=boot_id,
-        cpu_ns=row["cpu_ns"] or 0,
-        run_delay_ns=row["run_delay_ns"] or 0,
-        host_busy_ns=row["host_busy_ns"],
-        host_cores=row["host_cores"] or 1,
-        open_cls=row["open_cls"],
-        open_since_ns=row["open_since_ns"],
-        open_step_id=-1 if row["open_step_id"] is None else row["open_step_id"],
-        open_peer=NO_RANK if row["open_peer"] is None else row["open_peer"],
-        num_steps=row["num_steps"],
-        dropped={(drop["table"], drop["reason"]): drop["rows"] for drop in row["dropped"] or ()},
-        closing=bool(row["closing"]),
-    )
 
 
 def _traffic_only(requests: NDArray[Any]) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insitu.vocabulary import NO_RANK, DropReason, VerdictKind
-from insitu_collector.evidence import Beat, Evidence
+from insitu_collector.beats import Beat
+from insitu_collector.evidence import Evidence
 from insitu_collector.verdicts import Finding
 
 WINDOW_NS: Final = 4_000_000_000

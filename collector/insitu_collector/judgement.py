@@ -12,7 +12,17 @@ from typing import Final
 import numpy as np
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector import experts, healthy, host, pauses, silent_sites, stage_limits, straggler, stuck
+from insitu_collector import (
+    experts,
+    healthy,
+    host,
+    pauses,
+    request_verdicts,
+    silent_sites,
+    stage_limits,
+    straggler,
+    stuck,
+)
 from insitu_collector.baseline import Baseline
 from insitu_collector.collectives import groups
 from insitu_collector.evidence import Evidence, Tables
@@ -49,7 +59,10 @@ _NO_ALARM: Final = (
     VerdictKind.RECORDS_DROPPED,
     VerdictKind.EXPERT_IMBALANCE,
     VerdictKind.SITE_NEVER_FIRED,
+    VerdictKind.KV_STARVED,
+    VerdictKind.PREFILL_DELAYS_DECODE,
 )
+"""Kinds that say nothing of a rank's own speed: steps are learnt and stages judged as ever while they stand."""
 _ALARMS: Final = tuple(kind for kind in VerdictKind if kind not in _NO_ALARM)
 
 
@@ -103,6 +116,9 @@ class Judgement:
             *host.dropped(evidence),
             *experts.look(evidence),
             *silent_sites.look(evidence),
+            *request_verdicts.look(
+                evidence, self.baseline, traffic, self.incidents.is_open, contended=was_contended or bool(contended)
+            ),
             *self._plugins.look(evidence),
         ]
         self._learn_traffic(traffic, excesses, bool(limiting or late))

@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 
 from insitu.vocabulary import NO_RANK, IntervalClass, VerdictKind
+from insitu_collector.beats import Beat
 from insitu_collector.delay_matrix import hang_class
-from insitu_collector.evidence import Beat, Evidence
+from insitu_collector.evidence import Evidence
 from insitu_collector.verdicts import Finding
 
 OPEN_NS: Final = 2_000_000_000

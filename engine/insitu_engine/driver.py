@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import insitu
+from insitu_engine.blocks import BLOCK_SIZE
 from insitu_engine.errors import RequestError
 from insitu_engine.launcher import Launched
 from insitu_engine.links import SETTLE_S, RankLink, cause_of_end
@@ -189,7 +190,8 @@ class Driver:
 
     def end_warmup(self) -> None:
         """Tell everybody that what follows is traffic."""
-        step_id = self.scheduler.next_step
+        step_id, num_blocks = self.scheduler.next_step, self.scheduler.limits.num_blocks
+        self._session.event("kv_pool", f"{num_blocks} blocks of {BLOCK_SIZE} token positions")
         self._session.event("warmup_end", f"steps below {step_id} were warm-up", step_id=step_id - 1)
         for link in self.links:
             link.send(Traffic(step_id))
@@ -245,3 +247,5 @@ class Driver:
                 if ticket is not None and not ticket.scheduled:
                     ticket.scheduled = True
                     self._session.request("scheduled", row.request, step_id=plan.step_id, t_ns=plan.send_ns)
+        for request in self.scheduler.take_starved():
+            self._session.request("kv_wait", request.name, num_tokens=request.most_positions, t_ns=ready_ns)

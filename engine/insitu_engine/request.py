@@ -29,6 +29,8 @@ class Request:
     slot: int = -1
     """Micro-batch slot it is pinned to, -1 while it waits."""
     aborted: bool = False
+    starved: bool = False
+    """Had a place and no KV blocks at least once."""
 
     @property
     def num_tokens(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 from insitu_engine.blocks import BlockPool, blocks_for
 from insitu_engine.messages import NOT_FINITE, RowPlan, StepPlan
@@ -69,6 +70,7 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.slots = [Slot(mb) for mb in range(limits.num_slots)]
         self._by_name: dict[str, Request] = {}
+        self._starved: list[Request] = []
 
     @property
     def has_work(self) -> bool:
@@ -138,6 +140,11 @@ class Scheduler:
                 outcomes.append(self._sampled(request, ids[row.sample_row]))
         return outcomes
 
+    def take_starved(self) -> list[Request]:
+        """Return, once each, the waiting requests for which there was a place in a batch and no KV blocks."""
+        starved, self._starved = self._starved, []
+        return starved
+
     def _sampled(self, request: Request, token: int) -> Outcome:
         if token == NOT_FINITE:
             self._release(request, scrub=True)
@@ -167,10 +174,19 @@ class Scheduler:
             request = self.waiting[0]
             blocks = self.pool.take(blocks_for(request.most_positions))
             if blocks is None:
+                self._note_starved()
                 return
             self.waiting.popleft()
             request.blocks, request.slot = blocks, slot.mb
             slot.requests.append(request)
+
+    def _note_starved(self) -> None:
+        """The first waiting request found no blocks: it and those behind it that had a place too wait for memory."""
+        num_places = self.limits.max_batch * len(self.slots) - self.num_running
+        for request in islice(self.waiting, num_places):
+            if not request.starved:
+                request.starved = True
+                self._starved.append(request)
 
     def _build(self, slot: Slot) -> StepPlan:
         """Give every decoding request its row, then what is left of the token budget to prefill, oldest first."""

@@ -64,6 +64,8 @@ class RequestEvent(IntEnum):
     RESUMED = 6
     FINISHED = 7
     FAILED = 8
+    KV_WAIT = 9
+    """From here on it would run if there were key/value memory for it (`num_tokens`: positions it needs room for)."""
 
 
 class Role(StrEnum):
@@ -166,6 +168,27 @@ class LedgerClass(StrEnum):
     CONTENDED = "contended"
     UNRECORDED = "unrecorded"
     OTHER = "other"
+
+
+class RequestClass(StrEnum):
+    """Where a request's time went: exactly one class for each nanosecond from its arrival to its end."""
+
+    QUEUE = "queue"
+    """Arrived, and not scheduled."""
+    KV_WAIT = "kv_wait"
+    """Not scheduled because there was no key/value memory for it."""
+    PREFILL = "prefill"
+    """A rank worked on a step that computed its prompt."""
+    DECODE = "decode"
+    """A rank worked on a step that computed its next token."""
+    INTERFERENCE = "interference"
+    """The part of such a step that the prompts of others in it added."""
+    PREEMPTED = "preempted"
+    """Its memory was taken away, and it had not resumed."""
+    PIPELINE_WAIT = "pipeline_wait"
+    """Its micro-batch waited for a rank that did something else."""
+    OTHER = "other"
+    """The rest: on its way to or from the driver, or the record does not say."""
 
 
 NO_RANK = -1

@@ -129,6 +129,23 @@ async def test_a_full_queue_is_429_and_says_when_to_come_back(session: insitu.Se
 
 
 @on_a_loop
+async def test_a_request_without_memory_says_since_when_and_for_how_much(
+    session: insitu.Session, records: Recording
+) -> None:
+    at = Setting(session, num_slots=1, num_blocks=2)
+    at.submit("a", prompt=20)
+    at.submit("b", prompt=17, tokens=9)
+    for _ in range(3):  # two steps for the prompt of "a", one for its last token
+        at.answer(at.wires[0].plans()[-1])
+    session.close()
+    (waited,) = records.rows("requests", event=RequestEvent.KV_WAIT, request="b")
+    (arrived,) = records.rows("requests", event=RequestEvent.ARRIVED, request="b")
+    assert (waited["t_ns"], waited["num_tokens"], waited["step_id"]) == (arrived["t_ns"], 25, -1)
+    life = [RequestEvent(row["event"]).name for row in records.rows("requests", request="b")]
+    assert life == ["ARRIVED", "KV_WAIT", "QUEUED", "SCHEDULED"]
+
+
+@on_a_loop
 async def test_not_finite_ends_one_request_with_an_error(session: insitu.Session, records: Recording) -> None:
     at = Setting(session, num_slots=1)
     first, second = at.submit("a", tokens=3), at.submit("b", tokens=3)
@@ -208,7 +225,11 @@ async def test_the_end_of_warm_up_is_told_to_ranks_and_store(session: insitu.Ses
     at.driver.stop_ranks()
     assert at.wires[1].received[-1] == Stop()
     session.close()
-    (event,) = records.rows("events")
+    pool, event = records.rows("events")
+    assert (pool["kind"], pool["text"]) == (
+        "kv_pool",
+        f"{at.driver.scheduler.limits.num_blocks} blocks of 16 token positions",
+    )
     assert (event["kind"], event["step_id"]) == ("warmup_end", 0)
 
 

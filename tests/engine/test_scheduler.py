@@ -236,3 +236,25 @@ def test_decode_rows_stand_in_order_of_context_length() -> None:
     second = scheduler.plan()
     assert second is not None and [row.request for row in second.rows] == ["b", "c", "a"]
     assert second.phase == "decode"
+
+
+def test_who_finds_a_place_and_no_memory_is_named_once() -> None:
+    scheduler = Scheduler(limits(num_slots=1, num_blocks=4, max_batch=2))
+    for name in ("big", "next", "third"):
+        scheduler.submit(request(name, 33, 16))
+    assert scheduler.plan() is not None
+    assert [made.name for made in scheduler.take_starved()] == ["next"], "for the third there is no place either"
+    scheduler.plan()
+    assert scheduler.take_starved() == []
+    scheduler.complete(0, [7])
+    scheduler.abort("big")
+    assert scheduler.plan() is not None
+    assert [made.name for made in scheduler.take_starved()] == ["third"]
+
+
+def test_a_full_batch_is_no_want_of_memory() -> None:
+    scheduler = Scheduler(limits(num_slots=1, max_batch=1))
+    for name in "ab":
+        scheduler.submit(request(name))
+    assert scheduler.plan() is not None
+    assert scheduler.take_starved() == []

@@ -22,8 +22,6 @@ WARMUP_GAP_NS: Final = 100 * MS
 """Between the end of warm-up and the first request."""
 RETRY_NS: Final = 10 * MS
 """After which a slot that may take no request looks again."""
-KV_WAIT: Final = 9
-"""`requests.event` of a request that would run if there were key/value memory for it."""
 
 
 @dataclass(slots=True)
@@ -221,7 +219,7 @@ class Replica:
         for request in list(self._waiting)[:num_places]:
             if not request.waits_for_memory:
                 request.waits_for_memory = True
-                self._note(request, KV_WAIT, now, num_tokens=request.most_positions)
+                self._note(request, RequestEvent.KV_WAIT, now, num_tokens=request.most_positions)
 
     def _note(self, request: Request, event: int, t_ns: int, step: int = -1, num_tokens: int = 0) -> None:
         self.requests.append(RequestRow(request.name, int(event), t_ns, step, num_tokens))

@@ -1,0 +1,53 @@
+"""Heartbeats: one `health` row each, as verdicts read it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from insitu.vocabulary import NO_RANK
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """One `health` row. Counters are cumulative; `open_*` is what the step thread was in the middle of."""
+
+    t_ns: int
+    epoch: int
+    rank: int
+    stage: int
+    boot_id: str
+    cpu_ns: int
+    run_delay_ns: int
+    host_busy_ns: int | None
+    host_cores: int
+    open_cls: int | None
+    open_since_ns: int
+    open_step_id: int
+    open_peer: int
+    num_steps: int | None
+    dropped: Mapping[tuple[str, str], int]
+    closing: bool
+
+
+def beat_of(row: dict[str, Any], boot_id: str) -> Beat:
+    """Return a row of `health` (times moved to one timeline) as a heartbeat of a host."""
+    return Beat(
+        t_ns=row["t_ns"],
+        epoch=row["epoch"],
+        rank=row["rank"],
+        stage=row["stage"],
+        boot_id=boot_id,
+        cpu_ns=row["cpu_ns"] or 0,
+        run_delay_ns=row["run_delay_ns"] or 0,
+        host_busy_ns=row["host_busy_ns"],
+        host_cores=row["host_cores"] or 1,
+        open_cls=row["open_cls"],
+        open_since_ns=row["open_since_ns"],
+        open_step_id=-1 if row["open_step_id"] is None else row["open_step_id"],
+        open_peer=NO_RANK if row["open_peer"] is None else row["open_peer"],
+        num_steps=row["num_steps"],
+        dropped={(drop["table"], drop["reason"]): drop["rows"] for drop in row["dropped"] or ()},
+        closing=bool(row["closing"]),
+    )

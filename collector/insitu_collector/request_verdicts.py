@@ -1,0 +1,62 @@
+"""What requests waited for lately: the verdicts `kv_starved` and `prefill_delays_decode` over one window. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from insitu.vocabulary import VerdictKind
+from insitu_collector import kv_starved, prefill_delay
+from insitu_collector.baseline import Baseline
+from insitu_collector.evidence import Evidence
+from insitu_collector.request_records import records_of_evidence
+from insitu_collector.request_times import RequestTimes
+from insitu_collector.step_times import StepTimes
+from insitu_collector.verdicts import Finding
+
+WINDOW_NS: Final = 10_000_000_000
+MIN_WINDOW_NS: Final = 3_000_000_000
+"""Requests are looked at over the last stretch of the first length, once there is the second."""
+REACH_NS: Final = 2_000_000_000
+"""How far before the window steps and intervals are read, so that its first steps are whole."""
+
+
+def look(
+    evidence: Evidence,
+    baseline: Baseline,
+    traffic: Mapping[int, StepTimes],
+    is_open: Callable[[VerdictKind], bool],
+    *,
+    contended: bool,
+) -> list[Finding]:
+    """Return what delays requests. traffic: rank -> its steps, without warm-up; `is_open`: whether a kind is said now.
+
+    The ledger costs more than the question whether it can hold anything, which comes first.
+    """
+    window = recent_window(evidence)
+    if window is None:
+        return []
+    starved = kv_starved.is_possible(evidence)
+    delayed = prefill_delay.is_possible(traffic, window[0])
+    if not starved and not delayed:
+        return []
+    times = RequestTimes(records_of_evidence(evidence, window[0] - REACH_NS))
+    ledger = times.ledger(0, len(times), window)
+    found = []
+    if starved:
+        found += kv_starved.look(evidence, ledger, window, already=is_open(VerdictKind.KV_STARVED))
+    if delayed:
+        already = is_open(VerdictKind.PREFILL_DELAYS_DECODE)
+        fits = [baseline.expectation(rank) for rank in evidence.stages]
+        found += prefill_delay.look(times, ledger, window, fits, contended=contended, already=already)
+    return found
+
+
+def recent_window(evidence: Evidence) -> tuple[int, int] | None:
+    """Return the last stretch of traffic that every rank has reported; None if it is too short."""
+    if evidence.traffic_ns is None or not evidence.stages:
+        return None
+    rows = evidence.intervals.between(evidence.now_ns - 2 * WINDOW_NS)
+    t1 = min(int(rows["t"][rows["rank"] == rank].max(initial=0)) for rank in evidence.stages)
+    t0 = max(t1 - WINDOW_NS, evidence.traffic_ns[0], evidence.warmup_end_ns or 0)
+    return (t0, t1) if t1 - t0 >= MIN_WINDOW_NS else None
