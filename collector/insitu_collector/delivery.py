@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 from insitu_collector.alerts import GIVEN_UP, SENT, Alert, outcome
@@ -104,6 +104,12 @@ class Delivery:
         if first:
             _log.warning("insitu: %s takes no alerts and %d wait; more are dropped", self.target, MOST_QUEUED)
 
+    def resume(self, alerts: Iterable[Alert]) -> None:
+        """Queue those of an earlier judge's last alerts that are still to be told here. Before any `put`."""
+        for alert in alerts:
+            if self._is_wanted(alert) and not alert.is_late(self._clock()):
+                self.put(alert)
+
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """End once everything queued was sent, or the time is over. What is left, the next judge sends."""
         with self._changed:
@@ -139,7 +145,7 @@ class Delivery:
             if alert.is_late(self._clock()):
                 return self._give_up(alert, "it was too late to be told when it could have been")
             try:
-                self._receiver.send(alert)
+                self._send(alert)
             except Unsent as error:
                 if self._abandoned.is_set():
                     return None
@@ -151,6 +157,14 @@ class Delivery:
             else:
                 return self._took(alert)
         return None
+
+    def _send(self, alert: Alert) -> None:
+        try:
+            self._receiver.send(alert)
+        except Unsent:
+            raise
+        except Exception as error:  # a bug must not end the thread: the next alert may be one it does not touch
+            raise Unsent(f"{type(error).__name__}: {error}", again=False) from error
 
     def _took(self, alert: Alert) -> None:
         self._sent[alert.incident] = alert.state

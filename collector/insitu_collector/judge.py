@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from insitu.config import ConfigError, load
 from insitu.config_show import BadConfig
 from insitu.vocabulary import IntervalClass, VerdictKind
-from insitu_collector.alerts import Alert, Transitions
+from insitu_collector.alerts import Transitions
 from insitu_collector.delivery import Delivery
 from insitu_collector.judge_metrics import HOST, JudgeMetrics, Snapshot
 from insitu_collector.judgement import Judgement
@@ -78,9 +78,8 @@ class Judge:
         self._num_opened: Counter[str] = Counter()
         self._num_failed = 0
         self._look_s = 0.0
-        for alert in self._transitions.before.values():  # what an earlier judge could not get rid of
-            if not alert.is_late(time.time_ns()):
-                self._deliver(alert)
+        for delivery in deliveries:
+            delivery.resume(self._transitions.before.values())
 
     def look(self, *, live: bool = True, final: bool = False) -> list[Verdict]:
         """Read what is new, judge it, write what it means. `live`: stamp what opens now with the wall clock."""
@@ -94,10 +93,12 @@ class Judge:
             _log.info("insitu: %s (%s)", verdict.text, verdict.state)
             if self._sink is not None:
                 self._sink.append("verdicts", verdict.row())
+        now_unix_ns = time.time_ns()
         for alert in self._transitions.take(told):
             self._num_opened[str(alert.verdict.kind)] += alert.state == OPEN
             self._event(*alert.event())
-            self._deliver(alert)
+            for delivery in self._deliveries if not alert.is_late(now_unix_ns) else ():
+                delivery.put(alert)
         for text in self._plugins.take_failures():
             self._num_failed += 1
             self._event("plugin_failed", text)
@@ -124,10 +125,6 @@ class Judge:
             deliveries={delivery.target: delivery.counts() for delivery in self._deliveries},
             num_plugins_failed=self._num_failed,
         )
-
-    def _deliver(self, alert: Alert) -> None:
-        for delivery in self._deliveries:
-            delivery.put(alert)
 
     def _event(self, kind: str, text: str) -> None:
         if self._sink is not None:

@@ -116,6 +116,31 @@ def test_what_will_never_be_taken_is_given_up_and_the_next_one_goes_on(caplog: p
     assert "was not told that a is open: HTTP 400" in caplog.text
 
 
+def test_an_error_nobody_thought_of_harms_one_alert_only() -> None:
+    class Broken(Receiver):
+        def send(self, alert: Alert) -> None:
+            if alert.incident == "a":
+                raise UnicodeError("label too long")
+            super().send(alert)
+
+    receiver, told = Broken(), Told()
+    with closing(Delivery(receiver, told)) as delivery:
+        for each in (alert("a"), alert("b")):
+            delivery.put(each)
+        assert [told.next(), told.next()] == [(GIVEN_UP, "a#0"), (SENT, "b#0")]
+
+
+def test_a_new_judge_takes_up_what_is_still_news_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_QUEUED", 5)
+    receiver, told = Receiver(), Told()
+    over = [alert(f"old-{number}", 1, "closed") for number in range(50)]
+    long_ago = alert("long-ago", window_end_unix_ns=0, detected_unix_ns=0)
+    with closing(Delivery(receiver, told, {"old-7": "open", "known": "open"})) as delivery:
+        delivery.resume([*over, long_ago, alert("known"), alert("new")])
+        assert [told.next(), told.next()] == [(SENT, "old-7#1"), (SENT, "new#0")]
+    assert delivery.counts() == {"sent": 2, "failed": 0, "given_up": 0, "dropped": 0}
+
+
 def test_an_alert_that_is_too_old_is_given_up_but_an_end_is_not() -> None:
     times: list[int] = [0]
     receiver, told = Receiver(), Told()

@@ -93,6 +93,7 @@ def test_a_run_of_long_ago_sets_off_nothing(tmp_path: Path) -> None:
         subprocess.run(command, check=True, timeout=60, capture_output=True)
         assert server.paths == []
     assert len(events(tmp_path / "store", "incident_opened")) == 1
+    assert events(tmp_path / "store", "alert_given_up") == []
 
 
 def test_a_collector_hands_addresses_to_its_judge_where_nobody_sees_them(store: Path, tmp_path: Path) -> None:
