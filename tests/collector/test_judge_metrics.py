@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.request import urlopen
 
 import click
+import pyarrow.compute as pc
 import pytest
 import yaml
 from alert_kit import of_just_now, serving
@@ -118,8 +119,15 @@ def test_a_port_that_is_taken_is_said_in_one_line() -> None:
 
 def test_a_run_that_is_over_is_no_alarm(tmp_path: Path) -> None:
     tables = simulate(SLOW)
-    for name, expected in (("old", {}), ("now", {"5eed5eed"})):
-        write_store(of_just_now(tables) if name == "now" else tables, str(tmp_path / name))
+    recent = of_just_now(tables)
+    health = recent["health"]
+    place, last_ns = health.schema.get_field_index("closing"), pc.max(health["t_ns"]).as_py()
+    is_last = pc.greater(health["t_ns"], last_ns - 1_500_000_000)
+    said_goodbye = health.set_column(place, health.schema.field(place), is_last)
+    assert pc.sum(said_goodbye["closing"]).as_py() >= 2
+    runs = {"old": (tables, {}), "now": (recent, {"5eed5eed"}), "ended": (recent | {"health": said_goodbye}, {})}
+    for name, (run, expected) in runs.items():
+        write_store(run, str(tmp_path / name))
         judge = Judge(open_store(tmp_path / name), plugins=Plugins())
         judge.look()
         found = judge.snapshot()

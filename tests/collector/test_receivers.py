@@ -99,8 +99,8 @@ def test_a_run_of_long_ago_sets_off_nothing(tmp_path: Path) -> None:
 def test_a_collector_hands_addresses_to_its_judge_where_nobody_sees_them(store: Path, tmp_path: Path) -> None:
     with serving() as server:
         collector = subprocess.Popen(
-            [sys.executable, "-m", "insitu", "collect", "--store", str(store), "--port", "0", "--judge"],
-            env=os.environ | {"INSITU_WEBHOOKS": server.url}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "insitu", "collect", "--store", str(store), "--port", "0", "--judge",
+             "--webhook", server.url], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         try:
             assert server.got.get(timeout=40)["verdict"]["kind"] == "stage_limits"
