@@ -61,6 +61,11 @@ COMMANDS: Final[dict[str, Entry]] = {
         "collector",
     ),
     "export": Entry("insitu_collector.export:export", "Write a run for Perfetto, or its tables as files.", "collector"),
+    "simulate": Entry(
+        "insitu_collector.simulate.command:simulate",
+        "Write a store as a run would have left it.",
+        "collector",
+    ),
     "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
     "plugins": Entry("insitu.plugins_list:plugins", "Say what other packages add, and whether it loads."),
     "doctor": Entry("insitu.doctor:doctor", "Check this machine and environment, and say what to fix."),

@@ -16,6 +16,7 @@ import insitu_collector.simulate
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
+from insitu_collector.simulate.recorded import RecordedService, recorded_steps, shipped_steps
 from insitu_collector.timeline import numbers, timeline_of
 
 CODE = Path(insitu_collector.simulate.__file__).parent
@@ -39,11 +40,12 @@ def lengths_ms(tables: dict[str, pa.Table], cls: IntervalClass, rank: int) -> np
 
 def test_the_code_shares_nothing_with_the_judge() -> None:
     """What it may import is named here; no word of ledgers or verdicts is in it."""
-    allowed = ("insitu.records", "insitu.vocabulary", "insitu.segments", "insitu.exporters.base", "insitu.cli")
+    allowed = ("cli", "records", "vocabulary", "never_fired", "segments", "exporters.base")
+    names = {f"insitu.{name}" for name in allowed} | {"insitu_collector.store"}
     for file in sorted(CODE.glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("insitu"):
-                assert node.module in allowed or (node.module or "").startswith("insitu_collector.simulate"), file
+                assert node.module in names or (node.module or "").startswith("insitu_collector.simulate"), file
         text = file.read_text()
         for word in ("LedgerClass", "VerdictKind", "ledger", "verdict", "evidence", "judgement", "SEVERITY"):
             assert word not in text, f"{file.name} knows the word {word}"
@@ -159,11 +161,12 @@ def test_lost_rows_leave_holes_and_are_counted() -> None:
     assert columns(tables["intervals"], rank=0)["row_seq"][-1] + 1 == len(columns(tables["intervals"], rank=0)["cls"])
 
 
-def test_a_silent_site_writes_nothing_from_then_on() -> None:
-    tables = simulate(replace(GRID, faults=(Fault("silent_site", 2.0, 0),)))
-    usual = simulate(GRID)
-    there, all_of_them = (len(columns(of["summaries"], rank=0)["site"]) for of in (tables, usual))
-    assert 0.3 * all_of_them < there < 0.8 * all_of_them
+def test_a_silent_site_writes_nothing_and_its_session_says_so() -> None:
+    tables = simulate(replace(GRID, faults=(Fault("silent_site", stage=0),)))
+    assert len(columns(tables["summaries"], rank=0)["site"]) == 0
+    assert len(columns(tables["summaries"], rank=3)["site"]) > 100
+    told = [(row["rank"], row["kind"], row["text"]) for row in tables["events"].to_pylist() if row["rank"] >= 0]
+    assert told == [(rank, "site_never_fired", "L3.resid_post") for rank in range(3)]
 
 
 def test_ranks_of_hosts_with_clocks_of_their_own_come_together_on_one_line() -> None:
@@ -197,3 +200,37 @@ def test_what_clocks_say_of_a_host_that_is_off() -> None:
 def test_what_cannot_be_simulated_is_said(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         replace(GRID, **wrong)  # type: ignore[arg-type]
+
+
+def test_recorded_steps_are_taken_out_of_a_record_and_drawn_again() -> None:
+    """What is drawn is what was recorded for steps of like shape, on the first and on the last stage."""
+    tables = simulate(Scenario(seed=2, seconds=20.0, base_ms=(3.0, 9.0), tail=0.0, noise=0.02))
+    steps = recorded_steps(tables)
+    again = simulate(Scenario(seed=3, seconds=10.0, base_ms=(0.0,) * 3), RecordedService(steps, 3))
+
+    def decode_ms(of: dict[str, pa.Table], rank: int) -> float:
+        shape, rows = (
+            columns(of["steps"], rank=rank),
+            columns(of["intervals"], rank=rank, cls=int(IntervalClass.COMPUTE)),
+        )
+        small = set(shape["step_id"][(shape["num_rows"] == 1)].tolist())
+        lengths = (rows["t1_ns"] - rows["t0_ns"])[[step in small for step in rows["step_id"].tolist()]]
+        return float(np.median(lengths)) / 1e6
+
+    assert decode_ms(again, 0) == pytest.approx(decode_ms(tables, 0), rel=0.1)
+    assert decode_ms(again, 2) == pytest.approx(decode_ms(tables, 1), rel=0.1)
+    assert decode_ms(again, 0) < 0.5 * decode_ms(again, 2)
+
+
+def test_the_shipped_steps_are_of_a_real_run() -> None:
+    steps = shipped_steps()
+    assert set(steps["place"].to_pylist()) == {0, 2}
+    assert steps.num_rows > 500
+    core = np.asarray(steps["core_us"])
+    assert (core > 0).all() and np.median(core) < 100_000
+
+
+def test_too_few_steps_are_nothing_to_draw_from() -> None:
+    tables = simulate(Scenario(seed=2, seconds=0.01, requests_per_s=0.001, warmup_steps=3))
+    with pytest.raises(ValueError, match="50 are needed"):
+        recorded_steps(tables)

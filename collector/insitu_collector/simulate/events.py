@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insitu.vocabulary import IntervalClass, RequestEvent
-from insitu_collector.simulate.faults import FaultPlan, Floats, Traffic, foreign_cores
+from insitu_collector.simulate.faults import FaultPlan, Traffic, foreign_cores
 from insitu_collector.simulate.scenario import BEGIN_NS, MOST_REQUESTS, MS, SECOND, Scenario
-from insitu_collector.simulate.work import Service, StepShape, Taken, Worked, classes_of, edges_of
+from insitu_collector.simulate.work import Service, StepShape, Worked, classes_of, edges_of
 
 Int64 = NDArray[np.int64]
 
@@ -234,7 +234,7 @@ class Replica:
             begin = np.maximum(log.free_ns, arrived)
             at = int(begin.max())
             effect = self._plan.of_step(stage, at) if self._plan is not None else None
-            taken = self._take(stage, step.shape, at)
+            taken = self.service.take(self.random, stage, step.shape, len(begin), self._load(at))
             worked = edges_of(log.free_ns, begin, taken, effect, log.classes)
             log.add(worked)
             arrived = worked.edges[-1]
@@ -244,20 +244,6 @@ class Replica:
         done = int(arrived.max())
         self._end_step(step, batch, done, failed=flag is not None)
         return done
-
-    def _take(self, stage: int, shape: StepShape, at: int) -> Taken:
-        """Draw what the step takes on each rank of a stage."""
-        width = self.scenario.tensor_parallel
-        service = self.service.draw(self.random, stage, shape, width)
-        load = self._load(at)
-        if load:
-            service = service * (1 + 0.1 * load)
-        delay: Floats = np.zeros(width)
-        struck = self.random.random(width) < self.scenario.tail + 0.3 * load
-        num_struck = int(struck.sum())
-        if num_struck:
-            delay[struck] = self.random.exponential(4.0, num_struck) * MS
-        return Taken(service, delay, self.service.sampling_ns(stage, shape))
 
     def _load(self, t_ns: int) -> float:
         at = self._seconds(t_ns)

@@ -16,7 +16,7 @@ from insitu_collector.simulate.health import Hosts, driver_health, rank_health
 from insitu_collector.simulate.losses import without_lost
 from insitu_collector.simulate.rows import DRIVER, identified
 from insitu_collector.simulate.scenario import Place, Scenario
-from insitu_collector.simulate.summaries import summaries
+from insitu_collector.simulate.summaries import never_fired, summaries
 from insitu_collector.simulate.work import FormulaService, Service
 
 Tables = dict[str, pa.Table]
@@ -59,7 +59,9 @@ def _of_rank(replica: Replica, place: Place, hosts: Hosts, end_ns: int) -> Table
     recorded = rows.intervals(replica, log, place)
     beats = rank_health(replica, place, recorded, hosts, end_ns)
     intervals, health = without_lost(replica.scenario, place, recorded, beats, replica.traffic_ns)
-    return {
+    told = never_fired(replica.scenario, place)
+    events = {"events": told} if told.num_rows else {}
+    return events | {
         "sites": rows.sites(replica.scenario, place),
         "steps": rows.steps(replica, log, place),
         "intervals": intervals,

@@ -52,7 +52,7 @@ class Fault:
     - "kv_small": there is key/value memory for `size` token positions only
     - "long_prompts": a share `share` of requests bring a prompt of `size` tokens
     - "underfilled": only `size` micro-batches are kept in flight
-    - "silent_site": the last site of the stage's layers writes nothing (logits still do)
+    - "silent_site": the last site of the stage's layers never writes, whatever `at_s` says; logits still do
     - "drop": a share `share` of the stage's interval rows is lost where they are made, and counted
     - "foreign": other processes use `size` cores of the host
     - "clock_offset": the host's Unix clock is `ms` ahead, of which `clocks` says all; "clock_jump": its clock is set

@@ -37,8 +37,11 @@ class Taken(NamedTuple):
     """What a step takes on each rank of a stage, in ns."""
 
     service: Floats
-    delay: Floats
-    """Kept from its core."""
+    """On its core."""
+    queued: Floats
+    """Kept from its core by others: the kernel counts it."""
+    asleep: Floats
+    """Off its core for a reason of its own."""
     sampling: float
 
 
@@ -53,12 +56,8 @@ class Worked(NamedTuple):
 class Service(Protocol):
     """Where service times come from."""
 
-    def draw(self, random: np.random.Generator, stage: int, shape: StepShape, width: int) -> Floats:
-        """Return what a step of this shape takes on each of `width` ranks of a stage, in ns."""
-        ...
-
-    def sampling_ns(self, stage: int, shape: StepShape) -> float:
-        """Return what the sampling takes there; 0 where nothing is sampled."""
+    def take(self, random: np.random.Generator, stage: int, shape: StepShape, width: int, load: float) -> Taken:
+        """Draw what a step of this shape takes on each of `width` ranks of a stage; load: cores that others use."""
         ...
 
 
@@ -68,14 +67,25 @@ class FormulaService:
     def __init__(self, scenario: Scenario) -> None:
         self._base_ms = scenario.base_ms
         self._noise = scenario.noise
+        self._tail = scenario.tail
 
-    def draw(self, random: np.random.Generator, stage: int, shape: StepShape, width: int) -> Floats:
+    def take(self, random: np.random.Generator, stage: int, shape: StepShape, width: int, load: float) -> Taken:
+        """Draw what a step of this shape takes on each of `width` ranks of a stage; load: cores that others use."""
         ms = self._base_ms[stage] + 0.12 * shape.num_rows + 0.05 * shape.prefill_rows + 0.0006 * shape.context
-        factors: Floats = np.exp(random.normal(0.0, self._noise, width))
-        return ms * MS * factors
+        service = ms * MS * np.exp(random.normal(0.0, self._noise, width)) * (1 + 0.1 * load)
+        queued = struck_by_load(random, width, self._tail, load)
+        is_last = stage == len(self._base_ms) - 1
+        return Taken(service, queued, np.zeros(width), (0.2 + 0.05 * shape.num_requests) * MS if is_last else 0.0)
 
-    def sampling_ns(self, stage: int, shape: StepShape) -> float:
-        return (0.2 + 0.05 * shape.num_requests) * MS if stage == len(self._base_ms) - 1 else 0.0
+
+def struck_by_load(random: np.random.Generator, width: int, tail: float, load: float) -> Floats:
+    """Draw how long each rank is kept from its core: most are not; `tail` is the chance without any load."""
+    queued = np.zeros(width)
+    struck = random.random(width) < tail + 0.3 * load
+    num_struck = int(struck.sum())
+    if num_struck:
+        queued[struck] = random.exponential(4.0, num_struck) * MS
+    return queued
 
 
 def classes_of(collectives: int) -> tuple[IntervalClass, ...]:
@@ -129,11 +139,11 @@ def edges_of(
         edges[place + 1] = at
     edges[-2], cpu[-2] = edges[-3] + lengths.sampling, lengths.sampling
     edges[-1] = edges[-2] + SEND_NS
-    return Worked(edges, cpu, taken.delay.astype(np.int64))
+    return Worked(edges, cpu, taken.queued.astype(np.int64))
 
 
 def _lengths(taken: Taken, effect: Effect | None, stretches: int) -> _Lengths:
-    service, off_core = taken.service, taken.delay
+    service, off_core = taken.service, taken.queued + taken.asleep
     computing: Floats | float = 0.0
     pause, link, meeting = np.zeros(len(service), np.int64), 0, 0
     if effect is not None:
