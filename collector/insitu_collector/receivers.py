@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from insitu.config import Config, ConfigError
+from insitu.config import Config, ConfigError, Origin
 from insitu_collector.alerts import sent_before
 from insitu_collector.delivery import Delivery, Receiver, Tell
 from insitu_collector.otlp_logs import OtlpLogs
@@ -15,6 +16,8 @@ from insitu_collector.webhooks import Webhook
 
 if TYPE_CHECKING:
     from insitu_collector.store import Store
+
+_log = logging.getLogger("insitu")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -35,11 +38,21 @@ def receivers_of(config: Config) -> list[Receiver]:
     found: list[Receiver] = []
     try:
         found += [Webhook(url) for url in dict.fromkeys(config.webhooks)]
-        if config.otlp_logs:
-            found.append(OtlpLogs(config.otlp_logs))
+        found += _otlp_logs(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return found
+
+
+def _otlp_logs(config: Config) -> list[Receiver]:
+    try:
+        return [OtlpLogs(config.otlp_logs)] if config.otlp_logs else []
+    except ValueError as error:
+        if config.origin("otlp_logs") is not Origin.ENVIRONMENT:
+            raise
+        # The variable belongs to all OpenTelemetry programs: it may be set for another one, and stops none of ours.
+        _log.warning("insitu: incidents are not sent as OTLP logs: %s", error)
+        return []
 
 
 def deliveries_to(receivers: Sequence[Receiver], store: Store, tell: Tell) -> list[Delivery]:

@@ -76,7 +76,8 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                body = json.loads(raw) if self.headers["Content-Type"] == "application/json" else {}
                 server.paths.append(self.path)
                 server.headers.append(dict(self.headers))
                 answer = 200 if server.answers.empty() else server.answers.get()
@@ -97,7 +98,8 @@ class Server:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self._http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that gave up
-        self.url = f"http://127.0.0.1:{self._http.server_port}/hook?token=secret"
+        self.base = f"http://127.0.0.1:{self._http.server_port}"
+        self.url = f"{self.base}/hook?token=secret"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
         self._thread.start()
 

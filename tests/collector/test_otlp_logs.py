@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from alert_kit import alert
+from alert_kit import alert, serving
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
@@ -127,6 +128,32 @@ def test_a_service_that_hangs_is_left(service: tuple[Service, str], monkeypatch:
     servicer.codes.append(grpc.StatusCode.DEADLINE_EXCEEDED)
     with closing(OtlpLogs(url)) as logs, pytest.raises(Unsent):
         logs.send(alert())
+
+
+@pytest.mark.parametrize("path", ["", "/v1/logs"], ids=["grpc", "http"])
+def test_an_endpoint_that_is_not_there_is_tried_again(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(otlp_logs, "ATTEMPT_S", 0.3)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}{path}"
+        with closing(OtlpLogs(url)) as logs, pytest.raises(Unsent) as refused:
+            logs.send(alert())
+    assert refused.value.again
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("answer", [500, 503, "hang", "garbage"])
+def test_http_that_fails_is_tried_again(answer: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp_logs, "ATTEMPT_S", 0.3)
+    with (
+        serving(*[answer] * 100) as server,
+        closing(OtlpLogs(f"{server.base}/v1/logs")) as logs,
+        pytest.raises(Unsent) as refused,
+    ):
+        logs.send(alert())
+    assert refused.value.again
 
 
 def test_an_alert_arrives_over_http() -> None:

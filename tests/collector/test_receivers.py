@@ -129,6 +129,14 @@ def test_an_option_that_cannot_work_is_said_at_once(args: list[str], why: str, t
     assert not (tmp_path / "store").exists()
 
 
+def test_a_variable_meant_for_others_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert receivers_of(load(tmp_path, {"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "there:4317"})) == []
+    assert "incidents are not sent as OTLP logs: the OTLP endpoint" in caplog.text
+    (tmp_path / "insitu.toml").write_text('otlp_logs = "there:4317"')
+    with pytest.raises(ConfigError, match="the OTLP endpoint"):
+        receivers_of(load(tmp_path, {}))
+
+
 def test_settings_name_receivers_once_each(tmp_path: Path) -> None:
     (tmp_path / "insitu.toml").write_text('webhooks = ["http://a/1", "http://a/2", "http://a/1"]')
     found = receivers_of(load(tmp_path, {}))
