@@ -13,7 +13,11 @@ from insitu_collector.trace import Args, Counter, Process, Slice, Trace, Track
 SEQUENCE: Final = 1
 FIRST_HOST_CLOCK: Final = 128
 """Clock ids from here on belong to whoever writes the trace: one a host, its CLOCK_MONOTONIC."""
-_CLEARED, _NEEDED = 1, 2
+_CLEARED: Final = proto.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
+_NEEDED: Final = proto.TracePacket.SEQ_NEEDS_INCREMENTAL_STATE
+_BEGIN: Final = proto.TrackEvent.TYPE_SLICE_BEGIN
+_END: Final = proto.TrackEvent.TYPE_SLICE_END
+_INSTANT: Final = proto.TrackEvent.TYPE_INSTANT
 
 
 def write_perfetto(trace: Trace, file: IO[bytes]) -> None:
@@ -127,10 +131,10 @@ class _Writer:
             while inside and inside[-1].t1_ns <= each.t0_ns:
                 self._end(inside.pop(), uuid)
             if each.t1_ns > each.t0_ns:
-                self._write_event(each, uuid, proto.TrackEvent.TYPE_SLICE_BEGIN)
+                self._write_event(each, uuid, _BEGIN)
                 inside.append(each)
             else:
-                self._write_event(each, uuid, proto.TrackEvent.TYPE_INSTANT)
+                self._write_event(each, uuid, _INSTANT)
         while inside:
             self._end(inside.pop(), uuid)
 
@@ -142,8 +146,9 @@ class _Writer:
         event.name_iid = self._events.number(each.name, packet)
         event.category_iids.append(self._categories.number(each.category, packet))
         self._annotate(each.args, packet)
-        event.flow_ids.extend(self._flows + flow for flow in each.flows_out)
-        if kind == proto.TrackEvent.TYPE_INSTANT:
+        if each.flows_out:
+            event.flow_ids.extend(self._flows + flow for flow in each.flows_out)
+        if each.flows_in and kind == _INSTANT:
             event.terminating_flow_ids.extend(self._flows + flow for flow in each.flows_in)
         self._builder.write_packet(packet)
 
@@ -152,8 +157,9 @@ class _Writer:
         packet = self._packet()
         packet.timestamp = each.t1_ns
         event = packet.track_event
-        event.type, event.track_uuid = proto.TrackEvent.TYPE_SLICE_END, uuid
-        event.terminating_flow_ids.extend(self._flows + flow for flow in each.flows_in)
+        event.type, event.track_uuid = _END, uuid
+        if each.flows_in:
+            event.terminating_flow_ids.extend(self._flows + flow for flow in each.flows_in)
         self._builder.write_packet(packet)
 
     def _annotate(self, args: Args, packet: Any) -> None:

@@ -73,6 +73,21 @@ def test_a_row_stored_twice_is_read_once(tmp_path: Path) -> None:
     assert store.sql("select count(*) as n from events").to_pylist() == [{"n": 7}]
 
 
+def test_a_scan_gives_the_same_rows_a_segment_at_a_time(tmp_path: Path) -> None:
+    for batch in (events([0, 1, 2], seq=0), events([2, 3], seq=1), events([4], seq=2)):
+        one_segment_each(tmp_path, batch)
+    store = open_store(tmp_path)
+    assert [batch["row_seq"].to_pylist() for batch in store.scan("events")] == [[0, 1, 2], [3], [4]]
+    assert sorted(numbers(pa.Table.from_batches(store.scan("events")))) == numbers(store.table("events"))
+    scan = store.scan("events")
+    assert next(scan)["row_seq"].to_pylist() == [0, 1, 2]
+    _, second, _ = sorted((tmp_path / "v1" / "sealed" / "events").iterdir())
+    second.unlink()  # expired before the scan came to it: it held no more than the first
+    assert [batch["row_seq"].to_pylist() for batch in scan] == [[4]]
+    with pytest.raises(KeyError, match="no table 'dreams'"):
+        next(store.scan("dreams"))
+
+
 def test_sql_joins_tables_and_reads_those_it_names(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "a")
     writer.append(events([0, 1]))
