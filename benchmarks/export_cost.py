@@ -25,8 +25,7 @@ import pyarrow.compute as pc
 
 from insitu_collector.export import FILES, TRACES, export_tables, export_trace
 from insitu_collector.selection import select
-from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.simulated_rows import simulate, write_store
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 
 READ: Final = "read only"

@@ -41,7 +41,7 @@ def test_where_the_time_went(tmp_path: Path) -> None:
     (card,) = [content for kind, content in found if kind == "text/html"]
     assert "stage 1 limits the pipeline" in card
     pictures = [base64.b64decode(content) for kind, content in found if kind == "image/png"]
-    assert [picture[:8] for picture in pictures] == [b"\x89PNG\r\n\x1a\n"] * 4
+    assert [picture[:8] for picture in pictures] == [b"\x89PNG\r\n\x1a\n"] * 5
     text = "\n".join(content for kind, content in found if kind == "text/plain")
     assert "STAGE_LIMITS" in text
     assert "rank 0  wait_downstream" in text

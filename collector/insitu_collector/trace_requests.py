@@ -17,6 +17,7 @@ _ENDS: Final = {RequestEvent.FINISHED: "finished", RequestEvent.FAILED: "failed"
 _PHASES: Final = {
     RequestEvent.ARRIVED: "queue",
     RequestEvent.QUEUED: "queue",
+    RequestEvent.KV_WAIT: "kv_wait",
     RequestEvent.SCHEDULED: "prefill",
     RequestEvent.FIRST_TOKEN: "decode",
     RequestEvent.PREEMPTED: "preempted",
@@ -59,8 +60,13 @@ def lives(rows: pa.Table, clock: Timeline) -> list[Life]:
     times = clock.moved(rows, "t_ns").tolist()
     for name, event, t_ns, num_tokens in zip(names, events, times, tokens, strict=True):
         found.setdefault(name, []).append((t_ns, RequestEvent(event), -1 if num_tokens is None else num_tokens))
-    whole = [Life(name, tuple(sorted(events))) for name, events in found.items()]
+    whole = [Life(name, tuple(sorted(events, key=_order))) for name, events in found.items()]
     return sorted(whole, key=lambda life: (life.begin_ns, life.name))
+
+
+def _order(event: tuple[int, RequestEvent, int]) -> tuple[int, float]:
+    """By time, and within a moment in the order of a life: numbers of events are, but for one that came later."""
+    return event[0], RequestEvent.ARRIVED + 0.5 if event[1] == RequestEvent.KV_WAIT else float(event[1])
 
 
 def request_slices(life: Life, begin_ns: int, end_ns: int) -> list[Slice]:

@@ -32,6 +32,7 @@ def test_phases_follow_the_events_and_lie_inside_the_request() -> None:
     (life,) = found(
         ("a", E.ARRIVED, 10),
         ("a", E.QUEUED, 10),
+        ("a", E.KV_WAIT, 20),
         ("a", E.SCHEDULED, 30),
         ("a", E.FIRST_TOKEN, 50),
         ("a", E.TOKEN, 55),
@@ -42,7 +43,8 @@ def test_phases_follow_the_events_and_lie_inside_the_request() -> None:
     )
     assert drawn(life) == [
         ("a", 10, 90),
-        ("queue", 10, 30),
+        ("queue", 10, 20),
+        ("kv_wait", 20, 30),
         ("prefill", 30, 50),
         ("decode", 50, 60),
         ("preempted", 60, 80),
@@ -77,3 +79,9 @@ def test_counters_step_with_requests_and_those_waiting_only_where_it_is_known() 
     in_flight, waiting = request_counters(scheduled, 15, 100)
     assert list(zip(in_flight.t_ns, in_flight.value, strict=True)) == [(15, 1), (20, 2), (40, 1)]
     assert list(zip(waiting.t_ns, waiting.value, strict=True)) == [(15, 1), (20, 2), (25, 1), (40, 0)]
+
+
+def test_events_of_one_moment_stand_in_the_order_of_a_life() -> None:
+    (life,) = found(("a", E.FINISHED, 10), ("a", E.SCHEDULED, 10), ("a", E.KV_WAIT, 10), ("a", E.ARRIVED, 10))
+    assert [event for _, event, _ in life.events] == [E.ARRIVED, E.KV_WAIT, E.SCHEDULED, E.FINISHED]
+    assert drawn(life)[0] == ("a", 10, 10)
