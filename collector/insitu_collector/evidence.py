@@ -30,6 +30,7 @@ Tables = Mapping[str, pa.Table]
 HORIZON_NS: Final = 60_000_000_000
 """How long rows are kept. Every window of a verdict is far shorter."""
 _MOST_OPEN_REQUESTS: Final = 100_000
+_MOST_CLOCKS: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Evidence:
 
     horizon_ns: int = HORIZON_NS
     sources: pa.Table = field(default_factory=lambda: schema_of("sources").empty_table())
+    clocks: pa.Table = field(default_factory=lambda: schema_of("clocks").empty_table())
+    """The newest measurements of hosts' clocks."""
     timeline: Timeline = field(default_factory=Timeline)
     stages: dict[int, int] = field(default_factory=dict)
     """Rank -> stage."""
@@ -131,11 +134,16 @@ class Evidence:
 
     def _take_sources(self, rows: pa.Table) -> None:
         self.sources = pa.concat_tables([self.sources, rows])
-        self.timeline = timeline_of(self.sources)
+        self.timeline = timeline_of(self.sources, self.clocks)
         self.stages = rank_stages(self.sources)
         for row in rows.select(["rank", "role", "param_bytes"]).to_pylist():
             if row["role"] == Role.RANK and row["param_bytes"]:
                 self.param_bytes[row["rank"]] = row["param_bytes"]
+
+    def _take_clocks(self, rows: pa.Table) -> None:
+        clocks = pa.concat_tables([self.clocks, rows])
+        self.clocks = clocks.slice(max(0, clocks.num_rows - _MOST_CLOCKS))
+        self.timeline = timeline_of(self.sources, self.clocks)
 
     def _take_events(self, rows: pa.Table) -> None:
         silence.take(self.silences, rows, self.timeline)
@@ -271,6 +279,7 @@ class Evidence:
 
 _TAKE: Final = {
     "sources": Evidence._take_sources,
+    "clocks": Evidence._take_clocks,
     "events": Evidence._take_events,
     "sites": Evidence._take_sites,
     "health": Evidence._take_health,

@@ -13,6 +13,7 @@ import numpy as np
 
 from insitu.vocabulary import VerdictKind
 from insitu_collector import (
+    clock,
     experts,
     healthy,
     host,
@@ -58,6 +59,7 @@ _NO_ALARM: Final = (
     VerdictKind.HOST_CONTENDED,
     VerdictKind.RECORDS_DROPPED,
     VerdictKind.EXPERT_IMBALANCE,
+    VerdictKind.CLOCK_UNCERTAIN,
     VerdictKind.SITE_NEVER_FIRED,
     VerdictKind.KV_STARVED,
     VerdictKind.PREFILL_DELAYS_DECODE,
@@ -115,6 +117,7 @@ class Judgement:
             *contended,
             *host.dropped(evidence),
             *experts.look(evidence),
+            *clock.look(evidence),
             *silent_sites.look(evidence),
             *request_verdicts.look(
                 evidence, self.baseline, traffic, self.incidents.is_open, contended=was_contended or bool(contended)

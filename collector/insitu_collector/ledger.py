@@ -96,15 +96,22 @@ class _Spans:
         )
 
 
-def rank_ledger(intervals: pa.Table, health: pa.Table, sources: pa.Table, t0_ns: int, t1_ns: int) -> Ledger:
-    """Return the ledger of [t0_ns, t1_ns), times on the timeline of `sources`.
+def rank_ledger(
+    intervals: pa.Table,
+    health: pa.Table,
+    sources: pa.Table,
+    t0_ns: int,
+    t1_ns: int,
+    clocks: pa.Table | None = None,
+) -> Ledger:
+    """Return the ledger of [t0_ns, t1_ns), times on the timeline of `sources` and `clocks`.
 
     Takes tables of one run and replica (`insitu_collector.evidence.groups`). A rank that has a source but no
     intervals is unrecorded all through. An interval still open at a rank's last heartbeat counts up to there.
     """
     if t1_ns < t0_ns:
         raise ValueError(f"a window must not end ({t1_ns}) before it begins ({t0_ns})")
-    clock = timeline_of(sources)
+    clock = timeline_of(sources, clocks)
     stages = rank_stages(sources, intervals)
     ranks = numbers(intervals, "rank", NO_RANK)
     spans: dict[int, _Spans] = {}

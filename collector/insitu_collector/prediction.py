@@ -131,5 +131,5 @@ def first_token_s(tables: Tables, graph: StepGraph) -> float | None:
 
 def _times(tables: Tables, rows: pa.Table, event: RequestEvent) -> dict[str, int]:
     chosen = rows.filter(pc.equal(rows["event"], int(event)))
-    moved = timeline_of(tables["sources"]).moved(chosen, "t_ns").tolist()
+    moved = timeline_of(tables["sources"], tables.get("clocks")).moved(chosen, "t_ns").tolist()
     return dict(zip(chosen["request"].to_pylist(), moved, strict=True))

@@ -43,7 +43,7 @@ def records_of_tables(tables: Tables) -> RequestRecords:
     """Return the records of one run and replica (`insitu_collector.slices.Groups`); any table may be missing."""
     found = {name: tables.get(name, schema_of(name).empty_table()) for name in ("sources", "steps", "health")}
     requests, intervals = (tables.get(name, schema_of(name).empty_table()) for name in ("requests", "intervals"))
-    clock, stages = timeline_of(found["sources"]), rank_stages(found["sources"], intervals)
+    clock, stages = timeline_of(found["sources"], tables.get("clocks")), rank_stages(found["sources"], intervals)
     events = {"request": requests["request"].to_numpy(), "t": clock.moved(requests, "t_ns")}
     events |= {"event": numbers(requests, "event", _NO_EVENT), "step": numbers(requests, "step_id", -1)}
     done = {"t0": clock.moved(intervals, "t0_ns"), "t": clock.moved(intervals, "t1_ns")}

@@ -61,7 +61,7 @@ class Selection:
         """What could not be read so far."""
         found = store.table("sources")
         self.sources: pa.Table = found.filter(pc.equal(found["run"], run))
-        self.clock: Timeline = timeline_of(self.sources)
+        self.clock: Timeline = timeline_of(self.sources, store.table("clocks"))
         self._steps: Int64 | None = None
 
     @property

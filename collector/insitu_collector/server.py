@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any, Final, Self
 
 import grpc
 
+from insitu.identity import boot_id
 from insitu.retention import Keep
 from insitu.segment_recovery import Recovery, recover_store
 from insitu.segments import Key, ShardWriter
-from insitu.wire.insitu_pb2 import ToCollector, ToProbe
+from insitu.wire.insitu_pb2 import ClockQuery, ClockReading, ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorServicer, add_CollectorServicer_to_server
 from insitu_collector.connection import Connection, Rejected
 from insitu_collector.ingest import MAX_FRAME_BYTES, SHARD, Ingest
@@ -93,6 +95,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
         self._due = threading.Condition()
+        self._boot_id = boot_id()
         self._has_uncommitted = False
         self._is_stopping = False
         self._committer = threading.Thread(target=self._commit_loop, name="insitu-commit", daemon=True)
@@ -137,6 +140,11 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         finally:
             with self._lock:
                 self._connections.discard(connection)
+
+    def Clock(self, query: ClockQuery, context: Any) -> ClockReading:
+        """Say what this host's clock shows."""
+        came_ns = time.monotonic_ns()
+        return ClockReading(boot_id=self._boot_id, came_ns=came_ns, left_ns=time.monotonic_ns())
 
     def _appended(self) -> None:
         with self._due:

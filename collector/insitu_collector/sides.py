@@ -87,7 +87,7 @@ class Recorded:
 
     def _between(self, t0_ns: int, t1_ns: int, label: str) -> Measured:
         requests = self._table("requests")
-        clock = timeline_of(self._tables["sources"])
+        clock = timeline_of(self._tables["sources"], self._tables.get("clocks"))
         t_ns = clock.moved(requests, "t_ns")
         ttft_s, itl_s, num_tokens = samples_of(requests.filter(pa.array((t_ns >= t0_ns) & (t_ns < t1_ns))), clock)
         return Measured(

@@ -17,7 +17,14 @@ from insitu_collector.timeline import Int64, numbers, timeline_of
 Group = tuple[str, int]
 """(run, replica)"""
 
-_TIMES: Final = {"intervals": "t1_ns", "steps": "t0_ns", "health": "t_ns", "events": "t_ns", "requests": "t_ns"}
+_TIMES: Final = {
+    "intervals": "t1_ns",
+    "steps": "t0_ns",
+    "health": "t_ns",
+    "events": "t_ns",
+    "requests": "t_ns",
+    "clocks": "t_ns",
+}
 _OF_STEPS: Final = ("summaries", "expert_loads")
 """Tables without a time of their own: a row comes with its step."""
 JUDGED: Final = ("sources", "sites", *_TIMES, *_OF_STEPS)
@@ -81,7 +88,7 @@ def seconds(tables: Tables, every_ns: int = 1_000_000_000) -> Iterator[dict[str,
 
     Sources and sites come first; what carries no time comes with its step.
     """
-    clock = timeline_of(_rows(tables, "sources"))
+    clock = timeline_of(_rows(tables, "sources"), tables.get("clocks"))
     times = {name: clock.moved(tables[name], column) for name, column in _TIMES.items() if name in tables}
     filled = [t for t in times.values() if len(t)]
     if not filled:

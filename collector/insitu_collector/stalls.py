@@ -82,7 +82,7 @@ def traffic_window(tables: Tables) -> tuple[int, int] | None:
     Tables of one run and replica. Steps of warm-up are left out: those of `warmup-*` requests, and those before the
     `warmup_end` event.
     """
-    clock = timeline_of(tables["sources"])
+    clock = timeline_of(tables["sources"], tables.get("clocks"))
     steps, intervals = tables.get("steps"), tables.get("intervals")
     if steps is None or not steps.num_rows:
         return None
@@ -118,7 +118,7 @@ def stalls_of(store: Store, run: str = "", changes: Sequence[str] = (), *, matri
     ledger = delays = None
     if window is not None:
         intervals, health = (tables.get(name, schema_of(name).empty_table()) for name in ("intervals", "health"))
-        ledger = rank_ledger(intervals, health, tables["sources"], *window)
+        ledger = rank_ledger(intervals, health, tables["sources"], *window, clocks=tables.get("clocks"))
         delays = delay_words.matrix_of(intervals, tables["sources"], *window) if matrix else None
     return Stalls(
         store=str(store.path),
@@ -126,7 +126,7 @@ def stalls_of(store: Store, run: str = "", changes: Sequence[str] = (), *, matri
         others=sorted({name for name, _ in found} - {group[0]}),
         verdicts=final_verdicts(store, group[0]),
         ledger=ledger,
-        timeline=timeline_of(tables["sources"]),
+        timeline=timeline_of(tables["sources"], tables.get("clocks")),
         missing=missing_rows(tables, store.table("gaps")),
         stored=stored_rows(store, group[0], read["sources"]),
         expired=expired_rows(store, group[0], read["sources"]),

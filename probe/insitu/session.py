@@ -132,15 +132,15 @@ class Session:
         self._recorder = Recorder()
         self._pauses = GcPauses()
         to = self.to
-        self._exporter = open_exporter(to, self.source, self._keep, self._put_gaps) if isinstance(to, str) else to
+        self._exporter = open_exporter(to, self.source, self._keep, self._put_rows) if isinstance(to, str) else to
         self._outbox = Outbox(self.source.epoch, self._exporter)
         self._drain = Drain(
             self.source, self._outbox, self._inlet, self._recorder, self._pauses, lambda: self._observer
         )
 
-    def _put_gaps(self, rows: Sequence[dict[str, Any]]) -> None:
+    def _put_rows(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
         for row in rows:
-            self._inlet.put_row("gaps", row)
+            self._inlet.put_row(table, row)
 
     def _run(self) -> None:
         """Start the drain: at once, and in a forked child when the child first uses the session."""

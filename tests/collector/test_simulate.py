@@ -172,17 +172,21 @@ def test_a_silent_site_writes_nothing_and_its_session_says_so() -> None:
 def test_ranks_of_hosts_with_clocks_of_their_own_come_together_on_one_line() -> None:
     scenario = replace(GRID, hosts=2)
     moved, true = simulate(scenario), simulate(GRID)
-    line = timeline_of(moved["sources"])
+    line = timeline_of(moved["sources"], moved["clocks"])
     apart = line.moved(moved["intervals"], "t0_ns") - np.asarray(true["intervals"]["t0_ns"])
-    assert np.abs(apart).max() <= 200_000
+    assert np.abs(apart).max() <= 300_000
     assert np.abs(np.asarray(moved["intervals"]["t0_ns"]) - np.asarray(true["intervals"]["t0_ns"])).max() > SECOND
     told = moved["clocks"].to_pylist()
     assert {(row["host_a"], row["host_b"]) for row in told} == {("simulated", "simulated-1")}
 
 
 def test_what_clocks_say_of_a_host_that_is_off() -> None:
-    offset = simulate(replace(GRID, hosts=2, faults=(Fault("clock_offset", host=1, ms=50.0),)))["clocks"].to_pylist()
-    assert all(abs(row["offset_ns"] - 50_000_000) < 1_000_000 for row in offset)
+    scenario = replace(GRID, hosts=2)
+    wrong = simulate(replace(scenario, faults=(Fault("clock_offset", host=1, ms=50.0),)))
+    true = np.asarray(simulate(GRID)["intervals"]["t0_ns"])
+    for clocks, least, most in ((wrong["clocks"], 0, 300_000), (None, 49_000_000, 51_000_000)):
+        apart = timeline_of(wrong["sources"], clocks).moved(wrong["intervals"], "t0_ns") - true
+        assert least <= np.abs(apart).max() <= most, "measured: right; by what the host believes: off"
     unknown = simulate(replace(GRID, hosts=2, faults=(Fault("clock_unknown", host=1),)))
     assert "clocks" not in unknown
 

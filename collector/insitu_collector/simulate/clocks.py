@@ -8,13 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from insitu.records import schema_of
-from insitu.vocabulary import NO_RANK
 from insitu_collector.simulate.scenario import BEGIN_NS, MS, SECOND, UNIX_MINUS_MONO_NS, Scenario
 
 Int64 = NDArray[np.int64]
 
-COLLECTOR_EPOCH: Final = 901
 ERROR_NS: Final = 200_000
 """What one exchange with a host leaves open: half of a usual round trip between hosts."""
 SET_WITHIN_NS: Final = 100_000
@@ -69,19 +66,18 @@ class Clocks:
                 table = table.set_column(place, table.schema.field(place), shown)
         return table
 
-    def exchanges(self, end_ns: int, seed: int) -> pa.Table:
-        """Return `clocks`: how far each other host's Unix clock was measured to be ahead of the first one's."""
-        random = np.random.default_rng([seed, 3])
-        rows: list[dict[str, Any]] = []
-        for t_ns in range(BEGIN_NS, end_ns, EXCHANGE_NS):
-            for host in range(1, len(self._mono_ns)):
-                error = int(ERROR_NS * random.uniform(0.5, 1.5))
-                if host in self._unknown:
-                    continue
-                at_ns, by_ns = self._jumps.get(host, (end_ns, 0))
-                ahead = int(self._unix_off_ns[host]) + (by_ns if t_ns >= at_ns else 0)
-                rows.append({"t_ns": t_ns, "error_ns": error, "offset_ns": ahead + int(random.uniform(-error, error))})
-                rows[-1] |= {"host_a": self.host_name(0), "host_b": self.host_name(host)}
-        identity = {"epoch": COLLECTOR_EPOCH, "rank": NO_RANK, "stage": NO_RANK}
-        full = [identity | {"row_seq": place} | row for place, row in enumerate(rows)]
-        return pa.Table.from_pylist(full, schema=schema_of("clocks"))
+    def exchanges(self, host: int, end_ns: int, seed: int) -> dict[str, Any]:
+        """Return the columns of `clocks` that a process of a host writes, with true times: how far its clock was
+        measured to be ahead of the first host's. Empty for the first host, and for one whose exchanges got lost."""
+        random = np.random.default_rng([seed, 3, host])
+        lost = host == 0 or host in self._unknown
+        t_ns = np.arange(BEGIN_NS, BEGIN_NS if lost else end_ns, EXCHANGE_NS)
+        error_ns = (ERROR_NS * random.uniform(0.5, 1.5, len(t_ns))).astype(np.int64)
+        off_ns = (error_ns * random.uniform(-1.0, 1.0, len(t_ns))).astype(np.int64)
+        return {
+            "t_ns": t_ns,
+            "error_ns": error_ns,
+            "offset_ns": self.local(host, t_ns) - t_ns + off_ns,
+            "host_a": self.host_name(0),
+            "host_b": self.host_name(host),
+        }

@@ -41,12 +41,16 @@ def processes(scenario: Scenario, service: Service | None = None) -> Iterator[Ta
     end_ns = max(int(log.free_ns.max()) for replica in replicas for log in replica.stages)
     clocks, hosts = Clocks(scenario, traffic_ns), Hosts(scenario, replicas)
     yield {"sources": rows.sources(scenario, clocks), "events": _events(scenario, traffic_ns)}
+    compared: set[int] = set()
+    """Hosts whose clock some process has compared with the first host's."""
     for place in map(scenario.place, range(scenario.num_ranks)):
         tables = _of_rank(replicas[place.replica], place, hosts, end_ns)
-        yield {name: clocks.shown(table, place.host) for name, table in tables.items()}
-    exchanges = clocks.exchanges(end_ns, scenario.seed)
-    others = {"clocks": exchanges} if exchanges.num_rows else {}
-    yield {"health": driver_health(hosts, end_ns), "requests": rows.requests(replicas), **others}
+        if place.host not in compared:
+            compared.add(place.host)
+            exchanges = clocks.exchanges(place.host, end_ns, scenario.seed)
+            tables["clocks"] = identified("clocks", place, exchanges, len(exchanges["t_ns"]))
+        yield {name: clocks.shown(table, place.host) for name, table in tables.items() if table.num_rows}
+    yield {"health": driver_health(hosts, end_ns), "requests": rows.requests(replicas)}
 
 
 def _events(scenario: Scenario, traffic_ns: int) -> pa.Table:

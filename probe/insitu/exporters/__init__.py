@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from insitu.exporters.base import Ack, Batch, Exporter, Level, Refused, Retry
@@ -10,28 +12,31 @@ from insitu.exporters.base import Ack, Batch, Exporter, Level, Refused, Retry
 if TYPE_CHECKING:
     from insitu.identity import Source
     from insitu.retention import Keep
-    from insitu.segment_expiry import Tell
 
 __all__ = ["Ack", "Batch", "Exporter", "Level", "Refused", "Retry", "open_exporter"]
 
 SCHEMES = ("grpc", "file", "memory")
 
+Put = Callable[[str, Sequence[dict[str, Any]]], None]
+"""Takes rows of a table into the session's own stream."""
 
-def open_exporter(to: str, source: Source, keep: Keep | None = None, tell: Tell | None = None) -> Exporter:
+
+def open_exporter(to: str, source: Source, keep: Keep | None = None, put: Put | None = None) -> Exporter:
     """Return the exporter for a destination URL.
 
-    keep: what a store of this process's own keeps. tell: takes rows of `gaps` about what has gone from it.
+    keep: what a store of this process's own keeps. put: takes rows that the exporter itself has to say:
+    `gaps` about what has gone from such a store, `clocks` about a collector on another host.
     Raises ValueError for an unknown scheme, and OSError when a store cannot be written.
     """
     url = urlsplit(to)
     if url.scheme == "grpc":
         from insitu.exporters.collector import CollectorExporter
 
-        return CollectorExporter(url.netloc, source)
+        return CollectorExporter(url.netloc, source, tell=partial(put, "clocks") if put else None)
     if url.scheme == "file":
         from insitu.exporters.file import FileExporter
 
-        return FileExporter(url.netloc + url.path, source, keep=keep, tell=tell)
+        return FileExporter(url.netloc + url.path, source, keep=keep, tell=partial(put, "gaps") if put else None)
     if url.scheme == "memory":
         from insitu.exporters.memory import MemoryExporter
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import grpc
 
+from insitu.clock_exchange import EVERY_S, measure
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.window import Pending, Window
 from insitu.identity import Source
 from insitu.records import TABLES, table_spec
 from insitu.vocabulary import DropReason
-from insitu.wire.insitu_pb2 import Hello, ToCollector, ToProbe
+from insitu.wire.insitu_pb2 import ClockQuery, Hello, ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorStub
 
 PROTOCOL: Final = 1
@@ -29,6 +31,8 @@ RETRY_S: Final = 0.2
 """When the caller should try again with a full window."""
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 5.0
+CLOCK_TIMEOUT_S: Final = 5.0
+"""A clock that does not answer within this says nothing."""
 
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MAX_BODY_BYTES + (1 << 16)),
@@ -52,12 +56,23 @@ class CollectorExporter:
     the first call begins anew, with an empty window.
     """
 
-    def __init__(self, target: str, source: Source, *, window_bytes: int = WINDOW_BYTES) -> None:
+    def __init__(
+        self,
+        target: str,
+        source: Source,
+        *,
+        window_bytes: int = WINDOW_BYTES,
+        tell: Callable[[Sequence[dict[str, Any]]], None] | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """tell: takes rows of `clocks`, where the collector is on another host. clock: ns, of this host."""
         if ":" not in target:
             raise ValueError(f"destination grpc://{target} has no port; the usual one is grpc://{target}:4317")
         self._target = target
         self._source = source
         self._own_window_bytes = window_bytes
+        self._tell = tell
+        self._clock = clock
         self._begin()
 
     def _begin(self) -> None:
@@ -179,6 +194,10 @@ class CollectorExporter:
         call = CollectorStub(channel).Ship(self._messages(number))
         _in_use[id(channel)] = (channel, call)
         self._call = call
+        if self._tell is not None:
+            threading.Thread(
+                target=self._compare_clocks, args=(channel, number), name="insitu-clock", daemon=True
+            ).start()
         try:
             for reply in call:
                 self._on_reply(reply)
@@ -189,6 +208,26 @@ class CollectorExporter:
             call.cancel()
             channel.close()
             del _in_use[id(channel)]
+
+    def _compare_clocks(self, channel: grpc.Channel, number: int) -> None:
+        """Measure this host's clock against the collector's again and again, while the connection lasts.
+
+        Ends at once on the collector's own host, and where a collector of an older version knows no clocks.
+        """
+        stub = CollectorStub(channel)
+        with contextlib.suppress(grpc.RpcError, ValueError):  # hung up meanwhile, or unknown there
+            while not self._is_over(number):
+                row = measure(
+                    lambda: stub.Clock(ClockQuery(), timeout=CLOCK_TIMEOUT_S, wait_for_ready=True),
+                    self._source.boot_id,
+                    self._clock,
+                )
+                if row is None:
+                    return
+                assert self._tell is not None, "there is somebody to tell, or nothing is measured"
+                self._tell([row])
+                with self._changed:
+                    self._changed.wait_for(lambda: self._is_over(number), EVERY_S)
 
     def _messages(self, number: int) -> Iterator[ToCollector]:
         """Yield Hello, then frames as they come, until this connection is over. Runs on a thread of gRPC's."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18insitu/wire/insitu.proto\x12\tinsitu.v1\"X\n\x0bToCollector\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.insitu.v1.HelloH\x00\x12!\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x10.insitu.v1.FrameH\x00\x42\x03\n\x01m\"\x96\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12,\n\x06source\x18\x03 \x03(\x0b\x32\x1c.insitu.v1.Hello.SourceEntry\x12\x0f\n\x07schemas\x18\x04 \x03(\x0c\x1a-\n\x0bSourceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"c\n\x05\x46rame\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06schema\x18\x03 \x01(\x06\x12\x10\n\x08num_rows\x18\x04 \x01(\r\x12\r\n\x05\x63rc32\x18\x05 \x01(\x07\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\"w\n\x07ToProbe\x12\x1d\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x0e.insitu.v1.AckH\x00\x12%\n\x07refusal\x18\x02 \x01(\x0b\x32\x12.insitu.v1.RefusalH\x00\x12!\n\x05rules\x18\x03 \x01(\x0b\x32\x10.insitu.v1.RulesH\x00\x42\x03\n\x01m\"Y\n\x03\x41\x63k\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x1f\n\x05level\x18\x03 \x01(\x0e\x32\x10.insitu.v1.Level\x12\x14\n\x0cwindow_bytes\x18\x04 \x01(\x04\"E\n\x07Refusal\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05retry\x18\x04 \x01(\x08\"&\n\x05Rules\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04toml\x18\x02 \x01(\x0c*/\n\x05Level\x12\x0b\n\x07PENDING\x10\x00\x12\x0c\n\x08RECEIVED\x10\x01\x12\x0b\n\x07\x44URABLE\x10\x02\x32\x43\n\tCollector\x12\x36\n\x04Ship\x12\x16.insitu.v1.ToCollector\x1a\x12.insitu.v1.ToProbe(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18insitu/wire/insitu.proto\x12\tinsitu.v1\"\x0c\n\nClockQuery\"A\n\x0c\x43lockReading\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61me_ns\x18\x02 \x01(\x06\x12\x0f\n\x07left_ns\x18\x03 \x01(\x06\"X\n\x0bToCollector\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.insitu.v1.HelloH\x00\x12!\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x10.insitu.v1.FrameH\x00\x42\x03\n\x01m\"\x96\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12,\n\x06source\x18\x03 \x03(\x0b\x32\x1c.insitu.v1.Hello.SourceEntry\x12\x0f\n\x07schemas\x18\x04 \x03(\x0c\x1a-\n\x0bSourceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"c\n\x05\x46rame\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06schema\x18\x03 \x01(\x06\x12\x10\n\x08num_rows\x18\x04 \x01(\r\x12\r\n\x05\x63rc32\x18\x05 \x01(\x07\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\"w\n\x07ToProbe\x12\x1d\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x0e.insitu.v1.AckH\x00\x12%\n\x07refusal\x18\x02 \x01(\x0b\x32\x12.insitu.v1.RefusalH\x00\x12!\n\x05rules\x18\x03 \x01(\x0b\x32\x10.insitu.v1.RulesH\x00\x42\x03\n\x01m\"Y\n\x03\x41\x63k\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x1f\n\x05level\x18\x03 \x01(\x0e\x32\x10.insitu.v1.Level\x12\x14\n\x0cwindow_bytes\x18\x04 \x01(\x04\"E\n\x07Refusal\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05retry\x18\x04 \x01(\x08\"&\n\x05Rules\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04toml\x18\x02 \x01(\x0c*/\n\x05Level\x12\x0b\n\x07PENDING\x10\x00\x12\x0c\n\x08RECEIVED\x10\x01\x12\x0b\n\x07\x44URABLE\x10\x02\x32|\n\tCollector\x12\x36\n\x04Ship\x12\x16.insitu.v1.ToCollector\x1a\x12.insitu.v1.ToProbe(\x01\x30\x01\x12\x37\n\x05\x43lock\x12\x15.insitu.v1.ClockQuery\x1a\x17.insitu.v1.ClockReadingb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,24 +33,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLO_SOURCEENTRY']._loaded_options = None
   _globals['_HELLO_SOURCEENTRY']._serialized_options = b'8\001'
-  _globals['_LEVEL']._serialized_start=706
-  _globals['_LEVEL']._serialized_end=753
-  _globals['_TOCOLLECTOR']._serialized_start=39
-  _globals['_TOCOLLECTOR']._serialized_end=127
-  _globals['_HELLO']._serialized_start=130
-  _globals['_HELLO']._serialized_end=280
-  _globals['_HELLO_SOURCEENTRY']._serialized_start=235
-  _globals['_HELLO_SOURCEENTRY']._serialized_end=280
-  _globals['_FRAME']._serialized_start=282
-  _globals['_FRAME']._serialized_end=381
-  _globals['_TOPROBE']._serialized_start=383
-  _globals['_TOPROBE']._serialized_end=502
-  _globals['_ACK']._serialized_start=504
-  _globals['_ACK']._serialized_end=593
-  _globals['_REFUSAL']._serialized_start=595
-  _globals['_REFUSAL']._serialized_end=664
-  _globals['_RULES']._serialized_start=666
-  _globals['_RULES']._serialized_end=704
-  _globals['_COLLECTOR']._serialized_start=755
-  _globals['_COLLECTOR']._serialized_end=822
+  _globals['_LEVEL']._serialized_start=787
+  _globals['_LEVEL']._serialized_end=834
+  _globals['_CLOCKQUERY']._serialized_start=39
+  _globals['_CLOCKQUERY']._serialized_end=51
+  _globals['_CLOCKREADING']._serialized_start=53
+  _globals['_CLOCKREADING']._serialized_end=118
+  _globals['_TOCOLLECTOR']._serialized_start=120
+  _globals['_TOCOLLECTOR']._serialized_end=208
+  _globals['_HELLO']._serialized_start=211
+  _globals['_HELLO']._serialized_end=361
+  _globals['_HELLO_SOURCEENTRY']._serialized_start=316
+  _globals['_HELLO_SOURCEENTRY']._serialized_end=361
+  _globals['_FRAME']._serialized_start=363
+  _globals['_FRAME']._serialized_end=462
+  _globals['_TOPROBE']._serialized_start=464
+  _globals['_TOPROBE']._serialized_end=583
+  _globals['_ACK']._serialized_start=585
+  _globals['_ACK']._serialized_end=674
+  _globals['_REFUSAL']._serialized_start=676
+  _globals['_REFUSAL']._serialized_end=745
+  _globals['_RULES']._serialized_start=747
+  _globals['_RULES']._serialized_end=785
+  _globals['_COLLECTOR']._serialized_start=836
+  _globals['_COLLECTOR']._serialized_end=960
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,20 @@ PENDING: Level
 RECEIVED: Level
 DURABLE: Level
 
+class ClockQuery(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ClockReading(_message.Message):
+    __slots__ = ("boot_id", "came_ns", "left_ns")
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    CAME_NS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_NS_FIELD_NUMBER: _ClassVar[int]
+    boot_id: str
+    came_ns: int
+    left_ns: int
+    def __init__(self, boot_id: _Optional[str] = ..., came_ns: _Optional[int] = ..., left_ns: _Optional[int] = ...) -> None: ...
+
 class ToCollector(_message.Message):
     __slots__ = ("hello", "frame")
     HELLO_FIELD_NUMBER: _ClassVar[int]

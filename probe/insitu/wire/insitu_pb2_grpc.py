@@ -41,6 +41,11 @@ class CollectorStub:
                 request_serializer=insitu_dot_wire_dot_insitu__pb2.ToCollector.SerializeToString,
                 response_deserializer=insitu_dot_wire_dot_insitu__pb2.ToProbe.FromString,
                 _registered_method=True)
+        self.Clock = channel.unary_unary(
+                '/insitu.v1.Collector/Clock',
+                request_serializer=insitu_dot_wire_dot_insitu__pb2.ClockQuery.SerializeToString,
+                response_deserializer=insitu_dot_wire_dot_insitu__pb2.ClockReading.FromString,
+                _registered_method=True)
 
 
 class CollectorServicer:
@@ -54,6 +59,13 @@ class CollectorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Clock(self, request, context):
+        """What the collector's clock shows: asked a few times in a row, by a probe on another host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CollectorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +73,11 @@ def add_CollectorServicer_to_server(servicer, server):
                     servicer.Ship,
                     request_deserializer=insitu_dot_wire_dot_insitu__pb2.ToCollector.FromString,
                     response_serializer=insitu_dot_wire_dot_insitu__pb2.ToProbe.SerializeToString,
+            ),
+            'Clock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Clock,
+                    request_deserializer=insitu_dot_wire_dot_insitu__pb2.ClockQuery.FromString,
+                    response_serializer=insitu_dot_wire_dot_insitu__pb2.ClockReading.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +109,33 @@ class Collector:
             '/insitu.v1.Collector/Ship',
             insitu_dot_wire_dot_insitu__pb2.ToCollector.SerializeToString,
             insitu_dot_wire_dot_insitu__pb2.ToProbe.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Clock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/insitu.v1.Collector/Clock',
+            insitu_dot_wire_dot_insitu__pb2.ClockQuery.SerializeToString,
+            insitu_dot_wire_dot_insitu__pb2.ClockReading.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,137 @@
+"""Verdict `clock_uncertain`: hosts whose times cannot be told apart well enough, or contradict each other. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from insitu.vocabulary import IntervalClass, Role, VerdictKind
+from insitu_collector.causality import Violations, violations
+from insitu_collector.evidence import Evidence
+from insitu_collector.timeline import Ahead
+from insitu_collector.verdicts import Finding
+
+WINDOW_NS: Final = 20_000_000_000
+PATIENCE_NS: Final = 5_000_000_000
+"""A host that has sent records for less than this may not have compared its clock yet."""
+DRIFT: Final = 100e-6
+"""Two clocks may drift apart by this share of the time between two measurements: twice what quartz is sold for. More
+is a jump."""
+SPLIT_SHARE: Final = 0.5
+"""An error above this share of what a receive between the hosts takes cannot split it."""
+STEP_SHARE: Final = 0.1
+"""... and an error below this share of the time between two steps does not matter: what it blurs is small."""
+MIN_MESSAGES: Final = 20
+EARLY_SHARE: Final = 0.01
+"""Share of the messages between two ranks that must seem to arrive before they were sent; single ones may be rows of a
+step that began again."""
+
+
+def look(evidence: Evidence) -> list[Finding]:
+    """Return the hosts whose clock is in doubt. On one host there is one clock, and nothing to doubt."""
+    ranks = ranks_by_host(evidence)
+    reference = evidence.timeline.reference
+    if len(ranks) < 2 or reference not in ranks:
+        return []
+    rows = evidence.intervals.between(evidence.now_ns - WINDOW_NS)
+    found = []
+    for host in sorted(set(ranks) - {reference}):
+        why = _doubt(evidence, host, ranks, violations(rows, evidence.stages, _slack(evidence, ranks)))
+        if why is not None:
+            found.append(_finding(evidence, host, ranks, why))
+    return found
+
+
+def ranks_by_host(evidence: Evidence) -> dict[str, list[int]]:
+    """Return boot id -> the ranks that run there."""
+    found: dict[str, list[int]] = {}
+    for row in evidence.sources.select(["boot_id", "rank", "role"]).to_pylist():
+        if row["role"] == Role.RANK and row["rank"] not in found.setdefault(row["boot_id"], []):
+            found[row["boot_id"]].append(row["rank"])
+    return found
+
+
+def _slack(evidence: Evidence, ranks: dict[str, list[int]]) -> dict[tuple[int, int], int]:
+    """Return pair of ranks -> by how much their clocks may be off as far as is known; unknown counts as 0."""
+    measured = evidence.timeline.measured
+    error = {rank: measured[host].error_ns for host, mine in ranks.items() if host in measured for rank in mine}
+    host_of = {rank: host for host, mine in ranks.items() for rank in mine}
+    return {(a, b): error.get(a, 0) + error.get(b, 0) for a in host_of for b in host_of if host_of[a] != host_of[b]}
+
+
+def _doubt(evidence: Evidence, host: str, ranks: dict[str, list[int]], messages: list[Violations]) -> str | None:
+    """Return why a host's times are in doubt, or None."""
+    ahead = evidence.timeline.measured.get(host)
+    if ahead is not None and (jump_ns := jump_of(ahead)):
+        return f"its clock jumped by {jump_ns / 1e6:+.1f} ms against the first host's, more than drift explains"
+    early = [
+        pair
+        for pair in messages
+        if (pair.source in ranks[host]) != (pair.target in ranks[host])
+        and pair.num_messages >= MIN_MESSAGES
+        and pair.num_early >= EARLY_SHARE * pair.num_messages
+    ]
+    if early:
+        worst = max(early, key=lambda pair: pair.most_ns)
+        return (
+            f"{worst.num_early} of {worst.num_messages} messages from rank {worst.source} to rank {worst.target} seem "
+            f"to arrive before they were sent, by up to {worst.most_ns / 1e6:.2f} ms"
+        )
+    if ahead is None:
+        return None if _is_new(evidence, ranks[host]) else "it was never compared with the first host's clock"
+    typical_ns, period_ns = receive_ns(evidence, ranks[host]), _period_ns(evidence)
+    if typical_ns is not None and ahead.error_ns > max(SPLIT_SHARE * typical_ns, STEP_SHARE * period_ns):
+        return (
+            f"it is known to {ahead.error_ns / 1e6:.2f} ms only, and a receive between the hosts takes "
+            f"{typical_ns / 1e6:.2f} ms"
+        )
+    return None
+
+
+def _is_new(evidence: Evidence, ranks: list[int]) -> bool:
+    beats = [held for held in evidence.beats.values() if held[-1].rank in ranks]
+    return all(evidence.now_ns - held[0].t_ns < PATIENCE_NS for held in beats)
+
+
+def jump_of(ahead: Ahead) -> int:
+    """Return the largest change between two measurements that neither drift nor their errors explain, or 0."""
+    moved = np.diff(ahead.ns)
+    allowed = DRIFT * np.diff(ahead.t_ns) + 2 * ahead.error_ns
+    jumps = np.where(np.abs(moved) > allowed, moved, 0)
+    return int(jumps[np.argmax(np.abs(jumps))]) if len(jumps) else 0
+
+
+def receive_ns(evidence: Evidence, ranks: list[int]) -> float | None:
+    """Return what a receive of these ranks from elsewhere typically takes, waiting included; None without any."""
+    rows = evidence.intervals.between(evidence.now_ns - WINDOW_NS)
+    wanted = np.isin(rows["cls"], (IntervalClass.RECV_WAIT, IntervalClass.RECV_XFER)) & np.isin(rows["rank"], ranks)
+    wanted &= (rows["peer"] >= 0) & ~np.isin(rows["peer"], ranks)
+    if not wanted.any():
+        return None
+    _, place = np.unique(np.stack([rows["rank"][wanted], rows["step"][wanted]]), axis=1, return_inverse=True)
+    return float(np.median(np.bincount(place.reshape(-1), (rows["t"] - rows["t0"])[wanted])))
+
+
+def _period_ns(evidence: Evidence) -> float:
+    """Return the median time between steps of the last while; inf without any, so that nothing matters."""
+    gaps = np.diff(np.sort(evidence.steps.between(evidence.now_ns - WINDOW_NS)["t"]))
+    return float(np.median(gaps)) if len(gaps) else math.inf
+
+
+def _finding(evidence: Evidence, host: str, ranks: dict[str, list[int]], why: str) -> Finding:
+    names = {row["boot_id"]: row["host"] for row in evidence.sources.select(["boot_id", "host"]).to_pylist()}
+    mine = ", ".join(map(str, sorted(ranks[host])))
+    begin, end = evidence.traffic_ns or (evidence.now_ns, evidence.now_ns)
+    return Finding(
+        kind=VerdictKind.CLOCK_UNCERTAIN,
+        text=f"clocks are uncertain: host {names.get(host) or host} (rank {mine}) against host "
+        f"{names.get(evidence.timeline.reference)}: {why}. What its ranks wait for ranks of other hosts is one sum: "
+        "how much of it was waiting and how much transfer is not known.",
+        remedy="Let every probe ship to one collector, which compares clocks, and keep the hosts' clocks by NTP or "
+        "PTP. Times within one host are not touched by this.",
+        t0_ns=begin,
+        t1_ns=max(begin, end),
+        which=host,
+    )

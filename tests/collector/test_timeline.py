@@ -1,0 +1,114 @@
+"""One line for the clocks of several hosts: measured ones come together, one host is never moved against itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insitu.records import schema_of
+from insitu_collector.timeline import timeline_of
+
+SECOND = 1_000_000_000
+DAY = 86_400 * SECOND
+
+
+def table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
+    full = [{"epoch": 1, "rank": 0, "stage": 0, "row_seq": n, **row} for n, row in enumerate(rows)]
+    return pa.Table.from_pylist(full, schema=schema_of(name))
+
+
+def source(epoch: int, boot: str, unix_off_ns: int = 0, mono_ns: int = 0) -> dict[str, Any]:
+    """A process of a host whose clock is ahead by `mono_ns`, and which believes its Unix clock."""
+    return {"epoch": epoch, "boot_id": boot, "unix_anchor_ns": DAY + unix_off_ns, "mono_anchor_ns": mono_ns}
+
+
+def compared(host: str, t_ns: int, ahead_ns: int, *, with_host: str = "c", error_ns: int = 1_000) -> dict[str, Any]:
+    return {"host_a": with_host, "host_b": host, "t_ns": t_ns, "offset_ns": ahead_ns, "error_ns": error_ns}
+
+
+def times(epoch: int, t_ns: list[int]) -> pa.Table:
+    return table("health", [{"epoch": epoch, "t_ns": t} for t in t_ns])
+
+
+def test_one_host_is_never_moved_whatever_its_anchors_say() -> None:
+    line = timeline_of(table("sources", [source(1, "a"), source(2, "a", unix_off_ns=SECOND)]))
+    assert line.moved(times(2, [5, 7]), "t_ns").tolist() == [5, 7]
+    assert line.error_ns(1, 2) == 0
+
+
+def test_without_measurements_the_anchors_count_and_nobody_knows_how_much() -> None:
+    line = timeline_of(table("sources", [source(1, "a"), source(2, "b", mono_ns=300)]))
+    assert line.moved(times(2, [305]), "t_ns").tolist() == [5]
+    assert line.error_ns(1, 2) is None
+
+
+@given(
+    ahead=st.integers(-(10**14), 10**14),
+    wrong=st.integers(-(10**10), 10**10),
+    error=st.integers(0, 10**6),
+    reference_is_collector=st.booleans(),
+    base=st.integers(-(10**13), 10**13),
+)
+def test_a_measured_host_comes_out_within_the_error_stated(
+    ahead: int, wrong: int, error: int, reference_is_collector: bool, base: int
+) -> None:
+    """The true time is that of host `a`; the collector is `a`, or a third host that is `base` behind it."""
+    sources = table("sources", [source(1, "a"), source(2, "b", unix_off_ns=wrong, mono_ns=ahead)])
+    collector, ahead_of_a = ("a", 0) if reference_is_collector else ("c", base)
+    rows = []
+    for n, true_ns in enumerate(range(0, 40 * SECOND, 10 * SECOND)):
+        off = error if n % 2 else -error
+        told = ahead + ahead_of_a + off
+        rows.append(compared("b", true_ns + ahead, told, with_host=collector, error_ns=error))
+        if not reference_is_collector:
+            rows.append(compared("a", true_ns, ahead_of_a, with_host=collector, error_ns=0))
+    line = timeline_of(sources, table("clocks", rows))
+    true = np.arange(0, 45 * SECOND, 3 * SECOND)
+    moved = line.moved(times(2, (true + ahead).tolist()), "t_ns")
+    allowed = line.error_ns(1, 2)
+    assert allowed == error
+    assert np.abs(moved - true).max() <= allowed + 2  # two roundings
+
+
+def test_a_constant_added_to_one_clock_changes_nothing_once_it_is_measured() -> None:
+    moved = []
+    for ahead in (0, 12_345_678_901):
+        sources = table("sources", [source(1, "c"), source(2, "b", mono_ns=ahead)])
+        clocks = table("clocks", [compared("b", t + ahead, ahead) for t in (0, 10 * SECOND)])
+        line = timeline_of(sources, clocks)
+        moved.append(line.moved(times(2, [ahead, ahead + 5, ahead + 99 * SECOND]), "t_ns").tolist())
+    assert moved[0] == moved[1]
+
+
+def test_drift_between_measurements_is_taken_out_evenly() -> None:
+    sources = table("sources", [source(1, "c"), source(2, "b")])
+    line = timeline_of(sources, table("clocks", [compared("b", 0, 0), compared("b", 10 * SECOND, 1_000_000)]))
+    assert line.moved(times(2, [5 * SECOND, 20 * SECOND]), "t_ns").tolist() == [
+        5 * SECOND - 500_000,
+        20 * SECOND - 1_000_000,
+    ]
+
+
+def test_hosts_measured_against_different_collectors_are_not_put_together() -> None:
+    sources = table("sources", [source(1, "a"), source(2, "b"), source(3, "d")])
+    clocks = table("clocks", [compared("a", 0, 5, with_host="c"), compared("b", 0, 7, with_host="other")])
+    line = timeline_of(sources, clocks)
+    assert line.error_ns(1, 2) is None
+    assert line.error_ns(1, 1) == 0
+    assert line.error_ns(2, 77) is None
+
+
+@pytest.mark.parametrize("row", [{"offset_ns": None}, {"error_ns": -1}, {"host_b": "c"}, {"host_a": None}])
+def test_a_measurement_that_makes_no_sense_is_left_out(row: dict[str, Any]) -> None:
+    sources = table("sources", [source(1, "c"), source(2, "b")])
+    assert timeline_of(sources, table("clocks", [compared("b", 0, 5) | row])).error_ns(1, 2) is None
+
+
+def test_nobody_has_written_yet() -> None:
+    line = timeline_of(schema_of("sources").empty_table(), table("clocks", [compared("b", 0, 5)]))
+    assert line.unix_ns(5) == 5 and line.error_ns(1, 2) is None
