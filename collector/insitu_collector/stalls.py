@@ -17,15 +17,16 @@ from insitu.cli import ExitCode
 from insitu.config import ConfigError
 from insitu.records import schema_of
 from insitu.segment_layout import SEALED, list_segments
-from insitu.vocabulary import EXPIRED, DropReason, LedgerClass
-from insitu_collector import delay_words
+from insitu.vocabulary import EXPIRED, DropReason
+from insitu_collector import delay_words, ledger_words, request_report
 from insitu_collector.changes import NoPrediction, parse_changes
 from insitu_collector.delay_matrix import DelayMatrix
 from insitu_collector.evidence import Tables
 from insitu_collector.judge import final_verdicts
 from insitu_collector.ledger import Ledger, rank_ledger
-from insitu_collector.palette import LETTERS
 from insitu_collector.prediction import Asked, Unrecorded, ask
+from insitu_collector.request_records import records_of_tables
+from insitu_collector.request_report import NoSuchRequest, RequestReport
 from insitu_collector.row_maps import entries
 from insitu_collector.slices import JUDGED, Groups, latest
 from insitu_collector.store import open_store
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from insitu_collector.store import Store
 
 SCHEMA: Final = "insitu.stalls/1"
-BAR: Final = 50
-"""Letters of a rank's bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,8 @@ class Stalls:
     """What a change would do, or why it cannot be said; None where nobody asked."""
     delays: DelayMatrix | None = None
     """Rank by rank, where it was asked for."""
+    requests: RequestReport | None = None
+    """Where requests' time went; None where none is on record."""
 
     def _repr_html_(self) -> str:
         from insitu_collector.card import card
@@ -102,11 +103,13 @@ def traffic_window(tables: Tables) -> tuple[int, int] | None:
     return t0, t1
 
 
-def stalls_of(store: Store, run: str = "", changes: Sequence[str] = (), *, matrix: bool = False) -> Stalls | None:
+def stalls_of(
+    store: Store, run: str = "", changes: Sequence[str] = (), *, matrix: bool = False, request: str = ""
+) -> Stalls | None:
     """Return what a store says of its latest run (of those whose name begins with `run`), or None when it has none.
 
     changes: what is to be predicted, as `insitu_collector.what_if.parse_changes` reads it; raises NoPrediction.
-    matrix: work out the delay matrix too.
+    matrix: work out the delay matrix too. request: report on it in particular; raises NoSuchRequest.
     """
     read = {name: store.table(name) for name in JUDGED}
     found = Groups().sort(read)
@@ -133,6 +136,7 @@ def stalls_of(store: Store, run: str = "", changes: Sequence[str] = (), *, matri
         revised=num_revised([Verdict.from_row(row) for row in store.table("verdicts").to_pylist()], group[0]),
         prediction=_predicted(tables, changes) if changes else None,
         delays=delays,
+        requests=request_report.request_report(records_of_tables(tables), request),
     )
 
 
@@ -203,6 +207,7 @@ def to_json(found: Stalls) -> dict[str, Any]:
         "revised": found.revised,
         "prediction": found.prediction.to_json() if isinstance(found.prediction, Asked) else None,
         "no_prediction": found.prediction if isinstance(found.prediction, str) else None,
+        "requests": None if found.requests is None else request_report.to_json(found.requests, found.timeline),
         **({} if found.delays is None else {"delay_matrix": delay_words.to_json(found.delays)}),
     }
 
@@ -222,7 +227,9 @@ def to_text(found: Stalls) -> str:
     if found.prediction is not None:
         lines += ["", *(found.prediction.to_text() if isinstance(found.prediction, Asked) else [found.prediction])]
     if found.ledger is not None:
-        lines += ["", *_ledger_lines(found.ledger)]
+        lines += ["", *ledger_words.to_lines(found.ledger)]
+    if found.requests is not None:
+        lines += ["", *request_report.to_lines(found.requests)]
     if found.delays is not None:
         lines += ["", *delay_words.to_lines(found.delays)]
     if found.expired:
@@ -234,34 +241,6 @@ def to_text(found: Stalls) -> str:
         counted = ", ".join(f"{rows} ({reason})" for reason, rows in sorted(found.missing.items()))
         lines += ["", f"The record is partial: rows missing: {counted}."]
     return "\n".join(lines)
-
-
-def _ledger_lines(ledger: Ledger) -> list[str]:
-    window = ledger.t1_ns - ledger.t0_ns
-    lines = [f"Where the time went, {window / 1e9:.1f} s of traffic:", ""]
-    lines.append(f"  {'stage':>5} {'rank':>4}    {'class':<30} {'seconds':>9} {'share':>7}")
-    for rank in ledger.ranks:
-        mine = [row for row in ledger.rows if row.rank == rank]
-        for row in mine:
-            on = "" if row.on_rank is None else f" on {'the driver' if row.on_rank < 0 else f'rank {row.on_rank}'}"
-            name = f"{LETTERS[row.cls]} {row.cls}{on}"
-            share = 100 * row.ns / max(window, 1)
-            lines.append(f"  {row.stage:>5} {rank:>4}    {name:<30} {row.seconds:>9.2f} {share:>6.1f}%")
-        lines += [f"  {'':>10}    {_bar(ledger, rank)}", ""]
-        if ledger.overlap_ns[rank]:
-            lines.append(f"  rank {rank}: intervals overlap by {ledger.overlap_ns[rank] / 1e6:.1f} ms; counted once")
-    return lines[:-1]
-
-
-def _bar(ledger: Ledger, rank: int) -> str:
-    """Return the rank's time as letters, each `1 / BAR` of the window, the largest rests rounded up."""
-    window = max(ledger.t1_ns - ledger.t0_ns, 1)
-    exact = {cls: BAR * ledger.ns(rank, cls) / window for cls in LedgerClass}
-    whole = {cls: int(part) for cls, part in exact.items()}
-    rest = sorted(LedgerClass, key=lambda cls: whole[cls] - exact[cls])
-    for cls in rest[: BAR - sum(whole.values())]:
-        whole[cls] += 1
-    return "".join(LETTERS[cls] * count for cls, count in whole.items())
 
 
 @click.command()
@@ -277,9 +256,12 @@ def _bar(ledger: Ledger, rank: int) -> str:
     "several together.",
 )
 @click.option("--matrix", is_flag=True, help="Add the delay matrix: who delays whom, rank by rank.")
+@click.option("--request", default="", metavar="ID", help="Say where this request's time went.")
 @click.pass_context
-def stalls(ctx: click.Context, store: Path, as_json: bool, run: str, changes: tuple[str, ...], matrix: bool) -> None:
-    """Say what limits the latest run in STORE, where each rank's time went, and what a change would do.
+def stalls(
+    ctx: click.Context, store: Path, as_json: bool, run: str, changes: tuple[str, ...], matrix: bool, request: str
+) -> None:
+    """Say what limits the latest run in STORE, where ranks' and requests' time went, and what a change would do.
 
     \b
     insitu stalls ./insitu-store
@@ -289,10 +271,10 @@ def stalls(ctx: click.Context, store: Path, as_json: bool, run: str, changes: tu
     """
     try:
         parse_changes(changes)
-        found = stalls_of(open_store(store), run, changes, matrix=matrix)
+        found = stalls_of(open_store(store), run, changes, matrix=matrix, request=request)
     except NoPrediction as error:
         raise click.UsageError(f"--if: {error}") from None
-    except (FileNotFoundError, ConfigError) as error:
+    except (FileNotFoundError, ConfigError, NoSuchRequest) as error:
         raise click.ClickException(str(error)) from None
     if found is None and run:
         raise click.ClickException(f"the store {store} has no run {run!r}...; leave --run out to see which")

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from insitu.records import schema_of
+from insitu_collector.ledger_words import BAR
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
-from insitu_collector.stalls import BAR, stalls, stalls_of, traffic_window
+from insitu_collector.stalls import stalls, stalls_of, traffic_window
 from insitu_collector.store import open_store
 
 
@@ -192,3 +193,14 @@ def test_a_store_without_a_pipeline_predicts_nothing_and_says_why(tmp_path: Path
     answer = json.loads(run(tmp_path / "store", "--if", "in-flight=2", "--json").stdout)
     assert answer["prediction"] is None
     assert answer["no_prediction"].startswith("nothing can be predicted")
+
+
+def test_where_requests_time_went_is_in_the_document_and_the_text(store: Path) -> None:
+    document = json.loads(run(store, "--json").stdout)["requests"]
+    assert sum(document["seconds"].values()) > 0
+    assert document["slowest"]["seconds"]["decode"] > 0
+    assert "Where requests' time went" in run(store).stdout
+    one = run(store, "--request", document["slowest"]["request"])
+    assert f"Request {document['slowest']['request']}: " in one.stdout
+    unknown = run(store, "--request", "nobody")
+    assert (unknown.exit_code, unknown.stderr) == (1, "Error: no request 'nobody' in this run\n")
