@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from insitu.plugins import VERDICTS, Plugin
 from insitu.vocabulary import VerdictKind
+from insitu_collector.evidence import Evidence
 from insitu_collector.judge import Judge, final_verdicts
 from insitu_collector.plugins import KIND, Plugins, storable
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
@@ -166,6 +168,15 @@ def test_kinds_that_are_not_known_come_after_those_that_are() -> None:
     kinds = ["zeta.last", "clock_uncertain", "acme.thermal", "stuck", "healthy"]
     order = [v.kind for v in standing([verdict(kind) for kind in kinds])]
     assert order == ["stuck", "clock_uncertain", "acme.thermal", "zeta.last"]
+
+
+def test_what_the_page_says_may_be_read_is_there() -> None:
+    page = (EXAMPLE.parents[2] / "docs/plugins.md").read_text()
+    said = re.findall(r"`([a-z_]+)(?:\([^`]*)?`", page.partition("on one timeline:")[2].partition("They are added")[0])
+    evidence = Evidence()
+    assert len(said) > 10
+    for name in said:
+        assert hasattr(evidence, name) or hasattr(evidence.intervals, name), f"Evidence has no {name}"
 
 
 values = st.none() | st.integers() | st.floats() | st.text() | st.lists(st.text())

@@ -62,7 +62,7 @@ def test_a_look_at_an_earlier_time_shows_what_was_so_then(view: RunView) -> None
     assert found["heat"]["unix_s"][-1] <= view.timeline.unix_ns(before) / 1e9
 
 
-def verdict(kind: VerdictKind, state: str, name: str = "v", detected: int = 1) -> Verdict:
+def verdict(kind: str, state: str, name: str = "v", detected: int = 1) -> Verdict:
     return Verdict(
         verdict=name,
         revision=0,
@@ -89,6 +89,9 @@ def test_what_is_open_is_told_most_severe_first() -> None:
     stuck = verdict(VerdictKind.STUCK, OPEN, "b", 5)
     healthy = verdict(VerdictKind.HEALTHY, OPEN, "c")
     assert told_now([pause, stuck, healthy], is_over=False) == [stuck, pause]
+    ours, theirs = verdict(VerdictKind.CLOCK_UNCERTAIN, OPEN, "d"), verdict("acme.thermal", OPEN, "e", 0)
+    assert told_now([theirs, healthy, ours], is_over=False) == [ours, theirs]
+    assert told_now([healthy, theirs], is_over=False) == [theirs]
 
 
 def test_what_is_over_gives_way_to_how_it_is_now() -> None:
