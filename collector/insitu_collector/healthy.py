@@ -7,9 +7,11 @@ from typing import Final
 
 from insitu.vocabulary import VerdictKind
 from insitu_collector.baseline import Baseline
+from insitu_collector.changes import Change, NoPrediction
 from insitu_collector.evidence import Evidence
 from insitu_collector.slow_stage import StageExcess
 from insitu_collector.verdicts import Finding
+from insitu_collector.what_if import Prediction, WhatIf
 
 IMBALANCE: Final = 1.10
 """Stages whose healthy times differ by less than this are balanced."""
@@ -19,8 +21,17 @@ BLIND: Final = 1.0
 """With a detection limit above this share of a stage's time, nothing can be called healthy."""
 
 
-def healthy(evidence: Evidence, baseline: Baseline, excesses: dict[int, StageExcess], since_ns: int) -> Finding | None:
-    """Return that nothing is wrong, with the smallest slow stage it would have told; None if that is too blunt."""
+def healthy(
+    evidence: Evidence,
+    baseline: Baseline,
+    excesses: dict[int, StageExcess],
+    since_ns: int,
+    replayed: WhatIf | None = None,
+) -> Finding | None:
+    """Return that nothing is wrong, with the smallest slow stage it would have told; None if that is too blunt.
+
+    replayed: what the gain of another split is asked of.
+    """
     worst = max(excess.threshold_ns / max(excess.expected_ns, 1.0) for excess in excesses.values())
     learnt = all(excess.learnt for excess in excesses.values())
     if learnt and worst > BLIND:
@@ -34,7 +45,7 @@ def healthy(evidence: Evidence, baseline: Baseline, excesses: dict[int, StageExc
     )
     computing = " and ".join(f"{excess.computing_limit_ns / 1e6:.1f} ms" for excess in by_stage)
     caveat = "" if learnt else " (no warm-up was recorded, so stages are compared by their share of the parameters)"
-    advice = advised_split(evidence, baseline)
+    advice = advised_split(evidence, baseline, replayed)
     last = max(excess.t1_ns for excess in excesses.values())
     return Finding(
         kind=VerdictKind.HEALTHY,
@@ -75,11 +86,11 @@ def layers_by_stage(evidence: Evidence) -> dict[int, int]:
     return {stage: len(found) for stage, found in sorted(layers.items())}
 
 
-def advised_split(evidence: Evidence, baseline: Baseline) -> str | None:
+def advised_split(evidence: Evidence, baseline: Baseline, replayed: WhatIf | None) -> str | None:
     """Return advice on a more even split when healthy stages take unequal time, or None.
 
-    A layer is taken to cost what it costs on the first stage; what the last stage takes beyond its layers (head,
-    sampling) stays there.
+    The split is the one that evens out the healthy times, where a layer is taken to cost what it costs on the first
+    stage and what the last stage takes beyond its layers (head, sampling) stays there; the gain is that of the replay.
     """
     layers = layers_by_stage(evidence)
     busy: dict[int, float] = {}
@@ -95,12 +106,25 @@ def advised_split(evidence: Evidence, baseline: Baseline) -> str | None:
     a_layer = busy[first] / layers[first]
     head = max(0.0, busy[last] - a_layer * layers[last])
     split = best_split(sum(layers.values()), len(layers), head / a_layer)
-    after = max(count * a_layer + (head if stage == last else 0.0) for stage, count in zip(layers, split, strict=True))
-    gain = busy[slowest] / after - 1
     unequal = f"stage {slowest} takes {ratio:.2f}x the fastest"
-    if tuple(layers.values()) == split or gain < MIN_GAIN:
+    if tuple(layers.values()) == split:
         return f"{unequal}, and no other split of whole layers is better"
-    return f"{unequal}: `--split {','.join(map(str, split))}`, +{100 * gain:.0f} % by the stages' healthy times"
+    found = _predicted(replayed, split)
+    if found is None:
+        return unequal
+    if found.gain <= max(MIN_GAIN, found.residual):
+        return f"{unequal}, and no other split of whole layers is known to be better"
+    return (
+        f"{unequal}: `--split {','.join(map(str, split))}`, +{100 * found.gain:.0f} % by replay of {found.num_steps} "
+        f"recorded steps, within {100 * found.error:.0f} %"
+    )
+
+
+def _predicted(replayed: WhatIf | None, split: tuple[int, ...]) -> Prediction | None:
+    try:
+        return None if replayed is None else replayed.predict(Change(split=split))
+    except NoPrediction:
+        return None
 
 
 def best_split(num_layers: int, num_stages: int, head: float) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ QUIET_NS: Final[Mapping[str, int]] = {
     VerdictKind.STRAGGLER_RANK: 3_000_000_000,
     VerdictKind.GC_PAUSE: 1_000_000_000,
     VerdictKind.HOST_CONTENDED: 2_000_000_000,
+    VerdictKind.PIPELINE_UNDERFILLED: 10_000_000_000,
 }
 """How long an incident must not be found before it is over; 0 for the other kinds."""
 FADE_NS: Final[Mapping[str, int]] = {

@@ -23,6 +23,7 @@ from insitu_collector import (
     stage_limits,
     straggler,
     stuck,
+    underfilled,
 )
 from insitu_collector.baseline import Baseline
 from insitu_collector.collectives import groups
@@ -40,6 +41,7 @@ from insitu_collector.slow_stage import (
 )
 from insitu_collector.step_times import StepTimes, step_times
 from insitu_collector.verdicts import Finding, Verdict
+from insitu_collector.what_if import WhatIf, recorded_graph
 
 READ_NS: Final = 14_000_000_000
 """How far back steps are read at each look: the longest window, and what is still in quarantine."""
@@ -53,9 +55,13 @@ MIN_WINDOWS: Final = 3
 HEALTHY_AFTER_NS: Final = 5_000_000_000
 HEALTHY_STEPS: Final = 50
 INCONCLUSIVE_AFTER_NS: Final = 10_000_000_000
+ADVISE_NS: Final = 10_000_000_000
+"""How much of the past is replayed for advice, and how often: a replay of 200 steps takes some milliseconds."""
+ADVISE_STEPS: Final = 200
 _NO_ALARM: Final = (
     VerdictKind.HEALTHY,
     VerdictKind.INCONCLUSIVE,
+    VerdictKind.PIPELINE_UNDERFILLED,
     VerdictKind.HOST_CONTENDED,
     VerdictKind.RECORDS_DROPPED,
     VerdictKind.EXPERT_IMBALANCE,
@@ -84,6 +90,8 @@ class Judgement:
         self._suspect_ns: int | None = None
         self._own: dict[int, deque[float]] = {}
         self._seen: frozenset[int] = frozenset()
+        self._replayed: WhatIf | None = None
+        self._replayed_ns = 0
 
     def look(self, tables: Tables, detected_unix_ns: int | None = None, *, final: bool = False) -> list[Verdict]:
         """Take in new rows and judge. `final`: no more rows will come. Returns the revisions to write.
@@ -128,7 +136,10 @@ class Judgement:
         undecided = self._plugins.undecided | (frozenset() if excesses else {VerdictKind.STAGE_LIMITS})
         alarms = any(finding.kind in _ALARMS for finding in findings) or self.incidents.is_open(*_ALARMS)
         if not alarms:
+            self._replay()
             findings += self._quiet(excesses, bool(contended), final=final)
+        if not alarms and not contended:
+            findings += underfilled.look(evidence, traffic, self._replayed)
         told = self.incidents.update(findings, evidence.now_ns, stamp, undecided=undecided)
         return told + (self.incidents.end(evidence.now_ns) if final else [])
 
@@ -176,6 +187,19 @@ class Judgement:
 
     # -- what is said --------------------------------------------------------------------------------------------
 
+    def _replay(self) -> None:
+        """Make anew, now and then, what advice is asked of: the last steps, with the baseline as their cost."""
+        begin, end = self.evidence.traffic_ns or (0, 0)
+        if end - max(begin, self._replayed_ns) < (HEALTHY_AFTER_NS if self._replayed is None else ADVISE_NS):
+            return
+        graph = recorded_graph(self.evidence, max(begin, end - ADVISE_NS), end + 1, ADVISE_STEPS)
+        layers = healthy.layers_by_stage(self.evidence)
+        self._replayed_ns = end
+        self._replayed = None
+        if graph is not None:
+            waiting = max(0.0, len(self.evidence.open_requests) - graph.num_requests)
+            self._replayed = WhatIf(graph, self.baseline, self.baseline, layers, waiting)
+
     def _limiting(self, traffic: dict[int, StepTimes], contended: bool) -> tuple[list[Finding], dict[int, StageExcess]]:
         if len(set(self.evidence.stages.values())) < 2 or len(traffic) < len(self.evidence.stages):
             return [], {}
@@ -194,7 +218,7 @@ class Judgement:
         """Return `healthy` or `inconclusive` once there was enough traffic for either."""
         begin, end = self.evidence.traffic_ns or (0, 0)
         if excesses and end - begin >= HEALTHY_AFTER_NS and self.evidence.num_traffic_steps >= HEALTHY_STEPS:
-            found = healthy.healthy(self.evidence, self.baseline, excesses, begin)
+            found = healthy.healthy(self.evidence, self.baseline, excesses, begin, self._replayed)
             if found is not None:
                 return [found]
         said = self.incidents.finding(VerdictKind.HEALTHY)

@@ -15,6 +15,7 @@ from insitu_collector.baseline import Baseline
 from insitu_collector.changes import NoPrediction, parse_changes
 from insitu_collector.evidence import Evidence, Tables
 from insitu_collector.healthy import layers_by_stage
+from insitu_collector.row_maps import WARMUP_PREFIX
 from insitu_collector.step_graph import StepGraph
 from insitu_collector.step_times import step_times
 from insitu_collector.timeline import timeline_of
@@ -22,9 +23,9 @@ from insitu_collector.what_if import Prediction, WhatIf, recorded_graph, tokens_
 
 WINDOW_NS: Final = 20_000_000_000
 """How far back from its last step a run is replayed: what it was like in the end."""
-UNRECORDED: Final = (
-    "it needs 30 steps of traffic through two or more stages, one rank each, of which every rank's intervals are there"
-)
+_BEGINS: Final = (RequestEvent.ARRIVED,)
+_ENDS: Final = (RequestEvent.FINISHED, RequestEvent.FAILED)
+UNRECORDED: Final = "it needs 12 steps of traffic through two or more stages, with every rank's intervals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def ask(tables: Tables, texts: Sequence[str]) -> Asked:
     evidence = Evidence()
     evidence.add(tables)
     end = evidence.traffic_ns[1] + 1 if evidence.traffic_ns else 0
-    found = what_if(evidence, end - WINDOW_NS, end)
+    found = what_if(evidence, end - WINDOW_NS, end, tables)
     if found is None:
         raise Unrecorded(f"nothing can be predicted: {UNRECORDED}")
     prediction, graph = found.predict(change), found.graph
@@ -93,7 +94,7 @@ class Unrecorded(NoPrediction):
     """The change may be sound, but the store holds too little to say."""
 
 
-def what_if(evidence: Evidence, t0_ns: int, t1_ns: int) -> WhatIf | None:
+def what_if(evidence: Evidence, t0_ns: int, t1_ns: int, tables: Tables) -> WhatIf | None:
     """Return what changes can be asked of; None where a window holds no step graph."""
     graph = recorded_graph(evidence, t0_ns, t1_ns)
     if graph is None:
@@ -102,7 +103,22 @@ def what_if(evidence: Evidence, t0_ns: int, t1_ns: int) -> WhatIf | None:
     for rank, times in step_times(evidence, 0).items():
         costs.learn(rank, times)
         healthy.learn(rank, times.only(times.warmup))
-    return WhatIf(graph, costs, healthy, layers_by_stage(evidence))
+    return WhatIf(graph, costs, healthy, layers_by_stage(evidence), waiting(tables, graph))
+
+
+def waiting(tables: Tables, graph: StepGraph) -> float:
+    """Return how many requests waited for a place during the graph's time, on average."""
+    rows = tables.get("requests")
+    if rows is None:
+        return 0.0
+    begin, end = int(graph.begin_ns[0, 0]), int(graph.begin_ns[-1, 0])
+    arrived, ended = (_times(tables, rows, *events) for events in (_BEGINS, _ENDS))
+    here = [
+        min(end, ended.get(name, end)) - max(begin, t)
+        for name, t in arrived.items()
+        if t < end and ended.get(name, end) > begin and not name.startswith(WARMUP_PREFIX)
+    ]
+    return max(0.0, sum(here) / (end - begin) - graph.num_requests)
 
 
 def first_token_s(tables: Tables, graph: StepGraph) -> float | None:
@@ -113,15 +129,15 @@ def first_token_s(tables: Tables, graph: StepGraph) -> float | None:
     rows = tables.get("requests")
     if rows is None:
         return None
-    times = {
-        event: _times(tables, rows, event)
+    arrived, scheduled, first = (
+        _times(tables, rows, event)
         for event in (RequestEvent.ARRIVED, RequestEvent.SCHEDULED, RequestEvent.FIRST_TOKEN)
-    }
+    )
     begin, end = int(graph.begin_ns[0, 0]), int(graph.begin_ns[-1, 0])
     told = [
-        (times[RequestEvent.SCHEDULED].get(name, first) - arrived, first - arrived)
-        for name, first in times[RequestEvent.FIRST_TOKEN].items()
-        if begin <= first <= end and (arrived := times[RequestEvent.ARRIVED].get(name)) is not None
+        (scheduled.get(name, t) - arrived[name], t - arrived[name])
+        for name, t in first.items()
+        if begin <= t <= end and name in arrived
     ]
     if not told:
         return None
@@ -129,7 +145,7 @@ def first_token_s(tables: Tables, graph: StepGraph) -> float | None:
     return None if queued > graph.num_slots * graph.period_ns else float(first_token) / 1e9
 
 
-def _times(tables: Tables, rows: pa.Table, event: RequestEvent) -> dict[str, int]:
-    chosen = rows.filter(pc.equal(rows["event"], int(event)))
+def _times(tables: Tables, rows: pa.Table, *events: RequestEvent) -> dict[str, int]:
+    chosen = rows.filter(pc.is_in(rows["event"], pa.array([int(event) for event in events], pa.uint8())))
     moved = timeline_of(tables["sources"], tables.get("clocks")).moved(chosen, "t_ns").tolist()
     return dict(zip(chosen["request"].to_pylist(), moved, strict=True))

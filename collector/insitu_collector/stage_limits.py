@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-import numpy as np
-
-from insitu.vocabulary import NO_RANK, IntervalClass, VerdictKind
+from insitu.vocabulary import VerdictKind
 from insitu_collector.baseline import Baseline
-from insitu_collector.collectives import collectives_of, groups
+from insitu_collector.changes import Change, Speed
 from insitu_collector.delay_matrix import FaultClass
 from insitu_collector.evidence import Evidence
 from insitu_collector.slow_stage import StageExcess, measure
 from insitu_collector.step_times import StepTimes
 from insitu_collector.verdicts import Finding
+from insitu_collector.what_if import WhatIf, recorded_graph
 
 WINDOW_NS: Final = 3_000_000_000
 NUM_STEPS: Final = 50
@@ -36,7 +35,10 @@ STILL_FACTOR: Final = 0.6
 MIN_TILES: Final = 3
 COMPUTING_SHARE: Final = 0.5
 """The excess is "kept from computing" when more than this share of it was off the core."""
-_BETWEEN: Final = (IntervalClass.RECV_XFER, IntervalClass.SEND_XFER, IntervalClass.SCHEDULE)
+MIN_GAIN: Final = 0.02
+"""A cure that gains less, or less than the replay misses, changes nothing."""
+MOST_STEPS: Final = 100
+"""Steps that are replayed at each look, some milliseconds."""
 
 
 def windows(times: dict[int, StepTimes], now_from_ns: int) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
@@ -160,64 +162,29 @@ def _text(evidence: Evidence, excess: StageExcess, measured: dict[int, StageExce
     return (
         f"stage {excess.stage} limits the pipeline: a micro-batch keeps {who} busy {ms:.1f} ms longer "
         f"than {against} ({times:.1f}x), {why} ({FaultClass.OTHER_SLOW}); rank {waiting.rank} waits "
-        f"{waiting.wait_ns / 1e6:.1f} ms a step for others. {predicted_gain(evidence, excess, measured)}"
+        f"{waiting.wait_ns / 1e6:.1f} ms a step for others. {predicted_gain(evidence, excess)}"
     )
 
 
-def predicted_gain(evidence: Evidence, excess: StageExcess, measured: dict[int, StageExcess]) -> str:
-    """Say what a step would take without the excess, and how that was computed.
-
-    In a closed pipeline of M micro-batches a step takes the larger of its slowest stage and of a micro-batch's whole
-    way divided by M: the stages' busy times, and what lies between them (`between_ns`). A stage is as busy as its
-    busiest rank.
-    """
-    rows = evidence.steps.between(excess.t0_ns, excess.t1_ns)
-    period = step_period_ns(rows["t"])
-    if period is None:
+def predicted_gain(evidence: Evidence, excess: StageExcess) -> str:
+    """Say what a step would take without the excess, by replay of the recorded steps."""
+    graph = recorded_graph(evidence, excess.t0_ns, excess.t1_ns, MOST_STEPS)
+    if graph is None:
         return "Too few steps in a row to predict a gain."
-    busy: dict[int, float] = {}
-    for other in measured.values():
-        busy[other.stage] = max(other.busy_ns, busy.get(other.stage, 0.0))
-    cured = [ns - (excess.own_ns if stage == excess.stage else 0.0) for stage, ns in busy.items()]
-    in_flight = max(1, len(np.unique(rows["mb"])))
-    way = sum(cured) + between_ns(evidence, measured)
-    after = max(max(cured), way / in_flight)
-    if after >= 0.98 * period:
-        return f"Without the excess the step period would stay at {period / 1e6:.1f} ms: something else sets it."
+    own = excess.own_ns / max(1.0, excess.excess_ns)
+    cured = Speed(excess.stage, on_ns=-own * excess.cpu_excess_ns, off_ns=-own * excess.off_excess_ns)
+    nothing = Baseline()
+    found = WhatIf(graph, nothing, nothing, shares_cores=False).predict(Change(speeds=(cured,)))
+    if found.gain <= max(MIN_GAIN, found.residual):
+        return (
+            f"Without the excess the step period would stay at {found.before_ns / 1e6:.1f} ms: something else sets it."
+        )
     return (
-        f"Without the excess a step would come every {after / 1e6:.1f} ms instead of {period / 1e6:.1f} ms, "
-        f"+{100 * (period / after - 1):.0f} % throughput while there is work "
-        f"(from the recorded step period, busy times and transfers, {in_flight} micro-batches in flight)."
+        f"Without the excess a step would come every {found.period_ns / 1e6:.1f} ms instead of "
+        f"{found.before_ns / 1e6:.1f} ms, +{100 * found.gain:.0f} % throughput while there is work (by replay of "
+        f"{found.num_steps} recorded steps, {found.in_flight} micro-batches in flight; unchanged it misses the record "
+        f"by {100 * found.residual:.1f} %)."
     )
-
-
-def between_ns(evidence: Evidence, measured: dict[int, StageExcess]) -> float:
-    """Return what a micro-batch spends between the stages' busy times, a step: transfers, scheduling, the driver.
-
-    Of a stage with several ranks, what its first spends, and what even the last to come spends in its collectives.
-    """
-    total = 0.0
-    for group in groups({rank: excess.stage for rank, excess in measured.items()}):
-        first = measured[group[0]]
-        met = collectives_of(evidence.intervals.between(first.t0_ns, first.t1_ns), group)
-        total += float(met.wait_ns.min(axis=1).sum()) / max(1, len(np.unique(met.step)))
-    for excess in by_stage(measured).values():
-        rows = evidence.intervals.between(excess.t0_ns, excess.t1_ns)
-        mine = rows["rank"] == excess.rank
-        driver = (rows["cls"] == IntervalClass.RECV_WAIT) & (rows["peer"] == NO_RANK)
-        counted = mine & (np.isin(rows["cls"], _BETWEEN) | driver)
-        total += float((rows["t"] - rows["t0"])[counted].sum()) / excess.num_steps
-    return total
-
-
-def step_period_ns(t_ns: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float | None:
-    """Return the typical time between steps of the first stage; None for fewer than ten."""
-    gaps = np.diff(np.sort(t_ns))
-    if len(gaps) < 9:
-        return None
-    low, high = np.quantile(gaps, [0.1, 0.9])
-    kept = gaps[(gaps >= low) & (gaps <= high)]
-    return float(kept.mean())
 
 
 def _remedy(excess: StageExcess) -> str:

@@ -1,7 +1,7 @@
 """The step graph of a window: what each step needed on each rank, and what lay between them. Pure.
 
-It is what `insitu_collector.replay` runs again, changed or not. One rank a stage; a step that any rank did not report
-is left out.
+It is what `insitu_collector.replay` runs again, changed or not. The busiest rank of a stage stands for the stage. A
+step that any of these did not report is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from insitu_collector.timeline import Int64
 
 Float64 = NDArray[np.float64]
 
-MIN_STEPS: Final = 30
+MIN_STEPS: Final = 12
 """Fewer steps than this are no graph: the ends, where the pipeline fills, would weigh too much."""
 WAITED_NS: Final = 50_000
 """A rank that was free for longer than this before a step began had waited for it."""
@@ -39,6 +39,7 @@ _OCCUPYING: Final = (
     IntervalClass.SAMPLE,
     IntervalClass.GC,
     IntervalClass.COMPILE,
+    IntervalClass.COLLECTIVE_WAIT,
     IntervalClass.SEND_XFER,
 )
 _COMPUTING: Final = (IntervalClass.COMPUTE, IntervalClass.SAMPLE)
@@ -49,7 +50,7 @@ class StepGraph:
     """n steps over S stages, in the order in which the first stage began them. Times in ns."""
 
     ranks: tuple[int, ...]
-    """By stage."""
+    """By stage, the busiest of each."""
     step: Int64
     slot: Int64
     begin_ns: Int64
@@ -114,15 +115,19 @@ class StepGraph:
 
 def record(evidence: Evidence, t0_ns: int, t1_ns: int) -> StepGraph | None:
     """Return the graph of the traffic steps that began in [t0_ns, t1_ns); None where there is too little."""
-    by_stage = {stage: rank for rank, stage in evidence.stages.items()}
-    if len(by_stage) < len(evidence.stages) or len(by_stage) < 2:
+    stages = evidence.stages
+    if len(set(stages.values())) < 2:
         return None
-    ranks = tuple(by_stage[stage] for stage in sorted(by_stage))
     stated = evidence.steps.between(t0_ns, t1_ns)
     stated = _rows(stated, ~evidence.is_warmup(stated))
     stated = _rows(stated, np.argsort(stated["t"], kind="stable"))
     rows = evidence.intervals.between(t0_ns)
-    places = [_on_rank(rows, rank, stated["step"]) for rank in ranks]
+    found = {rank: _on_rank(rows, rank, stages, stated["step"]) for rank in sorted(stages)}
+    ranks = tuple(
+        max((rank for rank in found if stages[rank] == stage), key=lambda rank: found[rank].total_ns)
+        for stage in sorted(set(stages.values()))
+    )
+    places = [found[rank] for rank in ranks]
     whole = np.logical_and.reduce([place.known for place in places])
     if whole.sum() < MIN_STEPS:
         return None
@@ -151,6 +156,10 @@ class _OnRank:
     forward_ns: Float64
     """The forward pass's part of `on_ns`."""
 
+    @property
+    def total_ns(self) -> float:
+        return float(self.on_ns.sum() + self.off_ns.sum())
+
     def only(self, wanted: NDArray[np.bool_]) -> _OnRank:
         return _OnRank(*(getattr(self, name)[wanted] for name in self.__slots__))
 
@@ -159,7 +168,7 @@ def _rows(columns: Columns, wanted: NDArray[np.bool_] | NDArray[np.int64]) -> Co
     return {name: column[wanted] for name, column in columns.items()}
 
 
-def _on_rank(rows: Columns, rank: int, steps: Int64) -> _OnRank:
+def _on_rank(rows: Columns, rank: int, stages: dict[int, int], steps: Int64) -> _OnRank:
     order = np.argsort(steps, kind="stable")
     at = np.searchsorted(steps[order], rows["step"])
     mine = (rows["rank"] == rank) & (at < len(steps))
@@ -169,7 +178,7 @@ def _on_rank(rows: Columns, rank: int, steps: Int64) -> _OnRank:
     receiving = cls == IntervalClass.RECV_XFER
     incoming, planning = receiving & (rows["peer"] != NO_RANK), receiving & (rows["peer"] == NO_RANK)
     waiting = cls == IntervalClass.RECV_WAIT
-    upstream = waiting & (rows["peer"] != NO_RANK) & (rows["peer"] < rank)
+    upstream = waiting & np.isin(rows["peer"], [other for other in stages if stages[other] < stages[rank]])
     computing, idle = np.isin(cls, _COMPUTING), cls == IntervalClass.IDLE
     sending = cls == IntervalClass.SEND_XFER
 

@@ -75,8 +75,12 @@ class WhatIf:
     """What healthy ones cost."""
     layers: Mapping[int, int] = field(default_factory=dict)
     """Stage -> its layers, where sites tell."""
+    waiting: float = 0.0
+    """Requests that waited for a place, on average: slots that are added take them."""
     shares_cores: bool = True
     """Whether those that compute at one time share what the host has left for them; else each waits as recorded."""
+
+    _told: dict[Change, Prediction] = field(default_factory=dict, init=False, compare=False)
 
     @cached_property
     def recorded_ns(self) -> float:
@@ -126,12 +130,17 @@ class WhatIf:
         return unchanged(self.graph, closed=closed)
 
     def predict(self, change: Change) -> Prediction:
-        """Return what the change would do. Raises NoPrediction."""
+        """Return what the change would do; asked again, what was said first. Raises NoPrediction."""
+        if change not in self._told:
+            self._told[change] = self._predict(change)
+        return self._told[change]
+
+    def _predict(self, change: Change) -> Prediction:
         graph = self.graph
         work, in_flight = self._changed(change)
         slower = replay(self._shared(work)).period_ns / self._shared_ns
         before = self.busy_ns * graph.period_ns / self.recorded_ns
-        a_step = graph.num_slots / in_flight
+        a_step = self._a_slot(in_flight)
         return Prediction(
             period_ns=before * slower,
             before_ns=before,
@@ -158,7 +167,14 @@ class WhatIf:
         return max(fit.on_core.error_ns(shape) / max(1.0, float(fit.on_core.ns(shape).mean())) for fit in found)
 
     def _shape(self, in_flight: int) -> Float64:
-        return self.graph.shape * self.graph.num_slots / in_flight
+        return self.graph.shape * self._a_slot(in_flight)
+
+    def _a_slot(self, in_flight: int) -> float:
+        """Return the requests of a slot over those it had: never more by adding slots, however many wait."""
+        spread = self.graph.num_slots / in_flight
+        if in_flight <= self.graph.num_slots:
+            return spread
+        return min(1.0, spread * (1.0 + self.waiting / max(1.0, self.graph.num_requests)))
 
     # -- one change each -----------------------------------------------------------------------------------------
 
@@ -174,9 +190,9 @@ class WhatIf:
         in_flight = self.graph.num_slots
         if change.in_flight is not None and change.in_flight != in_flight:
             # A slot without a request does not run.
-            in_flight = min(change.in_flight, max(1, round(self.graph.num_requests)))
+            in_flight = min(change.in_flight, max(1, round(self.graph.num_requests + self.waiting)))
             self._reshape(on, off, in_flight)
-        driver = work.driver_ns * (DRIVER_FIXED + (1 - DRIVER_FIXED) * self.graph.num_slots / in_flight)
+        driver = work.driver_ns * (DRIVER_FIXED + (1 - DRIVER_FIXED) * self._a_slot(in_flight))
         if in_flight == self.graph.num_slots:
             return replace(work, on_ns=on, off_ns=off), in_flight
         slot = np.arange(len(work.slot)) % in_flight
@@ -274,7 +290,7 @@ def tokens_per_s(graph: StepGraph) -> float:
     return sampled / float(graph.begin_ns[-1, 0] - graph.begin_ns[0, 0]) * 1e9
 
 
-def recorded_graph(evidence: Evidence, t0_ns: int, t1_ns: int) -> StepGraph | None:
-    """Return the last `MOST_STEPS` of a window as a graph, or None (`insitu_collector.step_graph.record`)."""
+def recorded_graph(evidence: Evidence, t0_ns: int, t1_ns: int, most: int = MOST_STEPS) -> StepGraph | None:
+    """Return the last `most` steps of a window as a graph, or None (`insitu_collector.step_graph.record`)."""
     begun = np.sort(evidence.steps.between(t0_ns, t1_ns)["t"])
-    return record(evidence, int(begun[-MOST_STEPS]) if len(begun) > MOST_STEPS else t0_ns, t1_ns)
+    return record(evidence, int(begun[-most]) if len(begun) > most else t0_ns, t1_ns)

@@ -189,7 +189,7 @@ def test_a_change_that_cannot_be_is_one_line_and_a_usage_error(store: Path, chan
 def test_a_store_without_a_pipeline_predicts_nothing_and_says_why(tmp_path: Path) -> None:
     write_store(simulate(Scenario(seconds=3.0, base_ms=(5.0,), in_flight=1)), str(tmp_path / "store"))
     found = run(tmp_path / "store", "--if", "in-flight=2")
-    assert (found.exit_code, "nothing can be predicted: it needs 30 steps" in found.stdout) == (0, True)
+    assert (found.exit_code, "nothing can be predicted: it needs 12 steps" in found.stdout) == (0, True)
     answer = json.loads(run(tmp_path / "store", "--if", "in-flight=2", "--json").stdout)
     assert answer["prediction"] is None
     assert answer["no_prediction"].startswith("nothing can be predicted")

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from insitu.records import schema_of
+from insitu.vocabulary import IntervalClass
 from insitu_collector.evidence import Evidence
 from insitu_collector.replay import replay as run_again
 from insitu_collector.simulate import MS, SECOND, Fault, Scenario, simulate
@@ -79,14 +83,28 @@ def test_too_few_steps_or_one_stage_are_no_graph() -> None:
     evidence = evidence_of(SATURATED)
     assert evidence.traffic_ns is not None
     begin = evidence.traffic_ns[0]
-    assert record(evidence, begin, begin + 100 * MS) is None
+    assert record(evidence, begin, begin + 80 * MS) is None
     alone = evidence_of(replace(SATURATED, base_ms=(5.0,), in_flight=1))
     assert alone.traffic_ns is not None
     assert record(alone, *alone.traffic_ns) is None
 
 
-def test_two_ranks_of_one_stage_are_no_graph() -> None:
-    evidence = evidence_of(SATURATED)
+def test_the_busiest_rank_of_a_stage_stands_for_it() -> None:
+    """Rank 2 is of stage 1 too, and what it computes takes 2 ms longer."""
+    tables = simulate(SATURATED)
+    mine = pc.equal(tables["intervals"]["rank"], 1)
+    rows = tables["intervals"].filter(mine).to_pylist()
+    slower = [
+        row | {"rank": 2, "epoch": 3, "t1_ns": row["t1_ns"] + (2 * MS if row["cls"] == IntervalClass.COMPUTE else 0)}
+        for row in rows
+    ]
+    source = tables["sources"].filter(pc.equal(tables["sources"]["rank"], 1)).to_pylist()
+    for name, more in (("intervals", slower), ("sources", [row | {"rank": 2, "epoch": 3} for row in source])):
+        tables[name] = pa.concat_tables([tables[name], pa.Table.from_pylist(more, schema=schema_of(name))])
+    evidence = Evidence()
+    evidence.add(tables)
     assert evidence.traffic_ns is not None
-    evidence.stages[2] = 1
-    assert record(evidence, *evidence.traffic_ns) is None
+    assert evidence.stages == {0: 0, 1: 1, 2: 1}
+    found = record(evidence, *evidence.traffic_ns)
+    assert found is not None
+    assert found.ranks == (0, 2)

@@ -19,9 +19,10 @@ SATURATED = Scenario(seed=3, seconds=8.0, requests_per_s=80.0, tail=0.0)
 
 def recorded(scenario: Scenario) -> WhatIf:
     evidence = Evidence()
-    evidence.add(simulate(scenario))
+    tables = simulate(scenario)
+    evidence.add(tables)
     assert evidence.traffic_ns is not None
-    found = what_if(evidence, evidence.traffic_ns[0] + 2 * SECOND, evidence.traffic_ns[1] - SECOND)
+    found = what_if(evidence, evidence.traffic_ns[0] + 2 * SECOND, evidence.traffic_ns[1] - SECOND, tables)
     assert found is not None
     return replace(found, shares_cores=False)  # in the simulation nobody does
 
@@ -46,10 +47,17 @@ def test_no_change_changes_nothing(base: WhatIf) -> None:
 @pytest.mark.parametrize("in_flight", [1, 4])
 def test_other_micro_batches_in_flight_come_true(base: WhatIf, in_flight: int) -> None:
     """The same sixteen requests spread over fewer slots or more."""
-    found = base.predict(Change(in_flight=in_flight))
+    found = replace(base, waiting=0.0).predict(Change(in_flight=in_flight))
     changed = replace(SATURATED, in_flight=in_flight, most_requests=16 // in_flight)
     assert found.throughput == pytest.approx(made(changed, base), rel=0.1)
     assert found.period_ns == pytest.approx(recorded(changed).graph.period_ns, rel=0.1)
+
+
+def test_slots_that_are_added_take_who_waits(base: WhatIf) -> None:
+    """Arrivals outrun the simulated server by far: four slots of eight are filled as well as two."""
+    assert base.waiting > 50
+    found = base.predict(Change(in_flight=4))
+    assert found.throughput == pytest.approx(made(replace(SATURATED, in_flight=4), base), rel=0.1)
 
 
 def test_a_slower_stage_comes_true(base: WhatIf) -> None:
@@ -89,6 +97,7 @@ def test_more_speed_is_never_predicted_to_lower_throughput(base: WhatIf, stage: 
 
 def test_slots_without_requests_do_not_run() -> None:
     quiet = recorded(replace(SATURATED, requests_per_s=3.0))
+    assert quiet.waiting < 0.5
     few = quiet.predict(Change(in_flight=64))
     assert few.in_flight <= max(1, round(quiet.graph.num_requests))
 
