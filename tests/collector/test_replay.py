@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insitu_collector.replay import Work, replay
@@ -63,6 +63,7 @@ def recursion(given: Work) -> tuple[list[float], list[float]]:
     return begun, done
 
 
+@settings(deadline=None)
 @given(seeds, stages, in_flight)
 def test_with_a_core_for_each_it_is_the_recurrence_of_a_pipeline(seed: int, num_stages: int, num_slots: int) -> None:
     given_work = work(seed, num_stages, num_slots)
@@ -70,6 +71,7 @@ def test_with_a_core_for_each_it_is_the_recurrence_of_a_pipeline(seed: int, num_
     assert replay(given_work).begin_ns == pytest.approx(begun)
 
 
+@settings(deadline=None)
 @given(seeds, stages, in_flight, st.floats(0.1, 1.0))
 def test_more_speed_never_lowers_throughput(seed: int, num_stages: int, num_slots: int, factor: float) -> None:
     slow = work(seed, num_stages, num_slots)
@@ -79,6 +81,7 @@ def test_more_speed_never_lowers_throughput(seed: int, num_stages: int, num_slot
     assert replay(quick).begin_ns.max() <= replay(slow).begin_ns.max() * (1 + 1e-12)
 
 
+@settings(deadline=None)
 @given(seeds, stages, in_flight, st.booleans())
 def test_no_stage_is_faster_than_it_is(seed: int, num_stages: int, num_slots: int, rendezvous: bool) -> None:
     made = work(seed, num_stages, num_slots, rendezvous=rendezvous)
@@ -90,6 +93,7 @@ def test_no_stage_is_faster_than_it_is(seed: int, num_stages: int, num_slots: in
     assert (replay(made).way_ns >= one_way - 1.0).all()
 
 
+@settings(deadline=None)
 @given(seeds, stages)
 def test_one_in_flight_takes_the_sum_of_the_stages(seed: int, num_stages: int) -> None:
     """What a stage can do ahead it does while the ones before it compute; here that is nothing."""
@@ -100,6 +104,7 @@ def test_one_in_flight_takes_the_sum_of_the_stages(seed: int, num_stages: int) -
     assert np.diff(begun) == pytest.approx(way[:-1] + made.lag_ns[1:])
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(2, 4))
 def test_with_enough_in_flight_the_slowest_stage_sets_the_period(seed: int, num_stages: int) -> None:
     """Stages of nearly one speed take long to fill up; these differ by half."""
@@ -112,6 +117,7 @@ def test_with_enough_in_flight_the_slowest_stage_sets_the_period(seed: int, num_
     assert replay(made).period_ns == pytest.approx(each.max(), rel=1e-6)
 
 
+@settings(deadline=None)
 @given(seeds, stages, in_flight, st.floats(1.0, 4.0))
 def test_fewer_cores_than_work_bound_the_whole(seed: int, num_stages: int, num_slots: int, cores: float) -> None:
     made = work(seed, num_stages, num_slots, cores=cores, driver_ns=np.full(60, 0.3 * MS))

@@ -10,8 +10,7 @@ import pytest
 from insitu.vocabulary import VerdictKind
 from insitu_collector.evidence import Evidence
 from insitu_collector.judgement import Judgement
-from insitu_collector.simulate import SECOND, Fault, Scenario
-from insitu_collector.simulated_rows import simulate
+from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
 from insitu_collector.slices import seconds
 from insitu_collector.step_graph import record
 from insitu_collector.step_times import StepTimes, step_times

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insitu_collector.changes import Change, NoPrediction, Speed, parse_changes
@@ -90,6 +90,7 @@ def test_another_split_moves_the_forward_pass_and_leaves_the_rest(base: WhatIf) 
     assert worse.period_ns == pytest.approx(busy[0] * 7 / 4, rel=0.15)
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.sampled_from([0, 1]), st.floats(1.0, 4.0))
 def test_more_speed_is_never_predicted_to_lower_throughput(base: WhatIf, stage: int, factor: float) -> None:
     assert base.predict(Change(speeds=(Speed(stage, factor),))).throughput >= 1.0 - 1e-9
