@@ -92,7 +92,11 @@ class StepGraph:
     @property
     def period_ns(self) -> float:
         """The recorded time between two steps."""
-        begun = self.begin_ns[:, 0]
+        return self.period_from(0)
+
+    def period_from(self, first: int) -> float:
+        """The same from a step on."""
+        begun = self.begin_ns[first:, 0]
         return float(begun[-1] - begun[0]) / (len(begun) - 1)
 
     @property

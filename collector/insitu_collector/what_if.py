@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from insitu_collector.baseline import Baseline
 from insitu_collector.changes import Change, NoPrediction, Speed
 from insitu_collector.evidence import Evidence
-from insitu_collector.replay import Work, replay
+from insitu_collector.replay import Replayed, Work, replay
 from insitu_collector.row_maps import SHAPE
 from insitu_collector.step_graph import MAIN, StepGraph, record
 
@@ -85,16 +85,20 @@ class WhatIf:
     @cached_property
     def recorded_ns(self) -> float:
         """The step period of the unchanged replay, with the times in which slots had nothing to do."""
-        return replay(self._work(closed=False)).period_ns
+        return self._unchanged.period_ns
+
+    @cached_property
+    def _unchanged(self) -> Replayed:
+        return replay(unchanged(self.graph, closed=False))
 
     @cached_property
     def busy_ns(self) -> float:
         """The same while there is work."""
-        return self.recorded_ns if self.graph.had_work.all() else replay(self._work()).period_ns
+        return self.recorded_ns if self.graph.had_work.all() else replay(unchanged(self.graph)).period_ns
 
     @cached_property
     def _shared_ns(self) -> float:
-        return self.busy_ns if self._alone else replay(self._shared(self._work())).period_ns
+        return self.busy_ns if self._alone else replay(self._shared(unchanged(self.graph))).period_ns
 
     @property
     def _alone(self) -> bool:
@@ -103,7 +107,7 @@ class WhatIf:
     @property
     def residual(self) -> float:
         """How far the unchanged replay is from the record, relative."""
-        return abs(self.recorded_ns / self.graph.period_ns - 1.0)
+        return abs(self.recorded_ns / self.graph.period_from(self._unchanged.first) - 1.0)
 
     @cached_property
     def _queued(self) -> float:
@@ -113,7 +117,7 @@ class WhatIf:
         """
         if self._alone:
             return 1.0
-        low, high, work = 0.0, 1.0, self._work(closed=False)
+        low, high, work = 0.0, 1.0, unchanged(self.graph, closed=False)
         while high - low > 0.02:
             middle = (low + high) / 2
             slower = replay(self._shared(work, middle)).period_ns > self.recorded_ns
@@ -126,9 +130,6 @@ class WhatIf:
         kept = 1.0 - self.graph.queued_share * (1.0 - (self._queued if queued is None else queued))
         return replace(work, off_ns=work.off_ns * kept[:, None], cores=self.graph.cores)
 
-    def _work(self, *, closed: bool = True) -> Work:
-        return unchanged(self.graph, closed=closed)
-
     def predict(self, change: Change) -> Prediction:
         """Return what the change would do; asked again, what was said first. Raises NoPrediction."""
         if change not in self._told:
@@ -139,7 +140,7 @@ class WhatIf:
         graph = self.graph
         work, in_flight = self._changed(change)
         slower = replay(self._shared(work)).period_ns / self._shared_ns
-        before = self.busy_ns * graph.period_ns / self.recorded_ns
+        before = self.busy_ns * graph.period_from(self._unchanged.first) / self.recorded_ns
         a_step = self._a_slot(in_flight)
         return Prediction(
             period_ns=before * slower,
@@ -179,7 +180,7 @@ class WhatIf:
     # -- one change each -----------------------------------------------------------------------------------------
 
     def _changed(self, change: Change) -> tuple[Work, int]:
-        work = self._work()
+        work = unchanged(self.graph)
         on, off = work.on_ns.copy(), work.off_ns.copy()
         for rank in change.replaced:
             self._replace(on, off, rank)

@@ -36,23 +36,28 @@ def graph_of(scenario: Scenario) -> StepGraph:
     return found
 
 
+stage_times = st.lists(st.floats(2.0, 12.0), min_size=2, max_size=4)
+
+
 @settings(max_examples=8, deadline=None)
-@given(
-    st.integers(0, 1000),
-    st.lists(st.floats(2.0, 12.0), min_size=2, max_size=4),
-    st.integers(1, 4),
-    st.floats(10.0, 60.0),
-)
-def test_the_unchanged_replay_has_the_recorded_period(
-    seed: int, base_ms: list[float], in_flight: int, rate: float
-) -> None:
-    """Also where the pipeline is not full: slots that had nothing to do are kept so."""
-    scenario = replace(
-        SATURATED, seed=seed, base_ms=tuple(base_ms), in_flight=in_flight, requests_per_s=rate, seconds=3.0
-    )
-    graph = graph_of(scenario)
-    again = run_again(unchanged(graph, closed=False)).begin_ns
-    assert (again[-1] - again[0]) / (len(graph) - 1) == pytest.approx(graph.period_ns, rel=0.03)
+@given(st.integers(0, 1000), stage_times, st.integers(1, 4))
+def test_the_unchanged_replay_has_the_recorded_period(seed: int, base_ms: list[float], in_flight: int) -> None:
+    scenario = replace(SATURATED, seed=seed, base_ms=tuple(base_ms), in_flight=in_flight, seconds=3.0)
+    assert unchanged_over_recorded(graph_of(replace(scenario, requests_per_s=200.0))) == pytest.approx(1.0, rel=0.02)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 1000), stage_times, st.integers(1, 4), st.floats(10.0, 40.0))
+def test_slots_that_had_nothing_to_do_are_kept_so(seed: int, base_ms: list[float], in_flight: int, rate: float) -> None:
+    """Less exactly: when a slot got work again while the first rank was busy is not recorded."""
+    scenario = replace(SATURATED, seed=seed, base_ms=tuple(base_ms), in_flight=in_flight, seconds=3.0)
+    assert unchanged_over_recorded(graph_of(replace(scenario, requests_per_s=rate))) == pytest.approx(1.0, rel=0.1)
+
+
+def unchanged_over_recorded(graph: StepGraph) -> float:
+    """Return the period of the unchanged replay over the recorded one."""
+    again = run_again(unchanged(graph, closed=False))
+    return again.period_ns / graph.period_from(again.first)
 
 
 def test_what_a_step_needs_is_taken_apart() -> None:
