@@ -12,7 +12,8 @@ from insitu_collector.tape import Columns
 from insitu_collector.verdicts import Finding
 
 LONG_NS: Final = 100_000_000
-"""One pause of this length is told."""
+"""One pause of this length on the core is told. A collection that waits for a core is the host's doing, and is told as
+that."""
 SHARE: Final = 0.05
 """... and so is this share of a window in shorter pauses."""
 WINDOW_NS: Final = 5_000_000_000
@@ -28,15 +29,15 @@ def look(evidence: Evidence, since_ns: int) -> list[Finding]:
     found = []
     for rank in np.unique(rows["rank"][collected]).tolist():
         mine = collected & (rows["rank"] == rank)
-        ns = (rows["t"] - rows["t0"])[mine]
+        ns = rows["cpu"][mine]
         if rank in evidence.stages and (ns.max() >= LONG_NS or ns.sum() >= SHARE * WINDOW_NS):
             found.append(_finding(evidence, rows, mine, int(rank)))
     return found
 
 
 def _finding(evidence: Evidence, rows: Columns, mine: np.ndarray[tuple[int], np.dtype[np.bool_]], rank: int) -> Finding:
-    ns = (rows["t"] - rows["t0"])[mine]
-    long = ns >= min(LONG_NS, ns.max())
+    ns, on_core = (rows["t"] - rows["t0"])[mine], rows["cpu"][mine]
+    long = on_core >= min(LONG_NS, on_core.max())
     begin, end = rows["t0"][mine][long], rows["t"][mine][long]
     waiting = _who_waited(rows, rank, begin, end)
     waited = f"rank {', '.join(map(str, waiting))} waited meanwhile" if waiting else "no other rank waited for it"
@@ -54,7 +55,7 @@ def _finding(evidence: Evidence, rows: Columns, mine: np.ndarray[tuple[int], np.
         t0_ns=t0,
         t1_ns=t1,
         requests=evidence.requests_between(t0 - LONG_NS, t1),
-        size=float(ns.sum()),
+        size=float(on_core.sum()),
     )
 
 

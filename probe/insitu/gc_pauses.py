@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from time import monotonic_ns
+from time import monotonic_ns, thread_time_ns
 from typing import Any, Final
 
 import numpy as np
@@ -15,16 +15,18 @@ CAPACITY: Final = 4096
 
 
 class GcPauses:
-    """Records (t0_ns, t1_ns) of every collection in this process, whichever thread it struck.
+    """Records (t0_ns, t1_ns, cpu_ns) of every collection in this process, whichever thread it struck.
 
-    A collection holds the interpreter, so the step thread stands still whoever triggered it.
+    A collection holds the interpreter, so the step thread stands still whoever triggered it. cpu_ns: what the thread
+    that collected was on a core meanwhile; on a busy host the rest was waiting for one.
     """
 
     def __init__(self) -> None:
-        self._ring = np.zeros((CAPACITY, 2), np.int64)
+        self._ring = np.zeros((CAPACITY, 3), np.int64)
         self._head = 0
         self._tail = 0
         self._began_ns = 0
+        self._began_cpu_ns = 0
         self.num_lost = 0
 
     def install(self) -> None:
@@ -37,7 +39,7 @@ class GcPauses:
     def _on_collection(self, when: str, info: dict[str, Any]) -> None:
         now = monotonic_ns()
         if when == "start":
-            self._began_ns = now
+            self._began_ns, self._began_cpu_ns = now, thread_time_ns()
             return
         began, self._began_ns = self._began_ns, 0
         if not began or now - began < SHORTEST_NS:
@@ -45,11 +47,11 @@ class GcPauses:
         if self._head - self._tail >= CAPACITY:
             self.num_lost += 1
             return
-        self._ring[self._head % CAPACITY] = began, now
+        self._ring[self._head % CAPACITY] = began, now, thread_time_ns() - self._began_cpu_ns
         self._head += 1
 
     def take_until(self, t_ns: int) -> NDArray[np.int64]:
-        """Return the pauses that ended by `t_ns`, shape [m, 2], oldest first, and free their places."""
+        """Return the pauses that ended by `t_ns`, shape [m, 3], oldest first, and free their places."""
         tail = self._tail
         while tail < self._head and self._ring[tail % CAPACITY, 1] <= t_ns:
             tail += 1

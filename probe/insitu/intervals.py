@@ -151,7 +151,7 @@ class Recorder:
 def carve(rows: Rows64, pauses: Rows64) -> Rows64:
     """Give collector pauses their time: cut every pause out of the intervals it struck.
 
-    rows: [n, 9], sorted and disjoint. pauses: [m, 2] of (t0_ns, t1_ns), sorted and disjoint. Returns rows sorted
+    rows: [n, 9], sorted and disjoint. pauses: [m, 3] of (t0_ns, t1_ns, cpu_ns), by t0 and disjoint. Returns rows sorted
     by t0, disjoint, where every pause is one row of class gc. A cut interval's bytes stay with its first piece; its
     CPU time loses the pause and is shared by length.
     """
@@ -162,11 +162,11 @@ def carve(rows: Rows64, pauses: Rows64) -> Rows64:
     )
     pieces = [rows[~struck], *(_cut(row, pauses) for row in rows[struck])]
     collected = np.zeros((len(pauses), WIDTH), np.int64)
-    collected[:, [T0, T1]] = pauses
+    collected[:, [T0, T1]] = pauses[:, :2]
     collected[:, CLS] = IntervalClass.GC
     collected[:, [STEP, MB, PEER]] = NO_RANK
-    collected[:, CPU] = pauses[:, 1] - pauses[:, 0]
-    for index, (t0, t1) in enumerate(pauses):
+    collected[:, CPU] = np.minimum(pauses[:, 2], pauses[:, 1] - pauses[:, 0])
+    for index, (t0, t1) in enumerate(pauses[:, :2]):
         inside = rows[(rows[:, T0] < t1) & (rows[:, T1] > t0)]
         if len(inside):
             collected[index, [STEP, MB]] = inside[0, [STEP, MB]]
@@ -187,6 +187,9 @@ def _cut(row: Rows64, pauses: Rows64) -> Rows64:
     pieces[:, T0], pieces[:, T1] = starts, ends
     pieces[1:, BYTES] = 0
     length = ends - starts
-    on_cpu = max(0, int(row[CPU]) - ((t1 - t0) - int(length.sum())))
+    lost = np.minimum(inside[:, 1], t1) - np.maximum(inside[:, 0], t0)
+    on_core = inside[:, 2] / np.maximum(inside[:, 1] - inside[:, 0], 1)
+    left = int(row[CPU]) - int((lost * np.minimum(on_core, 1.0)).sum())
+    on_cpu = min(max(0, left), int(length.sum()))
     pieces[:, CPU] = on_cpu * length // length.sum()
     return pieces

@@ -91,10 +91,12 @@ def test_carving_gives_every_pause_its_time_and_loses_none(intervals: Rows64, pa
     rows[:, CLS] = IntervalClass.COMPUTE
     rows[:, BYTES] = 10
     rows[:, CPU] = rows[:, T1] - rows[:, T0]
-    carved = carve(rows, pauses)
+    on_core = (pauses[:, 1] - pauses[:, 0]) // 2
+    carved = carve(rows, np.column_stack([pauses, on_core]))
     assert disjoint(carved)
     collected = carved[carved[:, CLS] == IntervalClass.GC]
     assert np.array_equal(collected[:, [T0, T1]], pauses)
+    assert np.array_equal(collected[:, CPU], on_core)
     instants = [t for a, b in intervals for t in range(a, b) if not any(p <= t < q for p, q in pauses)]
     rest = carved[carved[:, CLS] == IntervalClass.COMPUTE]
     assert [t for row in rest for t in range(row[T0], row[T1])] == instants
