@@ -11,13 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from insitu.vocabulary import NO_RANK, IntervalClass, LedgerClass
-from insitu_collector.ledger import RunningSum, classify
+from insitu_collector.ledger import RunningSum
+from insitu_collector.ledger_classes import PLACE, classes_of
 from insitu_collector.timeline import Int64, Timeline, numbers
 
 CLASSES: Final = tuple(LedgerClass)
 MOST_SPANS: Final = 8_000
 """Of one answer: more cannot be told apart on any screen."""
-PLACE: Final = {cls: place for place, cls in enumerate(CLASSES)}
 _NO_DEMAND: Final = PLACE[LedgerClass.NO_DEMAND]
 
 
@@ -82,9 +82,9 @@ def ledger_classes(rows: pa.Table, clock: Timeline, stages: Mapping[int, int]) -
     )
     if not len(number):
         return number
-    keys, place = np.unique(np.stack([number, peer, rank]), axis=1, return_inverse=True)
-    each = [PLACE[classify(int(n), int(p), int(r), dict(stages))[0]] for n, p, r in keys.T]
-    found = np.array(each, np.int64)[place.reshape(-1)]
+    ranks = np.union1d(rank, np.array(list(stages), np.int64))
+    of = np.array([stages.get(int(each), int(each)) for each in ranks], np.int64)
+    found, _ = classes_of(number, peer, np.searchsorted(ranks, rank), ranks, of)
     first = [each for each in stages if stages[each] == min(stages.values())][:1]
     idle = np.isin(rank, first) & (number == IntervalClass.IDLE)
     waits = (number == IntervalClass.RECV_WAIT) & (found == PLACE[LedgerClass.WAIT_UPSTREAM]) & ~np.isin(rank, first)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from insitu.vocabulary import IntervalClass, LedgerClass
 from insitu_collector.cover import Cover, cover, expand
-from insitu_collector.ledger import classify
+from insitu_collector.ledger_classes import classify
 from insitu_collector.tape import Columns
 from insitu_collector.timeline import Int64
 

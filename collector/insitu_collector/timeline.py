@@ -69,15 +69,18 @@ class Timeline:
 
     def moved(self, rows: pa.Table, column: str) -> Int64:
         """Return a time column of `rows` on this line, int64[num_rows]; null becomes 0."""
-        t_ns = numbers(rows, column, 0)
+        return self.times(numbers(rows, column, 0), np.asarray(rows["epoch"]))
+
+    def times(self, t_ns: Int64, epoch: NDArray[np.uint64]) -> Int64:
+        """Return times of processes' own clocks on this line, int64 as `t_ns`; `epoch` says whose each is."""
         if not len(t_ns) or not (self.measured or any(self.offset_ns.values())):
             return t_ns
-        epochs, place = np.unique(np.asarray(rows["epoch"]), return_inverse=True)
+        epochs, place = np.unique(epoch, return_inverse=True)
         moved = t_ns.copy()
-        for at, epoch in enumerate(epochs.tolist()):
+        for at, each in enumerate(epochs.tolist()):
             mine = place == at
-            ahead = self.measured.get(self.boots.get(epoch, ""))
-            moved[mine] += self.offset_ns.get(epoch, 0) if ahead is None else -ahead.at(t_ns[mine])
+            ahead = self.measured.get(self.boots.get(each, ""))
+            moved[mine] += self.offset_ns.get(each, 0) if ahead is None else -ahead.at(t_ns[mine])
         return moved
 
 

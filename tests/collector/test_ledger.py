@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
-from insitu_collector.ledger import Ledger, classify, rank_ledger
+from insitu_collector.ledger import Ledger, rank_ledger
+from insitu_collector.ledger_classes import classify
 
 MS = 1_000_000
 STAGES = {0: 0, 1: 1}
