@@ -34,6 +34,7 @@ class _Builder:
 
     chosen: Selection
     health: pa.Table
+    events: pa.Table
     begin_ns: int
     end_ns: int
     processes: list[Process] = field(default_factory=list)
@@ -53,7 +54,7 @@ def trace_of(chosen: Selection) -> Trace:
     requests = pa.Table.from_batches([without_tokens(b) for b in whole.scan("requests")], schema_of("requests"))
     health = whole.rows("health")
     begin, end = _edges(chosen, intervals, health, requests)
-    build = _Builder(chosen, health, begin, end)
+    build = _Builder(chosen, health, chosen.rows("events"), begin, end)
     losses = gaps_of(whole.rows("gaps"), chosen.sources, chosen.clock.unix_minus_mono_ns)
     _add_verdicts(build, chosen.verdicts())
     _add_driver(build, requests, losses)
@@ -132,6 +133,7 @@ def _add_driver(build: _Builder, requests: pa.Table, losses: list[Loss]) -> None
     epochs = build.chosen.sources.filter(outside)["epoch"].combine_chunks()
     mine = build.health.filter(pc.is_in(build.health["epoch"], epochs))
     tracks += _lost(build, [*drops_of(mine, build.clock), *(loss for loss in losses if loss.rank == NO_RANK)])
+    tracks += _moments(build, build.events.filter(pc.is_in(build.events["epoch"], epochs)))
     counters = request_counters(found, build.begin_ns, build.end_ns) if found else []
     if tracks or counters:
         build.processes.append(Process("driver", f"run {build.chosen.run}", tracks, counters))
@@ -141,6 +143,14 @@ def _lost(build: _Builder, losses: list[Loss]) -> list[Track]:
     each = [Slice(loss.t0_ns, loss.t1_ns, loss.text, "lost", {"rows": loss.num_rows}) for loss in losses]
     drawn = [clipped(found, build.begin_ns, build.end_ns) for found in each]
     return in_lanes("rows lost", [[found] for found in drawn if found is not None])
+
+
+def _moments(build: _Builder, events: pa.Table) -> list[Track]:
+    """Return a track of what was told as it happened, if anything was."""
+    columns = build.clock.moved(events, "t_ns").tolist(), events["kind"].to_pylist(), events["text"].to_pylist()
+    found = sorted((t, f"{kind}: {text}" if text else str(kind)) for t, kind, text in zip(*columns, strict=True))
+    drawn = [Slice(t, t, name, "event", {}) for t, name in found if build.begin_ns <= t < build.end_ns]
+    return [Track("events", lambda: iter(drawn))] if drawn else []
 
 
 def _add_ranks(build: _Builder, replica: int, intervals: pa.Table, steps: pa.Table, losses: list[Loss]) -> None:
@@ -164,7 +174,12 @@ def _add_ranks(build: _Builder, replica: int, intervals: pa.Table, steps: pa.Tab
         still = _still_open(health, rank, build)
         track = Track(STEP_THREAD, lambda rank=rank, still=still: ranks.slices(rank, build, still))  # type: ignore[misc]
         lost = _lost(build, [loss for loss in drops if loss.rank == rank])
-        build.processes.append(Process(name, f"pid {source.get('pid') or 'unknown'}", [track, *lost]))
+        told = _moments(build, build.events.filter(_of(build.events, epochs, rank)))
+        build.processes.append(Process(name, f"pid {source.get('pid') or 'unknown'}", [track, *lost, *told]))
+
+
+def _of(rows: pa.Table, epochs: pa.Array, rank: int) -> pa.ChunkedArray:
+    return pc.and_(pc.is_in(rows["epoch"], epochs), pc.equal(rows["rank"], rank))
 
 
 def _numbered(flows: list[Flows], count: int, first: int) -> tuple[Mapping[int, list[int]], Mapping[int, list[int]]]:

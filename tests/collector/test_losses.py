@@ -38,6 +38,8 @@ def test_a_loss_lies_between_the_heartbeats_that_differ() -> None:
 
 def test_what_the_first_heartbeat_counts_was_lost_before_it() -> None:
     assert found(beat(1, 10, ("steps", "queue_full", 1))) == [Loss(0, 10, 10, 1, "rows lost: 1 of steps (queue_full)")]
+    restarted = found(beat(1, 10, ("steps", "queue_full", 8)), beat(2, 50, ("steps", "queue_full", 3)))
+    assert [loss.num_rows for loss in restarted] == [8, 3], "each process counts from nothing"
     assert found(beat(1, 10), beat(1, 20)) == []
     assert found() == []
 

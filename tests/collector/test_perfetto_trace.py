@@ -257,6 +257,30 @@ def two_hosts(tables: dict[str, pa.Table], shift: int) -> dict[str, pa.Table]:
     return found | {"sources": pa.Table.from_pylist(sources, schema=schema_of("sources"))}
 
 
+def test_replicas_and_tensor_parallel_ranks_on_several_hosts_have_flows_of_their_own(tmp_path: Path) -> None:
+    grid = Scenario(seed=2, seconds=1.5, replicas=2, tensor_parallel=2, hosts=2)
+    tables = simulate(grid)
+    found = exported(tables, tmp_path)
+    names = [track.process.process_name for track in found.tracks.values() if track.HasField("process")]
+    ranks = [name for name in names if "rank" in name]
+    assert len(set(ranks)) == len(ranks) == 8
+    assert all(name.startswith(("replica 0, ", "replica 1, ")) for name in ranks)
+    assert len(found.snapshots) == len(set(tables["sources"]["boot_id"].to_pylist()))
+    assert len(found.of_ranks()) == tables["intervals"].num_rows
+    assert found.sources
+    for flow, source in found.sources.items():
+        _, sink = found.sinks[flow]
+        assert found.process_of(source)[:9] == found.process_of(sink)[:9], "flows stay in a replica"
+        stages = [int(found.process_of(seen).partition("stage ")[2][0]) for seen in (source, sink)]
+        assert stages in ([0, 1], [1, 0])
+
+
+def test_moments_are_instants_of_the_process_that_told_them(tables: dict[str, pa.Table], trace: Decoded) -> None:
+    told = [(trace.process_of(seen), seen.name, seen.t0) for seen in trace.instants if seen.category == "event"]
+    stored = tables["events"].to_pylist()
+    assert told == [("driver", "warmup_end", row["t_ns"]) for row in stored if row["kind"] == "warmup_end"] != []
+
+
 def test_a_window_clips_what_reaches_out_of_it(tables: dict[str, pa.Table], tmp_path: Path) -> None:
     ends = np.asarray(tables["intervals"]["t1_ns"])
     begin = int(ends.max()) - 2_000_000_000 + UNIX_MINUS_MONO_NS
