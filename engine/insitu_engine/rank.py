@@ -128,7 +128,10 @@ class Rank:
         with self._session.interval("recv_wait", step_id=plan.step_id, mb=plan.mb, peer=self._rank - 1) as wait:
             sent_ns = receipt.wait_header(plan.step_id)
             hidden = receipt.wait_hidden()
-            wait.turn("recv_xfer", sent_ns, num_bytes=receipt.num_bytes)
+            if sent_ns is None:  # no usable clock here (contract C7): all of it stays `recv_wait`
+                wait.num_bytes = receipt.num_bytes
+            else:
+                wait.turn("recv_xfer", sent_ns, num_bytes=receipt.num_bytes)
             return hidden.to(self._device)
 
     def _sample(self, logits: torch.Tensor, plan: StepPlan) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
+from insitu.identity import boot_id
 from insitu_engine.errors import PeerLost
 
 HEADER_LENGTH: Final = 8
@@ -21,22 +22,25 @@ _TAGS: Final = 1 << 30
 class Receipt:
     """A posted receive of one step: first its header, then its hidden states."""
 
-    def __init__(self, header: torch.Tensor, hidden: torch.Tensor, works: tuple[Any, Any], peer: int) -> None:
+    def __init__(
+        self, header: torch.Tensor, hidden: torch.Tensor, works: tuple[Any, Any], peer: int, *, one_clock: bool
+    ) -> None:
         self._header = header
         self._hidden = hidden
         self._works = works
         self._peer = peer
+        self._one_clock = one_clock
 
     @property
     def num_bytes(self) -> int:
         return self._hidden.nbytes
 
-    def wait_header(self, step_id: int) -> int:
-        """Wait for the header; return the sender's `send_ns`. Raises PeerLost."""
+    def wait_header(self, step_id: int) -> int | None:
+        """Wait for the header; return the sender's `send_ns`, None when it is of another clock. Raises PeerLost."""
         _wait(self._works[0], self._peer)
         header: list[int] = self._header.tolist()
         assert header[0] == step_id, f"step {header[0]} arrived where step {step_id} was due"
-        return header[SEND_NS]
+        return header[SEND_NS] if self._one_clock else None
 
     def wait_hidden(self) -> torch.Tensor:
         """Wait for the hidden states [num_rows, hidden], in host memory. Raises PeerLost."""
@@ -59,6 +63,10 @@ class Transport:
             world_size=num_ranks,
             timeout=timedelta(days=1),
         )
+        boots = [""] * num_ranks
+        dist.all_gather_object(boots, boot_id())
+        self._one_clock = boots[rank] == boots[rank - 1]
+        """Whether the stage before counts time as this one does: whether they run under one kernel."""
 
     def post_receive(self, step_id: int, num_rows: int) -> Receipt:
         """Post the receive of a step from the stage before; its shape is known from the plan."""
@@ -66,7 +74,7 @@ class Transport:
         hidden = torch.empty((num_rows, self._hidden_size), dtype=self._dtype)
         peer, tag = self.rank - 1, _tag(step_id)
         works = _post(lambda: (dist.irecv(header, peer, tag=tag), dist.irecv(hidden, peer, tag=tag + 1)), peer)
-        return Receipt(header, hidden, works, peer)
+        return Receipt(header, hidden, works, peer, one_clock=self._one_clock)
 
     @property
     def send_pending(self) -> bool:
