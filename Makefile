@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboard/insitu_dashboard
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 
-.PHONY: help venv demo test soak check format bench bench-export trials clean
+.PHONY: help venv demo test soak check format bench bench-export bench-prediction trials clean
 
 help:
 	@echo "make demo | test | soak | check | format | bench | trials | clean | venv"
@@ -42,6 +42,9 @@ format: $(READY)
 
 bench: $(READY)
 	@code=0; for script in benchmarks/*_cost.py "benchmarks/overhead.py --quick"; do echo "==> $$script"; $(BIN)/python $$script $(ARGS) || code=$$?; done; exit $$code
+
+bench-prediction: $(READY)
+	@$(BIN)/python benchmarks/prediction.py $(ARGS)
 
 bench-export: $(READY)
 	@$(BIN)/python benchmarks/export_cost.py $(ARGS)
