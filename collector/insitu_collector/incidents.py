@@ -25,6 +25,7 @@ MOST_REQUESTS: Final = 10_000
 QUIET_NS: Final[Mapping[str, int]] = {
     VerdictKind.STAGE_LIMITS: 3_000_000_000,
     VerdictKind.STRAGGLER_RANK: 3_000_000_000,
+    VerdictKind.FAIL_SLOW: 3_000_000_000,
     VerdictKind.GC_PAUSE: 1_000_000_000,
     VerdictKind.HOST_CONTENDED: 2_000_000_000,
     VerdictKind.PIPELINE_UNDERFILLED: 10_000_000_000,

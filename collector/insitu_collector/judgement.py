@@ -28,6 +28,7 @@ from insitu_collector import (
 from insitu_collector.baseline import Baseline
 from insitu_collector.collectives import groups
 from insitu_collector.evidence import Evidence, Tables
+from insitu_collector.fail_slow import FailSlowWatch
 from insitu_collector.incidents import Incidents
 from insitu_collector.nonfinite import NonfiniteWatch
 from insitu_collector.plugins import PluginRules, Plugins
@@ -84,6 +85,7 @@ class Judgement:
         self.baseline = Baseline()
         self.incidents = Incidents(run, lambda t_ns: self.evidence.timeline.unix_ns(t_ns), revisions)
         self._nonfinite = NonfiniteWatch()
+        self._fail_slow = FailSlowWatch()
         self._plugins = PluginRules(plugins or Plugins())
         self._warmed_ns: dict[int, int] = {}
         self._learnt_ns = 0
@@ -132,8 +134,10 @@ class Judgement:
             ),
             *self._plugins.look(evidence),
         ]
-        self._learn_traffic(traffic, excesses, bool(limiting or late))
+        findings += self._fail_slow.look(evidence, self.baseline, traffic, findings)
+        self._learn_traffic(traffic, excesses, bool(limiting or late or self._fail_slow.suspects))
         undecided = self._plugins.undecided | (frozenset() if excesses else {VerdictKind.STAGE_LIMITS})
+        undecided |= frozenset() if traffic else {VerdictKind.STRAGGLER_RANK, VerdictKind.FAIL_SLOW}
         alarms = any(finding.kind in _ALARMS for finding in findings) or self.incidents.is_open(*_ALARMS)
         if not alarms:
             self._replay()

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from insitu.records import schema_of
-from insitu.vocabulary import IntervalClass
+from insitu.vocabulary import IntervalClass, VerdictKind
 from insitu_collector.judgement import Judgement
 from insitu_collector.slices import seconds
 from insitu_collector.verdicts import Verdict, standing
@@ -19,6 +19,7 @@ MS: Final = 1_000_000
 S: Final = 1_000_000_000
 BEGIN: Final = 1_000 * S
 WARMUP: Final = 60
+"""Steps of it."""
 
 Extra = Callable[[int, float], tuple[float, float]]
 """(rank, seconds of traffic) -> ms asleep and ms computing that a step takes longer."""
@@ -42,11 +43,17 @@ class Grid:
     slow_input: dict[int, float] = field(default_factory=dict)
     """Rank -> ms that its input takes longer to come."""
     queued: dict[int, float] = field(default_factory=dict)
-    """Rank -> ms a step in which it waits for a core."""
+    """Rank -> ms a step in which it waits for a core, ..."""
+    queued_from_s: float = 0.0
     host_busy: float = 0.0
     """Cores that others use."""
     num_requests: Callable[[float], tuple[int, int]] = lambda _at_s: (1, 8)
     """Seconds of traffic -> the fewest and the most requests of a step."""
+    size_ms: Callable[[int], float] = lambda size: 0.4 * size
+    """Requests of a step -> what it takes for them."""
+    gap_ms: Callable[[float], float] = lambda _at_s: 0.0
+    """Seconds of traffic -> time without work after each step."""
+    warmup: int = WARMUP
 
 
 def grid_tables(grid: Grid) -> dict[str, pa.Table]:
@@ -57,7 +64,7 @@ def grid_tables(grid: Grid) -> dict[str, pa.Table]:
     free = dict.fromkeys(ranks, BEGIN)
     now, step, traffic, next_beat = BEGIN, 0, 0, BEGIN
     while not traffic or now < traffic + grid.seconds * S:
-        if step == WARMUP:
+        if step == grid.warmup:
             now += 100 * MS
             traffic = now
             rows["events"].append({"rank": -1, "stage": -1, "epoch": 99, "t_ns": now, "kind": "warmup_end"})
@@ -88,8 +95,10 @@ def grid_tables(grid: Grid) -> dict[str, pa.Table]:
             for half in (0, 1):
                 for at in mine:
                     asleep, computing = grid.extra(group[at], at_s) if traffic and not half else (0.0, 0.0)
-                    queued = grid.queued.get(group[at], 0.0) if traffic and not half else 0.0
-                    work = (grid.base_ms + 0.4 * size) / 2 * random.lognormal(0, grid.noise)
+                    queued = (
+                        grid.queued.get(group[at], 0.0) if traffic and not half and at_s >= grid.queued_from_s else 0.0
+                    )
+                    work = (grid.base_ms + grid.size_ms(size)) / 2 * random.lognormal(0, grid.noise)
                     end = t[at] + int((work + asleep + computing + queued) * MS)
                     put(
                         rows,
@@ -112,6 +121,7 @@ def grid_tables(grid: Grid) -> dict[str, pa.Table]:
             for rank in group:
                 free[rank] = t[0]
             now = t[0] + MS // 10
+        now += int(grid.gap_ms(at_s) * MS)
         step += 1
         while now >= next_beat:
             for rank in ranks:
@@ -157,13 +167,22 @@ def table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def judged(grid: Grid) -> list[Verdict]:
-    """Return every revision of a run that is judged a second at a time."""
+    """Return every revision of a run that is judged a second at a time.
+
+    Not that one micro-batch at a time leaves stages without work, as all these runs do.
+    """
     judgement = Judgement()
     told: list[Verdict] = []
     for part in seconds(grid_tables(grid)):
         told += judgement.look(part)
-    return told + judgement.look({}, final=True)
+    told += judgement.look({}, final=True)
+    return [verdict for verdict in told if verdict.kind is not VerdictKind.PIPELINE_UNDERFILLED]
+
+
+def stands(grid: Grid) -> list[Verdict]:
+    """Return what stands in the end."""
+    return standing(judged(grid))
 
 
 def named(grid: Grid) -> list[tuple[str, int | None]]:
-    return [(str(verdict.kind), verdict.on_rank) for verdict in standing(judged(grid))]
+    return [(str(verdict.kind), verdict.on_rank) for verdict in stands(grid)]

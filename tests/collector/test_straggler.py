@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from grid_kit import Grid, judged, named
+from grid_kit import Grid, judged, named, stands
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,7 +52,7 @@ def test_what_all_ranks_of_a_stage_share_limits_the_stage_and_makes_no_straggler
     def extra(rank: int, at_s: float) -> tuple[float, float]:
         return (6.0 if rank in (2, 3) and at_s > 4 else 0.0), 0.0
 
-    (found,) = standing(judged(Grid(2, 2, extra=extra)))
+    (found,) = stands(Grid(2, 2, extra=extra))
     assert (found.kind, found.on_stage, found.on_rank) == (VerdictKind.STAGE_LIMITS, 1, 2)
     assert "keeps its ranks 2, 3 alike busy 6.0 ms longer" in found.text
     assert "+41 % throughput" in found.text or "throughput" in found.text
@@ -70,13 +70,13 @@ def test_two_late_ranks_of_four_are_named_and_gain_nothing_alone() -> None:
     def extra(rank: int, at_s: float) -> tuple[float, float]:
         return (6.0 if rank in (1, 3) and at_s > 3 else 0.0), 0.0
 
-    found = standing(judged(Grid(1, 4, noise=0.02, extra=extra)))
+    found = stands(Grid(1, 4, noise=0.02, extra=extra))
     assert [verdict.on_rank for verdict in found] == [1, 3]
     assert all("another rank is as late" in verdict.text for verdict in found)
 
 
 def test_a_late_input_is_laid_to_communication() -> None:
-    (found,) = standing(judged(Grid(2, 2, slow_input={3: 5.0})))
+    (found,) = stands(Grid(2, 2, slow_input={3: 5.0}))
     assert (found.kind, found.on_rank) == (VerdictKind.STRAGGLER_RANK, 3)
     assert "(communication slow); its input takes 5.0 ms longer to come" in found.text
 
@@ -108,7 +108,7 @@ def test_it_is_over_once_the_rank_is_on_time_again() -> None:
     def extra(rank: int, at_s: float) -> tuple[float, float]:
         return (6.0 if rank == 1 and 2 < at_s < 8 else 0.0), 0.0
 
-    (found,) = standing(judged(Grid(1, 2, seconds=18.0, extra=extra)))
+    (found,) = stands(Grid(1, 2, seconds=18.0, extra=extra))
     assert (found.kind, found.on_rank, found.state) == (VerdictKind.STRAGGLER_RANK, 1, "closed")
 
 

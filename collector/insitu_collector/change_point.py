@@ -1,0 +1,87 @@
+"""When a series of seconds rose and stayed: Page's cumulative sum, with its error rates. Pure.
+
+E. S. Page, "Continuous inspection schemes", Biometrika 41 (1954): S_t = max(0, S_(t-1) + x_t - level - drift) alarms
+above a threshold, and the change began where S last left 0. With a drift of half the least shift it is the quickest
+test for that shift. Siegmund's approximation (Sequential Analysis, Springer 1985) gives the mean time to an alarm, in
+deviations, for normal independent seconds: (exp(-2 D b) + 2 D b - 1) / (2 D^2) with b = threshold + 1.166 and
+D = shift - drift.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+LEAST_DEVIATIONS: Final = 3.0
+"""Of the level, that a shift has at least. So D = -1.5 without one: a false alarm in 2.4e7 independent seconds."""
+DRIFT: Final = 0.5
+"""... of the least shift."""
+THRESHOLD: Final = 5.0
+"""Deviations; the least shift is seen after 4 s on average."""
+MIN_DEVIATION: Final = 0.03
+"""Seconds are never taken to be more alike than this share of a step."""
+MIN_BEFORE: Final = 20
+"""Seconds that must tell what the level was; fewer have no median and deviation to speak of."""
+PERSIST: Final = 15
+"""Seconds after which a shift stays: what a shared core's speed wanders by is over in less."""
+STAYS: Final = 0.9
+"""Share of the last `PERSIST` seconds that must lie above half the shift."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A rise of a series. `begin` is the place of its first second; the rest are in the unit of the series."""
+
+    begin: int
+    level: float
+    """Median before."""
+    least: float
+    """The least shift that is told here."""
+    shift: float
+    """Median of the last `PERSIST` seconds less the level."""
+    share: float
+    """Of the last `PERSIST` seconds since the change, that lie above half the least shift."""
+    stays: bool
+    """It has lasted and is large enough to be told; False: it may yet become so."""
+
+
+def mean_time_to_alarm(shift: float) -> float:
+    """Return Siegmund's mean number of seconds to an alarm, for a shift in deviations of normal independent seconds."""
+    beyond, b = shift - DRIFT * LEAST_DEVIATIONS, THRESHOLD + 1.166
+    if abs(beyond) < 1e-9:
+        return b * b
+    return (math.exp(-2 * beyond * b) + 2 * beyond * b - 1) / (2 * beyond * beyond)
+
+
+def cumulative_sum(values: Float64, level: float, drift: float) -> Float64:
+    """Return Page's S after each of `values`."""
+    walked = np.cumsum(values - level - drift)
+    found: Float64 = walked - np.minimum(np.minimum.accumulate(walked), 0.0)
+    return found
+
+
+def latest_change(values: Float64, least: float) -> Change | None:
+    """Return the rise that the series is in, or None; least: the smallest shift that is to be told, before noise."""
+    if len(values) < MIN_BEFORE + 2:
+        return None
+    before = values[: max(MIN_BEFORE, len(values) - PERSIST)]
+    level = float(np.median(before))
+    deviation = 1.4826 * float(np.median(np.abs(before - level)))
+    least = max(least, LEAST_DEVIATIONS * max(deviation, MIN_DEVIATION))
+    total = cumulative_sum(np.minimum(values, level + least), level, DRIFT * least)  # one hiccup is soon forgotten
+    if total[-1] <= THRESHOLD * least / LEAST_DEVIATIONS:
+        return None
+    zero = np.flatnonzero(total <= 0)
+    begin = int(zero[-1]) + 1 if len(zero) else 0
+    if begin < MIN_BEFORE:
+        return None
+    last = values[begin:][-PERSIST:]
+    shift, share = float(np.median(last)) - level, float((last > level + least / 2).mean())
+    stays = len(values) - begin >= PERSIST and shift >= least and share >= STAYS
+    return Change(begin, level, least, shift, share, stays)

@@ -1,0 +1,105 @@
+"""Page's cumulative sum: its error rates are those that are stated, and a rise is found where it began."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from insitu_collector.change_point import (
+    DRIFT,
+    LEAST_DEVIATIONS,
+    MIN_BEFORE,
+    PERSIST,
+    THRESHOLD,
+    cumulative_sum,
+    latest_change,
+    mean_time_to_alarm,
+)
+
+LEAST = 0.25
+
+
+def wandering(seed: int, num: int, *, deviation: float = 0.1, memory: float = 0.7) -> NDArray[np.float64]:
+    """Seconds that remember each other, as the speed of a virtual core does."""
+    random = np.random.default_rng(seed)
+    noise = random.normal(0, deviation * np.sqrt(1 - memory**2), num)
+    found = np.zeros(num)
+    for at in range(1, num):
+        found[at] = memory * found[at - 1] + noise[at]
+    return found
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=60), st.floats(-1, 1), st.floats(0, 1))
+def test_the_closed_form_is_pages_recursion(values: list[float], level: float, drift: float) -> None:
+    total, expected = 0.0, []
+    for value in values:
+        total = max(0.0, total + value - level - drift)
+        expected.append(total)
+    np.testing.assert_allclose(cumulative_sum(np.array(values), level, drift), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.0, 3.0])
+def test_the_mean_time_to_an_alarm_is_siegmunds(shift: float) -> None:
+    random = np.random.default_rng(int(shift))
+    drift = DRIFT * LEAST_DEVIATIONS
+    taken = []
+    for _ in range(400):
+        total = cumulative_sum(random.normal(shift, 1.0, 3000), 0.0, drift)
+        taken.append(int(np.argmax(total > THRESHOLD)) + 1)
+    assert np.mean(taken) == pytest.approx(mean_time_to_alarm(shift), rel=0.15)
+
+
+def test_a_false_alarm_is_expected_once_in_months_of_independent_seconds() -> None:
+    assert mean_time_to_alarm(0.0) > 200 * 86_400
+    assert mean_time_to_alarm(LEAST_DEVIATIONS) < 4.5
+
+
+def test_a_core_that_wanders_by_a_fifth_never_slows_for_good() -> None:
+    """Ten minutes each; looked at every second, as the judge does."""
+    for seed in range(20):
+        values = wandering(seed, 600)
+        for now in range(MIN_BEFORE, 600, 3):
+            found = latest_change(values[:now], LEAST)
+            assert found is None or not found.stays, (seed, now)
+
+
+@pytest.mark.parametrize("shift", [0.35, 0.6, 3.0])
+@pytest.mark.parametrize("before", [25, 100, 400])
+def test_a_rise_that_stays_is_told_after_fifteen_seconds_from_where_it_began(before: int, shift: float) -> None:
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        values = random.normal(0, 0.04, before + 40)
+        values[before:] += shift
+        told = [now for now in range(before, len(values)) if (f := latest_change(values[:now], LEAST)) and f.stays]
+        assert told[0] - before == pytest.approx(PERSIST, abs=3)
+        found = latest_change(values[: told[0]], LEAST)
+        assert found is not None
+        assert found.begin == pytest.approx(before, abs=2)
+        assert found.shift == pytest.approx(shift, abs=0.05)
+
+
+def test_one_that_goes_again_and_one_that_is_small_are_not_told() -> None:
+    values = np.random.default_rng(1).normal(0, 0.04, 120)
+    hiccup, small = values.copy(), values.copy()
+    hiccup[60:70] += 3.0
+    small[60:] += 0.2
+    for series in (hiccup, small):
+        found = [latest_change(series[:now], LEAST) for now in range(25, 120)]
+        assert not any(change is not None and change.stays for change in found)
+    assert latest_change(hiccup[:100], LEAST) is None, "a hiccup must not hold up what follows"
+
+
+@given(st.floats(0.5, 4.0), st.integers(0, 50))
+def test_what_varies_more_must_shift_more(scale: float, seed: int) -> None:
+    """Twice the spread and twice the shift are the same finding, in twice the unit."""
+    values = np.random.default_rng(seed).normal(0, 0.1, 80)
+    values[50:] += 2.0
+    one, other = latest_change(values, 0.0), latest_change(scale * values, 0.0)
+    assert one is not None
+    assert other is not None
+    assert (other.begin, other.stays) == (one.begin, one.stays)
+    assert other.least == pytest.approx(scale * one.least)
+    assert other.shift == pytest.approx(scale * one.shift)
