@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-KINDS: Final = ("slow-stage", "gc", "hang", "nan", "none")
+FAULTS: Final = ("slow-stage", "gc", "hang", "nan")
+"""What the injector does inside a rank. The other kinds are made by how the engine is set up and what it is asked."""
+SETTINGS: Final = {
+    "underfilled": "pipeline_underfilled",
+    "kv": "kv_starved",
+    "prefill": "prefill_delays_decode",
+}
+"""Kind of trial -> the one verdict that names it, without a place."""
+KINDS: Final = (*FAULTS, "none", *SETTINGS)
 VERDICT_OF: Final = {"slow_stage": "stage_limits", "gc": "gc_pause", "hang": "stuck", "nan": "first_nonfinite"}
 """Fault -> the verdict that names it."""
 LOCATED: Final = frozenset(VERDICT_OF.values())
@@ -34,6 +42,17 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """Options of the engine and of the load."""
+
+    serve: str = ""
+    load: str = ""
+
+
+AS_IT_COMES: Final = Setting()
+
+
+@dataclass(frozen=True, slots=True)
 class Ruling:
     """What a document is worth."""
 
@@ -47,17 +66,30 @@ class Ruling:
 def draw(kind: str, seed: int, world: World) -> list[str]:
     """Return the specs of one trial; every other seed changes the fault midway, sometimes into another kind."""
     rng = random.Random(f"{kind}-{seed}")
-    if kind == "none":
+    if kind not in FAULTS:
         return []
     place = rng.randrange(world.num_stages)
     if seed % 2:
         return [_spec(kind, place, FIRST[0], None, seed, rng, world)]
-    other_kind = rng.choice(KINDS[:-1]) if seed % 4 == 0 else kind
+    other_kind = rng.choice(FAULTS) if seed % 4 == 0 else kind
     other_place = (place + 1) % world.num_stages
     return [
         _spec(kind, place, *FIRST, seed, rng, world),
         _spec(other_kind, other_place, *SECOND, seed + 1, rng, world),
     ]
+
+
+def setting(kind: str, seed: int, long_prompts: str) -> Setting:
+    """Return how engine and load are set up. long_prompts: a file of prompts of several hundred tokens."""
+    rng = random.Random(f"{kind}-{seed}-setting")
+    if kind == "underfilled":
+        return Setting("--in-flight 1", f"--concurrency {rng.randint(3, 8)}")
+    if kind == "kv":
+        return Setting("--kv-mib 1", f"--concurrency {rng.randint(12, 24)}")
+    if kind == "prefill":
+        budget = rng.choice((384, 512, 768))
+        return Setting(f"--token-budget {budget}", f"--rate {rng.uniform(2.0, 3.0):.2f} --prompts {long_prompts}")
+    return AS_IT_COMES
 
 
 def _spec(
@@ -76,8 +108,10 @@ def _spec(
     return f"nan={place * share + rng.randrange(share)}:{step}{window}"
 
 
-def rule(document: Mapping[str, Any], foreign_share: float) -> Ruling:
-    """Judge an answer against what the injector says it did."""
+def rule(document: Mapping[str, Any], foreign_share: float, kind: str = "none") -> Ruling:
+    """Judge an answer against what the injector says it did, or what the setting of this kind makes."""
+    if kind in SETTINGS:
+        return _rule_setting(document, SETTINGS[kind], foreign_share)
     faults = faults_of(document)
     verdicts = document["verdicts"]
     wrong = [_told(verdict) for verdict in verdicts if not _is_of_some(verdict, faults)]
@@ -89,6 +123,15 @@ def rule(document: Mapping[str, Any], foreign_share: float) -> Ruling:
         missed.append(f"inconclusive, though foreign work took only {100 * foreign_share:.0f} % of the cores")
     if document["revised"]:
         missed.append(f"{document['revised']} verdicts were withdrawn")
+    return Ruling(not wrong and not missed, wrong, missed)
+
+
+def _rule_setting(document: Mapping[str, Any], expected: str, foreign_share: float) -> Ruling:
+    """Nothing was injected, so whatever names a rank is wrong; what the setting makes must be said."""
+    verdicts = document["verdicts"]
+    allowed = {expected} | ({"host_contended"} if foreign_share >= MIN_FOREIGN_SHARE else set())
+    wrong = [_told(verdict) for verdict in verdicts if verdict["kind"] not in allowed | QUIET]
+    missed = [] if any(verdict["kind"] == expected for verdict in verdicts) else [f"no {expected}"]
     return Ruling(not wrong and not missed, wrong, missed)
 
 

@@ -24,7 +24,19 @@ from typing import Any, Final
 
 import click
 import numpy as np
-from trial_rules import KINDS, QUIET, SECONDS, World, account_errors, draw, faults_of, rule
+from trial_rules import (
+    AS_IT_COMES,
+    KINDS,
+    QUIET,
+    SECONDS,
+    Setting,
+    World,
+    account_errors,
+    draw,
+    faults_of,
+    rule,
+    setting,
+)
 
 from insitu.vocabulary import IntervalClass
 from insitu_collector.store import open_store
@@ -76,11 +88,12 @@ class Answered:
     foreign_share: float
 
 
-def run_demo(store: Path, seed: int, seconds: float, specs: Sequence[str]) -> Answered:
+def run_demo(store: Path, seed: int, seconds: float, specs: Sequence[str], options: Setting = AS_IT_COMES) -> Answered:
     """Run the demo once, measuring what other processes took of the cores meanwhile."""
     injected = [word for spec in specs or ["none"] for word in ("--inject", spec)]
     command = [sys.executable, "-m", "insitu", "demo", "--headless", "--json", "--seed", str(seed)]
     command += ["--seconds", str(seconds), "--store", str(store), *injected]
+    command += ["--serve", options.serve, "--load", options.load]
     busy_s, ours_s, began = _host_busy_s(), _children_s(), time.monotonic()
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
@@ -127,6 +140,16 @@ def _busy_ms(store: Path, stage: int) -> float:
     return float(np.median(list(steps.values()))) / 1e6
 
 
+def long_prompts(folder: Path) -> Path:
+    """Return a file of prompts, every third of them made of many: beside it others decode."""
+    path = folder / "long-prompts.txt"
+    if not path.exists():
+        lines = (default_model() / "prompts.txt").read_text(encoding="utf-8").splitlines()
+        made = [" ".join(lines[n : n + 10]) if n % 3 == 0 else lines[n] for n in range(0, len(lines) - 10, 3)]
+        path.write_text("\n".join(made) + "\n", encoding="utf-8")
+    return path
+
+
 def run_trial(kind: str, seed: int, world: World, folder: Path) -> Trial:
     """Run and judge one trial, again when the host was too noisy; its store is kept when it is not right."""
     for attempt in range(1, MOST_ATTEMPTS + 1):
@@ -142,13 +165,14 @@ def run_once(kind: str, seed: int, world: World, folder: Path) -> Trial:
     trial = Trial(kind, seed, draw(kind, seed, world))
     store = folder / f"{kind}-{seed}"
     shutil.rmtree(store, ignore_errors=True)
-    answered = run_demo(store, seed, SECONDS, trial.specs)
+    options = setting(kind, seed, str(long_prompts(folder)) if kind == "prefill" else "")
+    answered = run_demo(store, seed, SECONDS, trial.specs, options)
     trial.foreign_share = round(answered.foreign_share, 3)
     document = answered.document
     if document is None:
         trial.failure = answered.said
         return trial
-    ruling = rule(document, answered.foreign_share)
+    ruling = rule(document, answered.foreign_share, kind)
     trial.wrong, trial.missed = ruling.wrong, ruling.missed + _first_told(store, document)
     trial.account = account_errors(document)
     trial.right = ruling.right and not trial.missed and not trial.account

@@ -10,7 +10,7 @@ import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trial_rules import FACTORS, KINDS, SECONDS, World, account_errors, draw, rule
+from trial_rules import FACTORS, FAULTS, KINDS, SECONDS, SETTINGS, World, account_errors, draw, rule, setting
 from trials import Trial, is_met, parse_seeds, table
 
 from insitu_engine.inject import check_faults, parse_fault
@@ -47,13 +47,35 @@ def answer(faults: list[dict[str, Any]], verdicts: list[dict[str, Any]], revised
     return document
 
 
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_what_a_setting_makes_must_be_said_and_nothing_else(kind: str) -> None:
+    named = verdict(SETTINGS[kind], None)
+    assert rule(answer([], [named]), 0.0, kind).right
+    assert rule(answer([], [verdict("healthy", None)]), 0.0, kind).missed == [f"no {SETTINGS[kind]}"]
+    assert rule(answer([], [named, verdict("stage_limits", 1)]), 0.0, kind).wrong
+    assert rule(answer([], [named, verdict("host_contended", None)]), 0.0, kind).wrong
+    assert rule(answer([], [named, verdict("host_contended", None)]), 0.2, kind).right
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_a_setting_is_options_that_the_commands_have(kind: str, tmp_path: Path) -> None:
+    from insitu_engine.load import load
+    from insitu_engine.serve import serve
+
+    asked = setting(kind, 3, str(tmp_path))
+    assert asked == setting(kind, 3, str(tmp_path))
+    for command, text in ((serve, asked.serve), (load, asked.load)):
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in text.split() if word.startswith("--")} <= known
+
+
 @given(st.sampled_from(KINDS), st.integers(1, 200))
 def test_what_is_drawn_can_be_done_in_the_time_there_is(kind: str, seed: int) -> None:
     specs = draw(kind, seed, WORLD)
     assert specs == draw(kind, seed, WORLD)
     faults = [parse_fault(spec) for spec in specs]
     check_faults(faults, WORLD.num_stages, WORLD.num_layers)
-    assert len(faults) == (0 if kind == "none" else 2 - seed % 2)
+    assert len(faults) == (2 - seed % 2 if kind in FAULTS else 0)
     assert all(4 <= fault.start_s < SECONDS - 5 for fault in faults), "healthy before, and time to see it"
     if len(faults) == 2:
         assert faults[0].end_s is not None

@@ -30,6 +30,7 @@ from insitu_engine.demo_plan import (
     default_model,
     fresh_store,
     num_layers,
+    passed_on,
     resolve_specs,
 )
 from insitu_engine.demo_report import Reports, Setting, document, render, verdict_key
@@ -80,6 +81,8 @@ class Run:
 @click.option("--store", type=click.Path(path_type=Path), help="[default: a new folder in ./insitu-store]")
 @click.option("--stages", type=click.IntRange(min=1), default=2, show_default=True, help="Pipeline stages.")
 @click.option("--model", type=click.Path(path_type=Path), help="[default: the tiny-llama that comes with insitu]")
+@click.option("--serve", default="", metavar="OPTIONS", help="More options of `insitu serve`, like '--kv-mib 1'.")
+@click.option("--load", default="", metavar="OPTIONS", help="More options of `insitu load`, like '--rate 8'.")
 def demo(
     headless: bool,
     as_json: bool,
@@ -89,6 +92,8 @@ def demo(
     store: Path | None,
     stages: int,
     model: Path | None,
+    serve: str,
+    load: str,
 ) -> None:
     """Serve a real model on two stages under live traffic, slow one stage, and see the verdict name it.
 
@@ -100,8 +105,12 @@ def demo(
     layers = num_layers(folder)
     check_stages(stages, layers)
     specs = resolve_specs(inject or (DEFAULT_FAULT,), seed, stages, layers)
+    more = {
+        "serve_options": passed_on("--serve", serve, ("--model", "--stages", "--host", "--port", "--to")),
+        "load_options": passed_on("--load", load, ("--url", "--seconds", "--seed", "--progress", "--quiet")),
+    }
     store = store or fresh_store()  # last: it makes a folder
-    plan = Plan(model=folder, num_stages=stages, store=store, seconds=seconds, seed=seed, specs=specs)
+    plan = Plan(model=folder, num_stages=stages, store=store, seconds=seconds, seed=seed, specs=specs, **more)
     is_watched = not headless and not as_json
     interrupted = run_demo(
         plan,
@@ -180,6 +189,7 @@ def _serve_and_load(run: Run, children: Children) -> tuple[Mapping[str, Any], li
 def _start_engine(run: Run, children: Children, address: str) -> Child:
     plan = run.plan
     arguments = ["serve", "--model", str(plan.model), "--stages", str(plan.num_stages), "--port", "0", "--to", address]
+    arguments += plan.serve_options
     secret = {FAULTS_VARIABLE: json.dumps(plan.specs), LOG_VARIABLE: str(run.fault_log)} if plan.specs else {}
     return children.start("the engine", arguments, secret)
 
@@ -189,6 +199,7 @@ def _start_load(plan: Plan, children: Children, url: str) -> Child:
     prompts = plan.model / "prompts.txt"
     if prompts.exists():
         arguments += ["--prompts", str(prompts)]
+    arguments += plan.load_options  # last: of two --prompts the second counts
     return children.start("the load", arguments, on_stderr=lambda line: say(f"  {line}"))
 
 

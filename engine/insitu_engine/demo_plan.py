@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,6 +38,22 @@ class Plan:
     seconds: float
     seed: int
     specs: tuple[str, ...]
+    serve_options: tuple[str, ...] = ()
+    """What is passed on to `insitu serve`, ..."""
+    load_options: tuple[str, ...] = ()
+    """... and to `insitu load`."""
+
+
+def passed_on(option: str, text: str, taken: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of a text of options. Raises BadUse, one line, for one that the demo gives itself."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise BadUse(f"{option} {text!r} cannot be read: {str(error).lower()}") from None
+    own = sorted({word.partition("=")[0] for word in words} & set(taken))
+    if own:
+        raise BadUse(f"{option}: the demo itself gives {', '.join(own)}; leave it out")
+    return words
 
 
 def default_model() -> Path:

@@ -21,6 +21,7 @@ from insitu_engine.demo_plan import (
     draw_spec,
     fresh_store,
     num_layers,
+    passed_on,
     resolve_specs,
 )
 from insitu_engine.inject import check_faults, parse_fault
@@ -38,6 +39,19 @@ def test_every_kind_is_drawn_and_the_seed_decides() -> None:
     drawn = [resolve_specs(["random"], seed, 2, 8) for seed in range(60)]
     assert {specs[0].partition("=")[0] for specs in drawn} == set(RANDOM_KINDS)
     assert drawn == [resolve_specs(["random"], seed, 2, 8) for seed in range(60)]
+
+
+def test_options_are_passed_on_word_by_word() -> None:
+    assert passed_on("--serve", "--kv-mib 1 --split '5,3'", ("--to",)) == ("--kv-mib", "1", "--split", "5,3")
+    assert passed_on("--serve", "", ("--to",)) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("--kv-mib '1", "cannot be read"), ("--to=x", "itself gives --to"), ("--to x", "leave it out")]
+)
+def test_options_that_cannot_be_passed_on_are_one_line(text: str, said: str) -> None:
+    with pytest.raises(BadUse, match=said):
+        passed_on("--serve", text, ("--to",))
 
 
 def test_none_is_no_fault_and_stands_alone() -> None:
