@@ -248,12 +248,24 @@ def _claim(at: Int64, begin: Int64, end: Int64, cls: Int64) -> Columns:
 
 
 def _codes(records: RequestRecords) -> tuple[list[str], Int64, Int64]:
-    """Return the requests' names, and the place in them of each event and entry; -1 for warm-up and no name."""
+    """Return the requests' names, and the place in them of each event and entry; -1 for warm-up, no name, and those
+    of other replicas."""
     both = pa.array([*records.events["request"].tolist(), *records.entries["request"].tolist()], pa.utf8())
     encoded = both.dictionary_encode()
     names: list[str] = encoded.dictionary.to_pylist()
-    wanted = np.array([not name.startswith(WARMUP_PREFIX) for name in names], bool)
+    elsewhere = _of_other_replicas(records)
+    wanted = np.array([not name.startswith(WARMUP_PREFIX) and name not in elsewhere for name in names], bool)
     number = np.append(np.where(wanted, np.cumsum(wanted) - 1, -1), -1)
     code = number[np.asarray(encoded.indices.fill_null(len(names)))]
     num_events = len(records.events["request"])
     return [name for name, kept in zip(names, wanted, strict=True) if kept], code[:num_events], code[num_events:]
+
+
+def _of_other_replicas(records: RequestRecords) -> set[str]:
+    """Return the requests that were scheduled in a step whose row map is here and does not name them.
+
+    A driver's events come to every replica of its run, and step numbers repeat in each.
+    """
+    events, here = records.events, set(records.entries["request"].tolist())
+    known = (events["event"] == RequestEvent.SCHEDULED) & np.isin(events["step"], records.entries["step"])
+    return {name for name in events["request"][known].tolist() if name is not None} - here

@@ -99,7 +99,7 @@ def test_no_budget_where_the_fit_does_not_describe_what_was_seen() -> None:
     [
         times(5.0),  # they add too little
         times(12.0, every=25),  # too few
-        times(5.0, odd={100: 2000.0}),  # one hung
+        times(6.4, odd={100: 2000.0}),  # one hung
         times(5.0, odd=dict.fromkeys(range(0, NUM, 15), 60.0)),  # some were held by something else
     ],
 )
