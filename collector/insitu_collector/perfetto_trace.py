@@ -81,7 +81,7 @@ class _Writer:
                 (proto.BUILTIN_CLOCK_REALTIME, host.unix_ns),
                 (FIRST_HOST_CLOCK + place, host.host_ns),
             ):
-                snapshot.clocks.add(clock_id=number, timestamp=max(t_ns, 0))
+                snapshot.clocks.add(clock_id=number, timestamp=t_ns)
             self._builder.write_packet(packet)
 
     def _process(self, place: int, process: Process) -> None:

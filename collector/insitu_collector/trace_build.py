@@ -72,21 +72,35 @@ def trace_of(chosen: Selection) -> Trace:
 
 
 def clocks_of(sources: pa.Table, clock: Timeline) -> list[ClockOfHost]:
-    """Return one moment of each host (boot id): its first source's anchors."""
+    """Return one moment of each host (boot id): when its first source anchored its clock."""
+    own, epoch = numbers(sources, "mono_anchor_ns", 0), np.asarray(sources["epoch"])
     found: dict[str, ClockOfHost] = {}
-    for row in sources.to_pylist():
-        mono, unix = row["mono_anchor_ns"], row["unix_anchor_ns"]
-        moved = mono + clock.offset_ns.get(row["epoch"], 0)
-        found.setdefault(row["boot_id"], ClockOfHost(row["host"] or "unknown host", mono, moved, unix))
+    hosts, boots = sources["host"].to_pylist(), sources["boot_id"].to_pylist()
+    for host, boot, host_ns, t_ns in zip(hosts, boots, own.tolist(), clock.times(own, epoch).tolist(), strict=True):
+        late = max(-t_ns, 0)  # no time of a trace is negative, and a moment later tells the same
+        moment = ClockOfHost(host or "unknown host", host_ns + late, t_ns + late, clock.unix_ns(t_ns + late))
+        found.setdefault(boot, moment)
     return sorted(found.values(), key=lambda each: each.t_ns)
 
 
+def _label(source: Mapping[str, Any], clock: Timeline) -> str:
+    """Return a rank's process, and how well its clock is known where it is another host's than the trace's."""
+    label = f"pid {source.get('pid') or 'unknown'}"
+    boot = source.get("boot_id")
+    if boot is None or boot == clock.reference:
+        return label
+    ahead = clock.measured.get(boot)
+    return f"{label}, clock " + (
+        "by wall clocks, error unknown" if ahead is None else f"±{ahead.error_ns / 1e3:.0f} us"
+    )
+
+
 def _edges(chosen: Selection, intervals: pa.Table, health: pa.Table, requests: pa.Table) -> tuple[int, int]:
-    """Return what slices are clipped to: the window, ending with the last record at the latest."""
+    """Return what slices are clipped to: the window, from the first host's boot to the last record at most."""
     begin, end = chosen.line_window()
     times = [(intervals, "t1_ns"), (health, "t_ns"), (requests, "t_ns")]
     last = max((int(chosen.clock.moved(rows, name).max()) for rows, name in times if rows.num_rows), default=end)
-    return begin, min(end, last + 1)
+    return max(begin, 0), min(end, last + 1)
 
 
 def _add_verdicts(build: _Builder, verdicts: list[Verdict]) -> None:
@@ -175,7 +189,7 @@ def _add_ranks(build: _Builder, replica: int, intervals: pa.Table, steps: pa.Tab
         track = Track(STEP_THREAD, lambda rank=rank, still=still: ranks.slices(rank, build, still))  # type: ignore[misc]
         lost = _lost(build, [loss for loss in drops if loss.rank == rank])
         told = _moments(build, build.events.filter(_of(build.events, epochs, rank)))
-        build.processes.append(Process(name, f"pid {source.get('pid') or 'unknown'}", [track, *lost, *told]))
+        build.processes.append(Process(name, _label(source, build.clock), [track, *lost, *told]))
 
 
 def _of(rows: pa.Table, epochs: pa.Array, rank: int) -> pa.ChunkedArray:

@@ -267,6 +267,16 @@ def test_replicas_and_tensor_parallel_ranks_on_several_hosts_have_flows_of_their
     assert all(name.startswith(("replica 0, ", "replica 1, ")) for name in ranks)
     assert len(found.snapshots) == len(set(tables["sources"]["boot_id"].to_pylist()))
     assert len(found.of_ranks()) == tables["intervals"].num_rows
+    (unix_minus_mono,) = {
+        each[proto.BUILTIN_CLOCK_REALTIME] - each[proto.BUILTIN_CLOCK_MONOTONIC] for each in found.snapshots
+    }
+    assert unix_minus_mono == UNIX_MINUS_MONO_NS
+    ahead = {
+        max(each.values()) and next(t for c, t in each.items() if c >= FIRST_HOST_CLOCK) for each in found.snapshots
+    }
+    assert len(ahead) == len(found.snapshots)
+    labels = [t.process.process_labels[0] for t in found.tracks.values() if "rank" in t.process.process_name]
+    assert len([label for label in labels if "clock ±" in label]) == 4, "ranks of the host that is not the first"
     assert found.sources
     for flow, source in found.sources.items():
         _, sink = found.sinks[flow]
