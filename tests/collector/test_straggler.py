@@ -104,6 +104,18 @@ def test_the_least_lateness_that_is_told(ms: float, told: bool) -> None:
     assert (named(Grid(1, 2, extra=extra)) == [("straggler_rank", 1)]) is told
 
 
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_more_is_asked_for_where_the_rank_computes_longer(on_cpu: bool) -> None:
+    """A quarter of a step: between what is told off the core and on it."""
+
+    def extra(rank: int, _at_s: float) -> tuple[float, float]:
+        ms = 2.1 if rank == 1 else 0.0
+        return (0.0, ms) if on_cpu else (ms, 0.0)
+
+    found = named(Grid(1, 2, noise=0.01, extra=extra))
+    assert found == ([("inconclusive", None)] if on_cpu else [("straggler_rank", 1)])
+
+
 def test_it_is_over_once_the_rank_is_on_time_again() -> None:
     def extra(rank: int, at_s: float) -> tuple[float, float]:
         return (6.0 if rank == 1 and 2 < at_s < 8 else 0.0), 0.0
