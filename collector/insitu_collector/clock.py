@@ -10,15 +10,14 @@ import numpy as np
 from insitu.vocabulary import IntervalClass, Role, VerdictKind
 from insitu_collector.causality import Violations, violations
 from insitu_collector.evidence import Evidence
-from insitu_collector.timeline import Ahead
+from insitu_collector.timeline import DRIFT, Ahead
 from insitu_collector.verdicts import Finding
 
 WINDOW_NS: Final = 20_000_000_000
+SETTLED_NS: Final = 25_000_000_000
+"""Two exchanges and their way here: a time older than this lies between two measurements, or these have stopped."""
 PATIENCE_NS: Final = 5_000_000_000
 """A host that has sent records for less than this may not have compared its clock yet."""
-DRIFT: Final = 100e-6
-"""Two clocks may drift apart by this share of the time between two measurements: twice what quartz is sold for. More
-is a jump."""
 SPLIT_SHARE: Final = 0.5
 """An error above this share of what a receive between the hosts takes cannot split it."""
 STEP_SHARE: Final = 0.1
@@ -32,16 +31,24 @@ step that began again."""
 def look(evidence: Evidence) -> list[Finding]:
     """Return the hosts whose clock is in doubt. On one host there is one clock, and nothing to doubt."""
     ranks = ranks_by_host(evidence)
-    reference = evidence.timeline.reference
-    if len(ranks) < 2 or reference not in ranks:
+    if len(ranks) < 2:
         return []
+    reference = evidence.timeline.reference
+    first = reference if reference in ranks else next(iter(ranks))  # the clock may be that of a driver's own host
     rows = evidence.intervals.between(evidence.now_ns - WINDOW_NS)
+    messages = violations(rows, evidence.stages, _slack(evidence, ranks))
     found = []
-    for host in sorted(set(ranks) - {reference}):
-        why = _doubt(evidence, host, ranks, violations(rows, evidence.stages, _slack(evidence, ranks)))
+    for host in sorted(set(ranks) - {first}):
+        why = _doubt(evidence, host, first, ranks, messages)
         if why is not None:
-            found.append(_finding(evidence, host, ranks, why))
+            found.append(_finding(evidence, host, first, ranks, why))
     return found
+
+
+def _error_ns(evidence: Evidence, host: str, first: str) -> int | None:
+    """Return by how much times of the two hosts may be off that no measurement to come can settle; None: unknown."""
+    epochs = {row["boot_id"]: row["epoch"] for row in evidence.sources.select(["boot_id", "epoch"]).to_pylist()}
+    return evidence.timeline.error_ns(epochs[host], epochs[first], evidence.now_ns - SETTLED_NS)
 
 
 def ranks_by_host(evidence: Evidence) -> dict[str, list[int]]:
@@ -61,9 +68,11 @@ def _slack(evidence: Evidence, ranks: dict[str, list[int]]) -> dict[tuple[int, i
     return {(a, b): error.get(a, 0) + error.get(b, 0) for a in host_of for b in host_of if host_of[a] != host_of[b]}
 
 
-def _doubt(evidence: Evidence, host: str, ranks: dict[str, list[int]], messages: list[Violations]) -> str | None:
+def _doubt(
+    evidence: Evidence, host: str, first: str, ranks: dict[str, list[int]], messages: list[Violations]
+) -> str | None:
     """Return why a host's times are in doubt, or None."""
-    ahead = evidence.timeline.measured.get(host)
+    ahead, error_ns = evidence.timeline.measured.get(host), _error_ns(evidence, host, first)
     if ahead is not None and (jump_ns := jump_of(ahead)):
         return f"its clock jumped by {jump_ns / 1e6:+.1f} ms against the first host's, more than drift explains"
     early = [
@@ -77,14 +86,14 @@ def _doubt(evidence: Evidence, host: str, ranks: dict[str, list[int]], messages:
         worst = max(early, key=lambda pair: pair.most_ns)
         return (
             f"{worst.num_early} of {worst.num_messages} messages from rank {worst.source} to rank {worst.target} seem "
-            f"to arrive before they were sent, by up to {worst.most_ns / 1e6:.2f} ms"
+            f"to arrive before they were sent, so the two clocks are known to {worst.most_ns / 1e6:.2f} ms at best"
         )
-    if ahead is None:
+    if error_ns is None:
         return None if _is_new(evidence, ranks[host]) else "it was never compared with the first host's clock"
     typical_ns, period_ns = receive_ns(evidence, ranks[host]), _period_ns(evidence)
-    if typical_ns is not None and ahead.error_ns > max(SPLIT_SHARE * typical_ns, STEP_SHARE * period_ns):
+    if typical_ns is not None and error_ns > max(SPLIT_SHARE * typical_ns, STEP_SHARE * period_ns):
         return (
-            f"it is known to {ahead.error_ns / 1e6:.2f} ms only, and a receive between the hosts takes "
+            f"it is known to {error_ns / 1e6:.2f} ms only, and a receive between the hosts takes "
             f"{typical_ns / 1e6:.2f} ms"
         )
     return None
@@ -120,14 +129,14 @@ def _period_ns(evidence: Evidence) -> float:
     return float(np.median(gaps)) if len(gaps) else math.inf
 
 
-def _finding(evidence: Evidence, host: str, ranks: dict[str, list[int]], why: str) -> Finding:
+def _finding(evidence: Evidence, host: str, first: str, ranks: dict[str, list[int]], why: str) -> Finding:
     names = {row["boot_id"]: row["host"] for row in evidence.sources.select(["boot_id", "host"]).to_pylist()}
     mine = ", ".join(map(str, sorted(ranks[host])))
     begin, end = evidence.traffic_ns or (evidence.now_ns, evidence.now_ns)
     return Finding(
         kind=VerdictKind.CLOCK_UNCERTAIN,
         text=f"clocks are uncertain: host {names.get(host) or host} (rank {mine}) against host "
-        f"{names.get(evidence.timeline.reference)}: {why}. What its ranks wait for ranks of other hosts is one sum: "
+        f"{names.get(first) or first}: {why}. What its ranks wait for ranks of other hosts is one sum: "
         "how much of it was waiting and how much transfer is not known.",
         remedy="Let every probe ship to one collector, which compares clocks, and keep the hosts' clocks by NTP or "
         "PTP. Times within one host are not touched by this.",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
+
+DRIFT: Final = 100e-6
+"""Two clocks may drift apart by this share of the time since they were compared: twice what quartz is sold for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,10 @@ class Ahead:
         zero = int(self.t_ns[0])
         moved = np.interp((t_ns - zero).astype(np.float64), (self.t_ns - zero).astype(np.float64), self.ns - self.ns[0])
         return np.asarray(np.rint(moved).astype(np.int64) + self.ns[0], np.int64)
+
+    def error_at(self, t_ns: int) -> int:
+        """Return by how much `at(t_ns)` may be off: what drifted since the last measurement adds to it."""
+        return self.error_ns + int(DRIFT * max(0, t_ns - int(self.t_ns[-1])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +61,24 @@ class Timeline:
         """Return the Unix time of a time on this line."""
         return int(t_ns) + self.unix_minus_mono_ns
 
-    def error_ns(self, epoch_a: int, epoch_b: int) -> int | None:
-        """Return by how much times of two epochs may be off against each other: 0 on one host, None: nobody knows."""
+    def error_ns(self, epoch_a: int, epoch_b: int, at_ns: int | None = None) -> int | None:
+        """Return by how much times of two epochs may be off against each other: 0 on one host, None: nobody knows.
+
+        at_ns: a time on this line, whose distance from the last measurement counts; None: while they were measured.
+        """
         boot_a, boot_b = self.boots.get(epoch_a), self.boots.get(epoch_b)
         if boot_a is not None and boot_a == boot_b:
             return 0
-        errors = [self._error_of(boot) for boot in (boot_a, boot_b)]
+        errors = [self._error_of(boot, at_ns) for boot in (boot_a, boot_b)]
         return None if None in errors else sum(error for error in errors if error is not None)
 
-    def _error_of(self, boot: str | None) -> int | None:
+    def _error_of(self, boot: str | None, at_ns: int | None) -> int | None:
         if boot is None or boot == self.reference:
             return None if boot is None else 0
-        return self.measured[boot].error_ns if boot in self.measured else None
+        ahead = self.measured.get(boot)
+        if ahead is None or at_ns is None:
+            return None if ahead is None else ahead.error_ns
+        return ahead.error_at(at_ns + int(ahead.ns[-1]))
 
     def moved(self, rows: pa.Table, column: str) -> Int64:
         """Return a time column of `rows` on this line, int64[num_rows]; null becomes 0."""

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from insitu.vocabulary import VerdictKind
+from insitu.vocabulary import Role, VerdictKind
 from insitu_collector.judgement import Judgement
 from insitu_collector.simulate import Fault, Scenario, simulate
 from insitu_collector.slices import seconds
@@ -71,3 +71,24 @@ def test_messages_that_arrive_before_they_are_sent_are_said() -> None:
     verdicts = told_of(tables | {"clocks": clocks.set_column(place, clocks.schema.field(place), wrong)})
     assert VerdictKind.CLOCK_UNCERTAIN in [verdict.kind for verdict in verdicts]
     assert any("messages from rank 0 to rank 1 seem to arrive before they were sent" in v.text for v in verdicts)
+
+
+def test_hosts_that_stopped_comparing_their_clocks_are_said_once_drift_may_hide_a_receive() -> None:
+    tables = simulate(Scenario(seed=5, seconds=70.0, hosts=2))
+    assert [verdict.kind for verdict in told_of(tables)] == [VerdictKind.HEALTHY]
+    clocks = tables["clocks"]
+    first = clocks.slice(0, 1)
+    [verdict] = told_of(tables | {"clocks": first})
+    assert verdict.kind == VerdictKind.CLOCK_UNCERTAIN
+    assert "ms only, and a receive between the hosts takes" in verdict.text
+
+
+def test_a_driver_on_a_host_of_its_own_does_not_hide_the_clocks_of_the_ranks() -> None:
+    tables = simulate(Scenario(seed=5, seconds=14.0, hosts=2, faults=(Fault("clock_unknown", host=1),)))
+    driver = [{**row, "boot_id": "driver", "host": "driver"} for row in tables["sources"].to_pylist()[:1]]
+    assert driver[0]["role"] != Role.RANK
+    rest = tables["sources"].slice(1)
+    sources = pa.concat_tables([pa.Table.from_pylist(driver, schema=rest.schema), rest])
+    [verdict] = told_of(tables | {"sources": sources})
+    assert verdict.kind == VerdictKind.CLOCK_UNCERTAIN
+    assert "host simulated-1 (rank 1) against host simulated: it was never compared" in verdict.text

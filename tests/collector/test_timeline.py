@@ -94,6 +94,17 @@ def test_drift_between_measurements_is_taken_out_evenly() -> None:
     ]
 
 
+def test_drift_since_the_last_measurement_adds_to_the_error() -> None:
+    ahead = 7 * SECOND
+    sources = table("sources", [source(1, "c"), source(2, "b"), source(3, "d")])
+    rows = [compared(host, t + ahead, ahead, error_ns=9) for host in "bd" for t in (0, 10 * SECOND)]
+    line = timeline_of(sources, table("clocks", rows))
+    assert line.error_ns(1, 2) == line.error_ns(1, 2, 3 * SECOND) == line.error_ns(1, 2, 10 * SECOND) == 9
+    assert line.error_ns(1, 2, 110 * SECOND) == 9 + 10_000_000, "100 parts in a million of 100 s"
+    assert line.error_ns(2, 3, 110 * SECOND) == 2 * (9 + 10_000_000)
+    assert line.error_ns(2, 2, 110 * SECOND) == line.error_ns(1, 1, 110 * SECOND) == 0
+
+
 def test_hosts_measured_against_different_collectors_are_not_put_together() -> None:
     sources = table("sources", [source(1, "a"), source(2, "b"), source(3, "d")])
     clocks = table("clocks", [compared("a", 0, 5, with_host="c"), compared("b", 0, 7, with_host="other")])

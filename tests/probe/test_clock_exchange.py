@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,8 @@ from insitu.clock_exchange import NUM_EXCHANGES, Exchange, best, measure
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source, boot_id
 from insitu.vocabulary import Role
-from insitu.wire.insitu_pb2 import ClockReading
+from insitu.wire.insitu_pb2 import ClockQuery, ClockReading
+from insitu.wire.insitu_pb2_grpc import CollectorServicer
 from insitu_collector.server import CollectorServer
 from insitu_collector.store import open_store
 
@@ -111,6 +113,58 @@ def test_a_probe_on_the_collectors_host_says_nothing(tmp_path: Path) -> None:
                 thread.join(20)
         exporter.close(5.0)
     assert told == []
+
+
+class Busy(CollectorServer):
+    """A collector that has no worker left for the first question."""
+
+    num_asked = 0
+
+    def Clock(self, query: ClockQuery, context: Any) -> ClockReading:
+        self.num_asked += 1
+        if self.num_asked == 1:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+        return super().Clock(query, context)
+
+
+class Old(CollectorServer):
+    """A collector of a version that knew no clocks."""
+
+    num_asked = 0
+
+    def Clock(self, query: ClockQuery, context: Any) -> ClockReading:
+        self.num_asked += 1
+        return CollectorServicer.Clock(self, query, context)  # type: ignore[no-any-return]
+
+
+def test_a_collector_that_was_busy_is_asked_again(tmp_path: Path) -> None:
+    heard = threading.Event()
+    source = Source(role=Role.RANK, boot_id="another-host")
+    with Busy(tmp_path, port=0) as server:
+        exporter = CollectorExporter(
+            server.address.removeprefix("grpc://"), source, tell=lambda rows: heard.set(), clock_every_s=0.01
+        )
+        connect(exporter, source)
+        assert heard.wait(20)
+        exporter.close(5.0)
+    assert server.num_asked > NUM_EXCHANGES
+
+
+def test_a_collector_that_knows_no_clocks_is_asked_once_and_takes_records_as_ever(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    source = Source(role=Role.RANK, boot_id="another-host")
+    with Old(tmp_path, port=0) as server:
+        exporter = CollectorExporter(
+            server.address.removeprefix("grpc://"), source, tell=told.extend, clock_every_s=0.01
+        )
+        connect(exporter, source)
+        for thread in threading.enumerate():
+            if thread.name == "insitu-clock":
+                thread.join(20)
+                assert not thread.is_alive()
+        exporter.close(5.0)
+    assert told == [] and server.num_asked == 1
+    assert open_store(tmp_path).table("events").num_rows == 1
 
 
 def connect(exporter: CollectorExporter, source: Source) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import random
@@ -64,8 +63,12 @@ class CollectorExporter:
         window_bytes: int = WINDOW_BYTES,
         tell: Callable[[Sequence[dict[str, Any]]], None] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        clock_every_s: float = EVERY_S,
     ) -> None:
-        """tell: takes rows of `clocks`, where the collector is on another host. clock: ns, of this host."""
+        """tell: takes rows of `clocks`, where the collector is on another host. clock: ns, of this host, read for them.
+
+        clock_every_s: how often.
+        """
         if ":" not in target:
             raise ValueError(f"destination grpc://{target} has no port; the usual one is grpc://{target}:4317")
         self._target = target
@@ -73,6 +76,7 @@ class CollectorExporter:
         self._own_window_bytes = window_bytes
         self._tell = tell
         self._clock = clock
+        self._clock_every_s = clock_every_s
         self._begin()
 
     def _begin(self) -> None:
@@ -212,11 +216,13 @@ class CollectorExporter:
     def _compare_clocks(self, channel: grpc.Channel, number: int) -> None:
         """Measure this host's clock against the collector's again and again, while the connection lasts.
 
-        Ends at once on the collector's own host, and where a collector of an older version knows no clocks.
+        Ends at once on the collector's own host, and where a collector of an older version knows no clocks. One that is
+        slow to answer is asked again later.
         """
         stub = CollectorStub(channel)
-        with contextlib.suppress(grpc.RpcError, ValueError):  # hung up meanwhile, or unknown there
-            while not self._is_over(number):
+        assert self._tell is not None, "there is somebody to tell, or nothing is measured"
+        while not self._is_over(number):
+            try:
                 row = measure(
                     lambda: stub.Clock(ClockQuery(), timeout=CLOCK_TIMEOUT_S, wait_for_ready=True),
                     self._source.boot_id,
@@ -224,10 +230,15 @@ class CollectorExporter:
                 )
                 if row is None:
                     return
-                assert self._tell is not None, "there is somebody to tell, or nothing is measured"
                 self._tell([row])
-                with self._changed:
-                    self._changed.wait_for(lambda: self._is_over(number), EVERY_S)
+            except ValueError:  # hung up meanwhile
+                return
+            except grpc.RpcError as error:
+                status: Any = error
+                if status.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    return
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_over(number), self._clock_every_s)
 
     def _messages(self, number: int) -> Iterator[ToCollector]:
         """Yield Hello, then frames as they come, until this connection is over. Runs on a thread of gRPC's."""
