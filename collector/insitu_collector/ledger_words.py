@@ -27,6 +27,8 @@ def to_lines(ledger: Ledger) -> list[str]:
         lines += [f"  {'':>10}    {_bar(ledger, rank)}", ""]
         if ledger.overlap_ns[rank]:
             lines.append(f"  rank {rank}: intervals overlap by {ledger.overlap_ns[rank] / 1e6:.1f} ms; counted once")
+        if unattributed := ledger.unattributed_ns.get(rank, 0):
+            lines.append(f"  rank {rank}: {unattributed / 1e9:.2f} s are wait_upstream or transfer: clocks cannot tell")
     return lines[:-1]
 
 

@@ -18,7 +18,8 @@ from insitu.config import ConfigError
 from insitu.records import schema_of
 from insitu.segment_layout import SEALED, list_segments
 from insitu.vocabulary import EXPIRED, DropReason
-from insitu_collector import delay_words, ledger_words, request_report
+from insitu_collector import bubble, delay_words, ledger_words, request_report
+from insitu_collector.bubble import Bubble
 from insitu_collector.changes import NoPrediction, parse_changes
 from insitu_collector.delay_matrix import DelayMatrix
 from insitu_collector.evidence import Tables
@@ -62,6 +63,8 @@ class Stalls:
     """What a change would do, or why it cannot be said; None where nobody asked."""
     delays: DelayMatrix | None = None
     """Rank by rank, where it was asked for."""
+    bubbles: tuple[Bubble, ...] = ()
+    """What each stage waited, and what the pipeline's shape makes unavoidable; none without a ledger."""
     requests: RequestReport | None = None
     """Where requests' time went; None where none is on record."""
 
@@ -119,9 +122,12 @@ def stalls_of(
     tables = found[group]
     window = traffic_window(tables)
     ledger = delays = None
+    waited: tuple[Bubble, ...] = ()
     if window is not None:
         intervals, health = (tables.get(name, schema_of(name).empty_table()) for name in ("intervals", "health"))
         ledger = rank_ledger(intervals, health, tables["sources"], *window, clocks=tables.get("clocks"))
+        clock = timeline_of(tables["sources"], tables.get("clocks"))
+        waited = bubble.bubbles(ledger, bubble.mean_in_flight(intervals, clock, *window))
         delays = delay_words.matrix_of(intervals, tables["sources"], *window) if matrix else None
     return Stalls(
         store=str(store.path),
@@ -129,6 +135,7 @@ def stalls_of(
         others=sorted({name for name, _ in found} - {group[0]}),
         verdicts=final_verdicts(store, group[0]),
         ledger=ledger,
+        bubbles=waited,
         timeline=timeline_of(tables["sources"], tables.get("clocks")),
         missing=missing_rows(tables, store.table("gaps")),
         stored=stored_rows(store, group[0], read["sources"]),
@@ -202,6 +209,8 @@ def to_json(found: Stalls) -> dict[str, Any]:
             for r in rows
         ],
         "overlap_ns": {str(rank): ns for rank, ns in found.ledger.overlap_ns.items()} if found.ledger else {},
+        "unattributed_ns": {str(rank): ns for rank, ns in found.ledger.unattributed_ns.items()} if found.ledger else {},
+        "bubble": [each.to_json() for each in found.bubbles],
         "missing": found.missing,
         "records": {"stored": found.stored, "expired": found.expired},
         "revised": found.revised,
@@ -228,6 +237,8 @@ def to_text(found: Stalls) -> str:
         lines += ["", *(found.prediction.to_text() if isinstance(found.prediction, Asked) else [found.prediction])]
     if found.ledger is not None:
         lines += ["", *ledger_words.to_lines(found.ledger)]
+    if words := bubble.to_lines(found.bubbles):
+        lines += ["", *words]
     if found.requests is not None:
         lines += ["", *request_report.to_lines(found.requests)]
     if found.delays is not None:

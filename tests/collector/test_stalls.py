@@ -48,7 +48,12 @@ def test_the_document_holds_verdicts_and_a_ledger_that_sums_to_its_window(store:
     for row in answer["ledger"]:
         sums[row["rank"]] += row["seconds"]
     assert dict(sums) == pytest.approx({0: (end - begin) / 1e9, 1: (end - begin) / 1e9})
-    assert answer["overlap_ns"] == {"0": 0, "1": 0}
+    assert answer["overlap_ns"] == answer["unattributed_ns"] == {"0": 0, "1": 0}
+    waited = [each["waited_share"] for each in answer["bubble"]]
+    assert waited[0] > 0.3 > waited[1], "stage 1 is slow, so stage 0 waits"
+    for each in answer["bubble"]:
+        assert each["floor"] == 1 / (1 + each["in_flight"])
+        assert each["excess"] == each["waited_share"] - each["floor"]
     assert (answer["missing"], answer["revised"]) == ({}, 0)
 
 
@@ -67,6 +72,7 @@ def test_stored_rows_are_counted_from_the_segments(tables: dict[str, pa.Table], 
 def test_people_get_sentences_and_a_table_with_a_bar(store: Path) -> None:
     text = run(store).stdout
     assert "- stage 1 limits the pipeline" in text
+    assert "  stage 0: " in text and "micro-batches in flight" in text
     assert "What helps:" in text
     assert "D wait_downstream on rank 1" in text
     bars = [line.strip() for line in text.splitlines() if set(line.strip()) <= set("CHGKLUDT-X?o") and len(line) > BAR]
