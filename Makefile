@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboard/insitu_dashboard
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 
-.PHONY: help venv demo test soak check format bench bench-export bench-prediction trials clean
+.PHONY: help venv demo test soak check format bench bench-export bench-ledger bench-prediction trials clean
 
 help:
 	@echo "make demo | test | soak | check | format | bench | trials | clean | venv"
@@ -48,6 +48,9 @@ bench-prediction: $(READY)
 
 bench-export: $(READY)
 	@$(BIN)/python benchmarks/export_cost.py $(ARGS)
+
+bench-ledger: $(READY)
+	@$(BIN)/python benchmarks/ledger_cost.py $(ARGS)
 
 trials: $(READY)
 	@$(BIN)/python benchmarks/trials.py $(ARGS)

@@ -98,6 +98,9 @@ def placed(rows: Rows, grid: Grid) -> Rows:
 def joined(parts: Sequence[Intervals]) -> Intervals:
     """Return the rows of all."""
     names = [item.name for item in fields(Intervals)]
+    parts = [part for part in parts if len(part.rank)]
+    if len(parts) == 1:
+        return parts[0]
     if not parts:
         return Intervals(*(np.zeros(0, np.int64) for _ in names))
     return Intervals(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -74,6 +74,9 @@ class TileLedger:
         self._tiles: dict[int, dict[int, Tile]] = {width_ns: {} for width_ns in LEVELS_NS}
         self._made: tuple[int, int] | None = None
         self._dirty: list[tuple[int, int]] = []
+        """Where intervals have changed, and with them what the delay between two heartbeats is spread over."""
+        self._respread: list[tuple[int, int]] = []
+        """Where heartbeats have changed how delay is spread."""
 
     def add(self, tables: Mapping[str, pa.Table]) -> None:
         """Take in new rows of `sources`, `clocks`, `intervals` and `health`, in any order; other tables are ignored."""
@@ -90,7 +93,7 @@ class TileLedger:
                 self._regrid(named, self.timeline)
             self._take_intervals(intervals)
         if health.num_rows:
-            self._dirty += self._beats.add(beats_of(health), self.timeline)
+            self._respread += self._beats.add(beats_of(health), self.timeline)
 
     @property
     def settled_ns(self) -> int | None:
@@ -198,7 +201,8 @@ class TileLedger:
             touched = (delays.end > t0_ns) & (delays.begin < t1_ns)
             since = min(t0_ns, int(delays.begin[touched].min(initial=t0_ns)))
             stretches.append((since, max(t1_ns, int(delays.end[touched].max(initial=t1_ns)))))
-        self._dirty = []
+        stretches += self._respread
+        self._dirty, self._respread = [], []
         return _merged(stretches, max(self._made[0], self.final_ns or oldest, oldest), self._made[1])
 
     def _make(self, opened: Intervals, t0_ns: int, count: int) -> list[Tile]:
