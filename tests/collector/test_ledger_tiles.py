@@ -323,3 +323,22 @@ def test_a_clock_that_jumps_gives_tiles_that_still_sum_and_loses_nothing_silentl
         assert {rank: tile.ledger().ns(rank) for rank in (0, 1)} == {0: SECOND, 1: SECOND}
     if jump == -(10**18):
         assert ledger.late.num_rows == 6
+
+
+def compared(offset_ns: int, error_ns: int) -> pa.Table:
+    row = {"rank": 1, "stage": 1, "host_a": "a", "host_b": "b", "t_ns": 0, "offset_ns": offset_ns, "error_ns": error_ns}
+    return table("clocks", [row])
+
+
+def test_a_comparison_of_clocks_moves_rows_that_are_held_and_bounds_the_split() -> None:
+    rows, health = receives(shift=30 * MS)
+    late = fed(rows, health, sources("ab"))
+    late.add({"clocks": compared(30 * MS, 0)})
+    late.settle()
+    early = TileLedger()
+    early.add({"sources": sources("ab"), "clocks": compared(30 * MS, 0)})
+    early.add({"intervals": table("intervals", rows), "health": table("health", health)})
+    early.settle()
+    assert seen(late) == seen(early) != {}
+    second = early.tiles(SECOND)[0].ledger()
+    assert second.unattributed_ns[1] < second.ns(1, LedgerClass.WAIT_UPSTREAM, LedgerClass.TRANSFER)
