@@ -14,10 +14,10 @@ READY := $(VENV)/.ready
 PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboard/insitu_dashboard
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 
-.PHONY: help venv demo test soak check format bench bench-export bench-ledger bench-prediction trials clean
+.PHONY: help venv demo test soak check format bench bench-export bench-ledger bench-prediction recall trials clean
 
 help:
-	@echo "make demo | test | soak | check | format | bench | trials | clean | venv"
+	@echo "make demo | test | soak | check | format | bench | recall | trials | clean | venv"
 	@echo "     ARGS=... goes to the command: make demo ARGS='--seconds 60', make test ARGS='-k ledger'"
 
 venv: $(READY)
@@ -51,6 +51,9 @@ bench-export: $(READY)
 
 bench-ledger: $(READY)
 	@$(BIN)/python benchmarks/ledger_cost.py $(ARGS)
+
+recall: $(READY)
+	@$(BIN)/python benchmarks/verdict_recall.py --svg docs/images/recall.svg $(ARGS)
 
 trials: $(READY)
 	@$(BIN)/python benchmarks/trials.py $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,10 @@ from insitu_collector.simulate.summaries import never_fired, summaries
 from insitu_collector.simulate.work import FormulaService, Service
 
 Tables = dict[str, pa.Table]
+
+BLOCK_TOKENS: Final = 16
+ENOUGH_TOKENS: Final = 65_536
+"""Token positions that key/value memory has room for where it is never short."""
 
 
 def simulate(scenario: Scenario, service: Service | None = None) -> Tables:
@@ -54,8 +59,14 @@ def processes(scenario: Scenario, service: Service | None = None) -> Iterator[Ta
 
 
 def _events(scenario: Scenario, traffic_ns: int) -> pa.Table:
-    ended = {"t_ns": traffic_ns, "kind": "warmup_end", "step_id": -1, "text": ""}
-    return identified("events", DRIVER, ended, 1 if scenario.warmup_steps else 0)
+    """Return what the driver says at the end of warm-up: the memory it hands out, and that traffic begins."""
+    small = [int(fault.size) for fault in scenario.faults if fault.kind == "kv_small"]
+    num_blocks = min(small, default=ENOUGH_TOKENS) // BLOCK_TOKENS
+    text = [f"{num_blocks} blocks of {BLOCK_TOKENS} token positions", ""]
+    told: dict[str, Any] = {"t_ns": traffic_ns, "kind": ["kv_pool", "warmup_end"], "step_id": -1, "text": text}
+    if not scenario.warmup_steps:
+        told |= {"kind": ["kv_pool"], "text": text[:1]}
+    return identified("events", DRIVER, told, len(told["kind"]))
 
 
 def _of_rank(replica: Replica, place: Place, hosts: Hosts, end_ns: int) -> Tables:
