@@ -18,7 +18,6 @@ from insitu_collector import (
     healthy,
     host,
     pauses,
-    request_verdicts,
     silent_sites,
     stage_limits,
     straggler,
@@ -32,6 +31,7 @@ from insitu_collector.fail_slow import FailSlowWatch
 from insitu_collector.incidents import Incidents
 from insitu_collector.nonfinite import NonfiniteWatch
 from insitu_collector.plugins import PluginRules, Plugins
+from insitu_collector.request_verdicts import RequestWatch
 from insitu_collector.slow_stage import (
     CLEAR_FACTOR,
     MIN_EXCESS_NS,
@@ -57,7 +57,9 @@ HEALTHY_AFTER_NS: Final = 5_000_000_000
 HEALTHY_STEPS: Final = 50
 INCONCLUSIVE_AFTER_NS: Final = 10_000_000_000
 ADVISE_NS: Final = 10_000_000_000
-"""How much of the past is replayed for advice, and how often: a replay of 200 steps takes some milliseconds."""
+"""How much of the past is replayed for advice."""
+ADVISE_EVERY_NS: Final = 30_000_000_000
+"""How often: what a split or another micro-batch would gain does not change fast, and asking takes 0.2 s of a core."""
 ADVISE_STEPS: Final = 200
 _NO_ALARM: Final = (
     VerdictKind.HEALTHY,
@@ -85,6 +87,7 @@ class Judgement:
         self.baseline = Baseline()
         self.incidents = Incidents(run, lambda t_ns: self.evidence.timeline.unix_ns(t_ns), revisions)
         self._nonfinite = NonfiniteWatch()
+        self._requests = RequestWatch()
         self._fail_slow = FailSlowWatch()
         self._plugins = PluginRules(plugins or Plugins())
         self._warmed_ns: dict[int, int] = {}
@@ -129,7 +132,7 @@ class Judgement:
             *experts.look(evidence),
             *clock.look(evidence),
             *silent_sites.look(evidence),
-            *request_verdicts.look(
+            *self._requests.look(
                 evidence, self.baseline, traffic, self.incidents.is_open, contended=was_contended or bool(contended)
             ),
             *self._plugins.look(evidence),
@@ -194,7 +197,7 @@ class Judgement:
     def _replay(self) -> None:
         """Make anew, now and then, what advice is asked of: the last steps, with the baseline as their cost."""
         begin, end = self.evidence.traffic_ns or (0, 0)
-        if end - max(begin, self._replayed_ns) < (HEALTHY_AFTER_NS if self._replayed is None else ADVISE_NS):
+        if end - max(begin, self._replayed_ns) < (HEALTHY_AFTER_NS if self._replayed is None else ADVISE_EVERY_NS):
             return
         graph = recorded_graph(self.evidence, max(begin, end - ADVISE_NS), end + 1, ADVISE_STEPS)
         layers = healthy.layers_by_stage(self.evidence)

@@ -17,8 +17,33 @@ from insitu_collector.verdicts import Finding
 WINDOW_NS: Final = 10_000_000_000
 MIN_WINDOW_NS: Final = 3_000_000_000
 """Requests are looked at over the last stretch of the first length, once there is the second."""
+EVERY_NS: Final = 3_000_000_000
+"""The ledger of a window costs the judge some 40 ms of a busy server; nothing in it changes much sooner than this."""
 REACH_NS: Final = 2_000_000_000
 """How far before the window steps and intervals are read, so that its first steps are whole."""
+
+
+class RequestWatch:
+    """Looks at where requests' time went now and then, and says in between what it said last."""
+
+    def __init__(self) -> None:
+        self._found: list[Finding] = []
+        self._looked_ns = 0
+
+    def look(
+        self,
+        evidence: Evidence,
+        baseline: Baseline,
+        traffic: Mapping[int, StepTimes],
+        is_open: Callable[[VerdictKind], bool],
+        *,
+        contended: bool,
+    ) -> list[Finding]:
+        """Return what delays requests (see `look`), at most `EVERY_NS` old."""
+        if evidence.now_ns - self._looked_ns >= EVERY_NS:
+            self._looked_ns = evidence.now_ns
+            self._found = look(evidence, baseline, traffic, is_open, contended=contended)
+        return self._found
 
 
 def look(
