@@ -79,7 +79,7 @@ def total(ledgers: Iterable[Ledger]) -> Places:
     return sums
 
 
-times = st.integers(0, 1300).map(lambda n: n * 1_700_001)
+times = st.integers(0, 60).map(lambda n: n * 37_000_001)  # few, so that some begin at once
 stretches = st.lists(
     st.builds(
         interval,
@@ -88,7 +88,7 @@ stretches = st.lists(
         times,
         rank=st.sampled_from([0, 1]),
         peer=st.integers(-1, 3),
-        cpu=st.integers(0, SECOND),
+        cpu=st.integers(0, SECOND // 4),
     ),
     min_size=1,
     max_size=25,
@@ -96,9 +96,9 @@ stretches = st.lists(
 open_states = st.fixed_dictionaries({}, optional={"open_cls": st.integers(0, 13), "open_since_ns": times})
 beats = st.lists(
     st.builds(
-        lambda t, delay, rank, opened: beat(t, delay, rank=rank, **opened),
+        lambda t, delay, rank, opened: beat(t, t // 3 + delay, rank=rank, **opened),
         times,
-        st.integers(0, 2 * SECOND),
+        st.integers(0, SECOND // 4),
         st.sampled_from([0, 1]),
         open_states,
     ),
@@ -342,3 +342,15 @@ def test_a_comparison_of_clocks_moves_rows_that_are_held_and_bounds_the_split() 
     assert seen(late) == seen(early) != {}
     second = early.tiles(SECOND)[0].ledger()
     assert second.unattributed_ns[1] < second.ns(1, LedgerClass.WAIT_UPSTREAM, LedgerClass.TRANSFER)
+
+
+def test_a_heartbeat_between_two_others_spreads_delay_anew() -> None:
+    rows = [interval(IntervalClass.COMPUTE, 0, 3 * SECOND, rank=rank, cpu=0) for rank in (0, 1)]
+    ends = [beat(t, t // 3, rank=rank) for rank in (0, 1) for t in (0, 3 * SECOND)]
+    between = beat(SECOND, SECOND * 9 // 10)
+    late = fed(rows, ends)
+    assert late.tiles(SECOND)[0].ledger().ns(0, LedgerClass.CONTENDED) == pytest.approx(SECOND / 3, abs=20)
+    late.add({"health": table("health", [between])})
+    late.settle()
+    assert late.tiles(SECOND)[0].ledger().ns(0, LedgerClass.CONTENDED) == pytest.approx(SECOND * 0.9, abs=20)
+    assert seen(late) == seen(fed(rows, [*ends, between]))
