@@ -1,0 +1,129 @@
+"""Records with holes: what is judged of them is true or undecided, and nothing ever raises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from insitu.records import schema_of
+from insitu.vocabulary import VerdictKind
+from insitu_collector.judgement import Judgement
+from insitu_collector.simulate import Fault, Scenario, simulate, write_store
+from insitu_collector.slices import seconds
+from insitu_collector.stalls import stalls
+from insitu_collector.verdicts import Verdict, standing
+
+Tables = dict[str, pa.Table]
+
+RUN = Scenario(seed=3, seconds=9.0)
+SLOW = replace(RUN, faults=(Fault("slow", 4.0, 1, ms=20.0),))
+TENSOR = replace(RUN, base_ms=(4.0, 4.0), tensor_parallel=2, faults=(Fault("slow", 4.0, 1, ms=12.0, tp=1),))
+RUNS = {"healthy": RUN, "slow stage": SLOW, "slow rank": TENSOR}
+TRUE_OF: dict[str, set[tuple[VerdictKind, int | None]]] = {
+    "healthy": set(),
+    "slow stage": {(VerdictKind.STAGE_LIMITS, 1)},
+    "slow rank": {(VerdictKind.STRAGGLER_RANK, 3)},
+}
+QUIET = {VerdictKind.HEALTHY, VerdictKind.INCONCLUSIVE, VerdictKind.HOST_CONTENDED, VerdictKind.CLOCK_UNCERTAIN}
+LOSSY = ("intervals", "steps", "summaries", "requests", "health", "events", "sites")
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Tables]:
+    return {name: simulate(scenario) for name, scenario in RUNS.items()}
+
+
+def judged(tables: Tables) -> list[Verdict]:
+    judgement = Judgement()
+    told: list[Verdict] = []
+    for part in seconds(tables):
+        told += judgement.look(part)
+    return standing(told + judgement.look({}, final=True))
+
+
+def places(told: list[Verdict]) -> set[tuple[VerdictKind, int | None]]:
+    return {(VerdictKind(verdict.kind), verdict.on_rank) for verdict in told if verdict.kind not in QUIET}
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(RUNS)), rank=st.integers(0, 1), first=st.floats(0, 6), length=st.floats(0.2, 4))
+def test_a_stretch_of_one_rank_lost_never_points_elsewhere(
+    runs: dict[str, Tables], name: str, rank: int, first: float, length: float
+) -> None:
+    rows = runs[name]["intervals"]
+    at_s = (np.asarray(rows["t0_ns"]) - int(pc.min(rows["t0_ns"]).as_py())) / 1e9
+    lost = (np.asarray(rows["rank"]) == rank) & (at_s >= first) & (at_s < first + length)
+    assert places(judged(runs[name] | {"intervals": rows.filter(pa.array(~lost))})) <= TRUE_OF[name]
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_rank_alone_is_not_compared_with_others(runs: dict[str, Tables], name: str, rank: int) -> None:
+    alone = {
+        table: rows.filter(pc.is_in(rows["rank"], pa.array([rank, -1], pa.int16())))
+        for table, rows in runs[name].items()
+    }
+    assert places(judged(alone)) <= TRUE_OF[name]
+
+
+def test_nothing_at_all_is_nothing_said() -> None:
+    assert judged({name: schema_of(name).empty_table() for name in LOSSY}) == []
+
+
+@pytest.mark.parametrize(("table", "column"), [("requests", "event"), ("steps", "phase"), ("health", "open_cls")])
+def test_numbers_of_a_later_version_are_not_taken_for_known_ones(
+    runs: dict[str, Tables], table: str, column: str
+) -> None:
+    rows = runs["healthy"][table]
+    place = rows.schema.get_field_index(column)
+    strange = pa.array(
+        np.where(np.arange(rows.num_rows) % 3 == 0, 200, np.asarray(rows[column].fill_null(4))), pa.uint8()
+    )
+    told = judged(runs["healthy"] | {table: rows.set_column(place, rows.schema.field(place), strange)})
+    assert places(told) == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "ms"),
+    [("clock_offset", -5_000.0), ("clock_offset", 3_000.0), ("clock_jump", 40.0), ("clock_unknown", 0.0)],
+)
+def test_clocks_that_are_off_or_jump_blame_nobody(kind: str, ms: float) -> None:
+    scenario = replace(RUN, hosts=2, faults=(Fault(kind, 4.0, ms=ms, host=1),))
+    assert places(judged(simulate(scenario))) == set()
+
+
+def half_of_the_segments(store: Path) -> None:
+    for file in sorted((store / "v1").rglob("*.arrow"))[::2]:
+        file.unlink()
+
+
+def a_torn_file(store: Path) -> None:
+    file = max((store / "v1").rglob("*.arrow"), key=lambda path: path.stat().st_size)
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [half_of_the_segments, a_torn_file])
+def test_stalls_of_a_damaged_store_is_a_document(
+    runs: dict[str, Tables], damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write_store(runs["slow stage"], str(tmp_path))
+    damage(tmp_path)
+    found = CliRunner().invoke(stalls, [str(tmp_path), "--json"])
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.output
+    assert "Traceback" not in found.output
+    if found.exit_code in (0, 3, 5):
+        told = json.loads(found.stdout)["verdicts"]
+        assert {(one["kind"], one.get("on_rank", one.get("rank"))) for one in told if one["kind"] not in QUIET} <= {
+            ("stage_limits", 1)
+        }
