@@ -40,7 +40,7 @@ from insitu_collector.slow_stage import (
     measure,
     run_delay_ns,
 )
-from insitu_collector.step_times import StepTimes, step_times
+from insitu_collector.step_times import StepTimes, knows_not_all, step_times
 from insitu_collector.verdicts import Finding, Verdict
 from insitu_collector.what_if import WhatIf, recorded_graph
 
@@ -56,6 +56,7 @@ MIN_WINDOWS: Final = 3
 HEALTHY_AFTER_NS: Final = 5_000_000_000
 HEALTHY_STEPS: Final = 50
 INCONCLUSIVE_AFTER_NS: Final = 10_000_000_000
+STRANGE: Final = "steps spend time in classes that this version does not know; judge with the one that recorded them"
 ADVISE_NS: Final = 10_000_000_000
 """How much of the past is replayed for advice."""
 ADVISE_EVERY_NS: Final = 30_000_000_000
@@ -224,6 +225,9 @@ class Judgement:
     def _quiet(self, excesses: dict[int, StageExcess], contended: bool, *, final: bool) -> list[Finding]:
         """Return `healthy` or `inconclusive` once there was enough traffic for either."""
         begin, end = self.evidence.traffic_ns or (0, 0)
+        strange = knows_not_all(self.evidence.intervals.between(self.evidence.now_ns - READ_NS))
+        if strange:
+            excesses = {}  # of the steps that are left nobody knows what the others were
         if excesses and end - begin >= HEALTHY_AFTER_NS and self.evidence.num_traffic_steps >= HEALTHY_STEPS:
             found = healthy.healthy(self.evidence, self.baseline, excesses, begin, self._replayed)
             if found is not None:
@@ -232,7 +236,7 @@ class Judgement:
         if said is not None:
             return [said]
         if final or end - begin >= INCONCLUSIVE_AFTER_NS:
-            return [healthy.inconclusive(self.evidence, self._reason(excesses, contended))]
+            return [healthy.inconclusive(self.evidence, STRANGE if strange else self._reason(excesses, contended))]
         return []
 
     def _reason(self, excesses: dict[int, StageExcess], contended: bool) -> str:

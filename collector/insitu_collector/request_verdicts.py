@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from insitu.vocabulary import VerdictKind
+from insitu.vocabulary import Phase, RequestEvent, VerdictKind
 from insitu_collector import kv_starved, prefill_delay
 from insitu_collector.baseline import Baseline
 from insitu_collector.evidence import Evidence
-from insitu_collector.request_records import records_of_evidence
+from insitu_collector.request_records import RequestRecords, records_of_evidence
 from insitu_collector.request_times import RequestTimes
+from insitu_collector.row_maps import WARMUP_PREFIX
 from insitu_collector.step_times import StepTimes
 from insitu_collector.verdicts import Finding
 
@@ -19,6 +20,8 @@ MIN_WINDOW_NS: Final = 3_000_000_000
 """Requests are looked at over the last stretch of the first length, once there is the second."""
 EVERY_NS: Final = 3_000_000_000
 """The ledger of a window costs the judge some 40 ms of a busy server; nothing in it changes much sooner than this."""
+MOST_UNKNOWN: Final = 0.2
+"""Share of the requests that decode whose first token no row tells of: beyond it their time is not known."""
 REACH_NS: Final = 2_000_000_000
 """How far before the window steps and intervals are read, so that its first steps are whole."""
 
@@ -65,7 +68,10 @@ def look(
     delayed = prefill_delay.is_possible(traffic, window[0])
     if not starved and not delayed:
         return []
-    times = RequestTimes(records_of_evidence(evidence, window[0] - REACH_NS))
+    records = records_of_evidence(evidence, window[0] - REACH_NS)
+    if records.lossy or unknown_share(records) > MOST_UNKNOWN:
+        return []  # shares of what is left would be shares of anything
+    times = RequestTimes(records)
     ledger = times.ledger(0, len(times), window)
     found = []
     if starved:
@@ -75,6 +81,15 @@ def look(
         fits = [baseline.expectation(rank) for rank in evidence.stages]
         found += prefill_delay.look(times, ledger, window, fits, contended=contended, already=already)
     return found
+
+
+def unknown_share(records: RequestRecords) -> float:
+    """Return the share of the requests seen decoding whose first token is not recorded: their events got lost."""
+    entries, events = records.entries, records.events
+    decoding = set(entries["request"][entries["phase"] == Phase.DECODE].tolist())
+    decoding = {name for name in decoding if name is not None and not name.startswith(WARMUP_PREFIX)}
+    begun = set(events["request"][events["event"] == RequestEvent.FIRST_TOKEN].tolist())
+    return len(decoding - begun) / max(1, len(decoding))
 
 
 def recent_window(evidence: Evidence) -> tuple[int, int] | None:

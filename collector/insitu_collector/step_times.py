@@ -17,6 +17,8 @@ from insitu_collector.timeline import Int64
 Float64 = NDArray[np.float64]
 
 _BUSY: Final = (IntervalClass.COMPUTE, IntervalClass.HOST, IntervalClass.SAMPLE)
+_KNOWN: Final = tuple(IntervalClass)
+"""A step with time of a class of a later version is left out: what it spent there, nobody here can say."""
 _UNFINISHED: Final = 2
 """Latest steps of a rank that are left out: some of their intervals may not have arrived."""
 _REACH_NS: Final = 2_000_000_000
@@ -53,6 +55,11 @@ class StepTimes:
         return StepTimes(*(getattr(self, item.name)[wanted] for item in fields(self)))
 
 
+def knows_not_all(intervals: Columns) -> bool:
+    """Tell whether some intervals are of a class of a later version."""
+    return not bool(np.isin(intervals["cls"], _KNOWN).all())
+
+
 def step_times(evidence: Evidence, t0_ns: int) -> dict[int, StepTimes]:
     """Return, for each rank, the finished steps that began at `t0_ns` or later and whose shape is known."""
     intervals = evidence.intervals.between(t0_ns - _REACH_NS)
@@ -71,7 +78,8 @@ def step_times(evidence: Evidence, t0_ns: int) -> dict[int, StepTimes]:
 def _of_rank(intervals: Columns, stated: Columns, t0_ns: int) -> StepTimes:
     busy = np.isin(intervals["cls"], _BUSY)
     collected = intervals["cls"] == IntervalClass.GC
-    wanted = (busy | collected) & (intervals["step"] >= 0)
+    strange = np.unique(intervals["step"][~np.isin(intervals["cls"], _KNOWN)])
+    wanted = (busy | collected) & (intervals["step"] >= 0) & ~np.isin(intervals["step"], strange)
     steps, place = np.unique(intervals["step"][wanted], return_inverse=True)
     ns = (intervals["t"] - intervals["t0"])[wanted]
     begin = np.full(len(steps), np.iinfo(np.int64).max)

@@ -26,7 +26,9 @@ WAITS_NS: Final = 1_000_000_000
 """Who has waited for less is not named: its heartbeat may be of a moment after the end."""
 MIN_INTERVALS: Final = 10
 SILENT_NS: Final = 3_000_000_000
-"""A rank that has not beaten for so long, while others have, is silent."""
+"""A rank that gave no sign of life for so long, while others of its host did, is silent."""
+SILENT_ACROSS_NS: Final = 15_000_000_000
+"""The same against ranks of other hosts, whose clocks may jump and are compared again within 10 s."""
 
 _WAITS: Final = (IntervalClass.RECV_WAIT, IntervalClass.SEND_WAIT, IntervalClass.RECV_XFER, IntervalClass.SEND_XFER)
 _NEVER: Final = (IntervalClass.IDLE, IntervalClass.COMPILE)
@@ -48,9 +50,24 @@ def look(evidence: Evidence) -> list[Finding]:
 
 
 def _silent(evidence: Evidence, beats: dict[int, Beat]) -> list[Beat]:
-    """Return the last beats of ranks that fell silent while another rank went on."""
-    latest = max((beat.t_ns for beat in beats.values()), default=0)
-    return [beat for beat in beats.values() if latest - beat.t_ns >= SILENT_NS]
+    """Return the last beats of ranks that fell silent while another rank went on.
+
+    An interval is a sign of life too: heartbeats may have been lost on their way.
+    """
+    rows = evidence.intervals.between(max((beat.t_ns for beat in beats.values()), default=0) - 2 * SILENT_ACROSS_NS)
+    alive = {
+        rank: max(beat.t_ns, int(rows["t"][rows["rank"] == rank].max(initial=beat.t_ns)))
+        for rank, beat in beats.items()
+    }
+    latest = max(alive.values(), default=0)
+    of_host: dict[str, int] = {}
+    for rank, beat in beats.items():
+        of_host[beat.boot_id] = max(alive[rank], of_host.get(beat.boot_id, 0))
+    return [
+        beat
+        for rank, beat in beats.items()
+        if of_host[beat.boot_id] - alive[rank] >= SILENT_NS or latest - alive[rank] >= SILENT_ACROSS_NS
+    ]
 
 
 def _age_ns(beat: Beat) -> int:

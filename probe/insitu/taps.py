@@ -153,7 +153,7 @@ class Taps:
             self._undo.pop(number)()
 
     def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
-        current, guard, number, index = self.current, self._guard, site.number, site.index
+        current, number, index, unfit = self.current, site.number, site.index, self._on_error(site)
         always, forward_of = site.boundary, original.forward
         tensor, total, dims = torch.Tensor, torch.sum, _DIMS
 
@@ -171,29 +171,33 @@ class Taps:
                     unfit(error)
             return output
 
-        def unfit(error: Exception) -> None:
-            if current.learning:
-                self._unfit.add(number)
-            else:
-                current.thread = 0
-                guard.contain(error)
-
         return forward
+
+    def _on_error(self, site: Site) -> Callable[[Exception], None]:
+        """Return what a failing tap does: in the first step the site is taken for unfit, later all taps fall silent."""
+
+        def unfit(error: Exception) -> None:
+            if self.current.learning:
+                self._unfit.add(site.number)
+            else:
+                self.current.thread = 0
+                self._guard.contain(error)
+
+        return unfit
 
     def _router_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
         """As `_forward`, for a module that returns (logits, ..., chosen experts): they are counted too."""
-        current, guard, forward_of, count = self.current, self._guard, original.forward, self._count_chosen
+        current, unfit, forward_of, count = self.current, self._on_error(site), original.forward, self._count_chosen
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             output = forward_of(self, *args, **kwargs)
             if current.thread == get_ident():
                 try:
-                    if current.sampled:
+                    if current.sampled or current.learning:  # the first step shows whether it can be done at all
                         count(site, output[-1])
                     tap(output[0])
                 except Exception as error:
-                    current.thread = 0
-                    guard.contain(error)
+                    unfit(error)
             return output
 
         return forward

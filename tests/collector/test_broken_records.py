@@ -93,6 +93,32 @@ def test_numbers_of_a_later_version_are_not_taken_for_known_ones(
     assert places(told) == set()
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", RUNS)
+def test_heartbeats_that_got_lost_are_not_silence(runs: dict[str, Tables], name: str, seed: int) -> None:
+    rows = runs[name]["health"]
+    kept = np.random.default_rng(seed).random(rows.num_rows) < 0.5
+    assert places(judged(runs[name] | {"health": rows.filter(pa.array(kept))})) <= TRUE_OF[name]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
+@pytest.mark.parametrize("name", RUNS)
+def test_requests_that_got_lost_delay_nobody(runs: dict[str, Tables], name: str, share: float) -> None:
+    rows = runs[name]["requests"]
+    kept = np.random.default_rng(1).random(rows.num_rows) < share
+    assert places(judged(runs[name] | {"requests": rows.filter(pa.array(kept))})) <= TRUE_OF[name]
+
+
+def test_steps_with_time_of_an_unknown_class_are_not_compared(runs: dict[str, Tables]) -> None:
+    rows = runs["healthy"]["intervals"]
+    strange = np.random.default_rng(2).random(rows.num_rows) < 1 / 3
+    cls = pa.array(np.where(strange, 200, np.asarray(rows["cls"])), pa.uint8())
+    place = rows.schema.get_field_index("cls")
+    told = judged(runs["healthy"] | {"intervals": rows.set_column(place, rows.schema.field(place), cls)})
+    assert [verdict.kind for verdict in told] == [VerdictKind.INCONCLUSIVE]
+    assert "classes that this version does not know" in told[0].text
+
+
 @pytest.mark.parametrize(
     ("kind", "ms"),
     [("clock_offset", -5_000.0), ("clock_offset", 3_000.0), ("clock_jump", 40.0), ("clock_unknown", 0.0)],

@@ -162,7 +162,12 @@ def outcomes(
     request: pytest.FixtureRequest, recorded: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Outcome]]]:
     """The examples that were chosen, on their way: some at a time, since most of them mostly wait."""
-    chosen = [line for line in EXAMPLES if any(item.name.endswith(f"[{line}]") for item in request.session.items)]
+    asked = {
+        item.callspec.params.get("line")
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+    }
+    chosen = [line for line in EXAMPLES if line in asked]
     with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
         running = {}
         for line in sorted(chosen, key=lambda line: not line.startswith("insitu demo")):  # the longest first

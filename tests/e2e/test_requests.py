@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,22 @@ from insitu_collector.store import open_store
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 SERVE = ["-m", "insitu", "serve", "--stages", "2"]
+TRAFFIC_S = 8.0
+"""Longer than the shortest window that is judged, however fast the machine."""
 LONG = " ".join(["the morning train left the harbour late and everybody on it knew why"] * 14)
 
 
-def together(jobs: list[threading.Thread]) -> None:
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
+def together(jobs: list[Callable[[], None]]) -> None:
+    """Let each job be done again and again, by a client of its own, for `TRAFFIC_S`."""
+    end_s = time.monotonic() + TRAFFIC_S
+
+    def client(job: Callable[[], None]) -> None:
+        while time.monotonic() < end_s:
+            job()
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        for ended in [pool.submit(client, job) for job in jobs]:
+            ended.result()
 
 
 def test_requests_that_wait_for_memory_are_told_with_what_would_hold_them(tmp_path: Path) -> None:
@@ -32,7 +42,7 @@ def test_requests_that_wait_for_memory_are_told_with_what_would_hold_them(tmp_pa
         def client() -> None:
             system.complete("Once there was a brave farmer", max_tokens=40, temperature=0)
 
-        together([threading.Thread(target=client) for _ in range(20)])
+        together([client] * 20)
     store = open_store(system.store)
     told = {verdict.kind: verdict for verdict in final_verdicts(store)}
     assert "beside the 21 that there are" in told[VerdictKind.KV_STARVED].text
@@ -49,14 +59,12 @@ def test_long_prompts_in_one_step_are_told_to_delay_decoding(tmp_path: Path) -> 
     with running(tmp_path, [*SERVE, "--token-budget", "512"]) as system:
 
         def decode() -> None:
-            for _ in range(2):
-                system.complete("Tom", max_tokens=100, temperature=0)
+            system.complete("Tom", max_tokens=100, temperature=0)
 
         def prefill() -> None:
-            for _ in range(10):
-                system.complete(LONG, max_tokens=2, temperature=0)
+            system.complete(LONG, max_tokens=2, temperature=0)
 
-        together([threading.Thread(target=job) for job in (decode, decode, decode, prefill, prefill)])
+        together([decode, decode, decode, prefill, prefill])
     told = {verdict.kind: verdict for verdict in final_verdicts(open_store(system.store))}
     assert "one that only decodes" in told[VerdictKind.PREFILL_DELAYS_DECODE].text
     assert "`--token-budget" in told[VerdictKind.PREFILL_DELAYS_DECODE].remedy

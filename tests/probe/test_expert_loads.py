@@ -93,6 +93,50 @@ def test_padding_is_not_counted(insitu_records: Recording, monkeypatch: pytest.M
             assert (row["num_rows"], sum(row["load"])) == (5, 5 * TOP_K)
 
 
+class LogitsAlone(nn.Module):
+    """Looks like a router, and returns no choice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts, self.top_k = EXPERTS, TOP_K
+        self.weight = nn.Parameter(torch.randn(EXPERTS, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.ModuleDict({"gate": LogitsAlone()})
+        self.out = nn.Linear(EXPERTS, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.out(self.mlp["gate"](x))
+        return found
+
+
+def test_what_only_looks_like_a_router_disturbs_no_other_site(insitu_records: Recording) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Layer(), Layer()])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    model = Model()
+    with insitu.attach(model, to=insitu_records) as session, torch.inference_mode():
+        for _ in range(40):
+            model(torch.randn(3, 16))
+        assert session.flush().dropped == 0
+        assert {"L0.resid_post", "L1.resid_post"}.isdisjoint(session.coverage().never_fired)
+    assert len({row["step_id"] for row in insitu_records.rows("summaries")}) == 40
+    assert insitu_records.rows("expert_loads") == []
+
+
 def test_outputs_are_the_same_bits(insitu_records: Recording) -> None:
     torch.manual_seed(3)
     model = mixtral()
