@@ -10,7 +10,6 @@ from typing import Any, Final
 FAULTS: Final = ("slow-stage", "gc", "hang", "nan")
 """What the injector does inside a rank. The other kinds are made by how the engine is set up and what it is asked."""
 SETTINGS: Final = {
-    "underfilled": "pipeline_underfilled",
     "kv": "kv_starved",
     "prefill": "prefill_delays_decode",
 }
@@ -82,13 +81,11 @@ def draw(kind: str, seed: int, world: World) -> list[str]:
 def setting(kind: str, seed: int, long_prompts: str) -> Setting:
     """Return how engine and load are set up. long_prompts: a file of prompts of several hundred tokens."""
     rng = random.Random(f"{kind}-{seed}-setting")
-    if kind == "underfilled":
-        return Setting("--in-flight 1", f"--concurrency {rng.randint(3, 8)}")
     if kind == "kv":
         return Setting("--kv-mib 1", f"--concurrency {rng.randint(12, 24)}")
     if kind == "prefill":
         budget = rng.choice((384, 512, 768))
-        return Setting(f"--token-budget {budget}", f"--rate {rng.uniform(2.0, 3.0):.2f} --prompts {long_prompts}")
+        return Setting(f"--token-budget {budget}", f"--rate {rng.uniform(9.0, 11.0):.2f} --prompts {long_prompts}")
     return AS_IT_COMES
 
 
