@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("insitu")
 
-TABLES: Final = ("sources", "intervals", "steps", "health", "requests", "verdicts", "gaps")
+TABLES: Final = ("sources", "clocks", "intervals", "steps", "health", "requests", "verdicts", "gaps")
 HISTORY_NS: Final = 3600 * 1_000_000_000
 """How far before its newest segment a store is read when the dashboard starts."""
 POLL_S: Final = 0.5

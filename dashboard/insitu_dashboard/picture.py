@@ -139,12 +139,11 @@ def _header(view: RunView, unix_ns: int) -> dict[str, Any]:
     last = view.last_ns
     age = None if last is None else max(0.0, (unix_ns - view.timeline.unix_ns(last)) / 1e9)
     missing = view.missing()
-    hosts = set(view.sources["boot_id"].to_pylist())
     overhead = view.overhead()
     return {
         "state": str(state_of(age, is_closed=view.is_closed)),
         "age_s": None if age is None else round(age, 1),
-        "clock": "one host" if len(hosts) <= 1 else f"{len(hosts)} hosts, by their wall clocks",
+        "clock": _clock(view),
         "drops": sum(missing.values()),
         "drop_reasons": missing,
         "overhead": None if overhead is None else round(overhead, 4),
@@ -152,6 +151,18 @@ def _header(view: RunView, unix_ns: int) -> dict[str, Any]:
         "stages": len(set(view.stages.values())),
         "ranks": len(view.stages),
     }
+
+
+def _clock(view: RunView) -> str:
+    """Return how many hosts there are, and how well their clocks are known against each other."""
+    rows = view.sources.select(["boot_id", "epoch"]).to_pylist()
+    hosts = {row["boot_id"]: row["epoch"] for row in rows}
+    if len(hosts) <= 1:
+        return "one host"
+    errors = [view.timeline.error_ns(rows[0]["epoch"], epoch) for epoch in hosts.values()]
+    known = [error for error in errors if error is not None]
+    how = f"±{max(known) / 1e6:.2f} ms" if len(known) == len(errors) else "by their wall clocks"
+    return f"{len(hosts)} hosts, {how}"
 
 
 def _notice(view: RunView, header: dict[str, Any], num_damaged: int) -> Notice | None:

@@ -31,6 +31,7 @@ SILENT_NS: Final = 3_000_000_000
 OPEN_AFTER_NS: Final = 1_000_000_000
 MOST_VERDICTS: Final = 2_000
 MOST_GAPS: Final = 200
+MOST_CLOCKS: Final = 2_000
 _WAITS: Final = (IntervalClass.RECV_WAIT, IntervalClass.SEND_WAIT, IntervalClass.COLLECTIVE_WAIT)
 
 
@@ -67,13 +68,14 @@ class RunView:
 
     def __init__(self) -> None:
         self.sources: pa.Table = schema_of("sources").empty_table()
+        self.clocks: pa.Table = schema_of("clocks").empty_table()
         self.timeline = Timeline()
         self.stages: dict[int, int] = {}
         """Rank -> stage."""
         self.intervals = RecentRows("intervals", "t0_ns", "t1_ns", KEEP_NS)
         self.latency = Latency()
         self.steps: Counter[int] = Counter()
-        """Whole second -> steps that began in it, counted on the first stage."""
+        """Whole second -> steps that began in it, counted on the first rank of the first stage."""
         self.tiles: dict[int, Tile] = {}
         """Begin -> tile, oldest first."""
         self.lost: deque[Gap] = deque(maxlen=MOST_GAPS)
@@ -173,7 +175,8 @@ class RunView:
         self._redo_from_ns = None
         for t0 in range(begin, end - TILE_NS + 1, TILE_NS):
             health = self._health.between(t0 - 3 * TILE_NS, (self._health.last_ns or end) + 1)
-            self.tiles[t0] = tile(self.intervals.between(t0, t0 + TILE_NS), health, self.sources, t0)
+            rows = self.intervals.between(t0, t0 + TILE_NS)
+            self.tiles[t0] = tile(rows, health, self.sources, t0, self.clocks)
         self.tiles = dict(sorted(self.tiles.items())[-KEEP_TILES:])
 
     def _last_by_rank(self) -> dict[int, dict[str, Any]]:
@@ -188,8 +191,13 @@ class RunView:
 
     def _take_sources(self, rows: pa.Table) -> None:
         self.sources = pa.concat_tables([self.sources, rows])
-        self.timeline = timeline_of(self.sources)
+        self.timeline = timeline_of(self.sources, self.clocks)
         self.stages = rank_stages(self.sources)
+
+    def _take_clocks(self, rows: pa.Table) -> None:
+        clocks = pa.concat_tables([self.clocks, rows])
+        self.clocks = clocks.slice(max(0, clocks.num_rows - MOST_CLOCKS))
+        self.timeline = timeline_of(self.sources, self.clocks)
 
     def _take_intervals(self, rows: pa.Table) -> None:
         rows = rows.filter(pc.not_equal(rows["rank"], NO_RANK))
@@ -217,7 +225,7 @@ class RunView:
             self.lost.append(Gap(row["rank"], begin, row["t_ns"], f"rank {row['rank']} lost intervals here: {reasons}"))
 
     def _take_steps(self, rows: pa.Table) -> None:
-        first = rows.filter(pc.equal(rows["stage"], min(self.stages.values(), default=0)))
+        first = rows.filter(pc.equal(rows["rank"], min(self.stages, key=lambda r: (self.stages[r], r), default=0)))
         seconds, counts = np.unique(self.timeline.moved(first, "t0_ns") // TILE_NS, return_counts=True)
         self.steps.update(dict(zip(seconds.tolist(), counts.tolist(), strict=True)))
         for second in sorted(self.steps)[:-KEEP_TILES]:
@@ -244,12 +252,13 @@ class RunView:
 
 _TAKE: Final = {
     "sources": RunView._take_sources,
+    "clocks": RunView._take_clocks,
     "intervals": RunView._take_intervals,
     "health": RunView._take_health,
     "steps": RunView._take_steps,
     "requests": RunView._take_requests,
 }
-"""In this order: sources give the clock."""
+"""In this order: sources and clocks give the timeline."""
 
 
 def _dropped_intervals(row: Mapping[str, Any]) -> Counter[str]:

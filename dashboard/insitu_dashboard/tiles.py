@@ -24,9 +24,9 @@ class Tile:
     ns: Mapping[int, Mapping[LedgerClass, int]]
 
 
-def tile(intervals: pa.Table, health: pa.Table, sources: pa.Table, t0_ns: int) -> Tile:
-    """Return the tile that begins at `t0_ns` (on the timeline of `sources`), from rows that touch it."""
-    ledger = rank_ledger(intervals, health, sources, t0_ns, t0_ns + TILE_NS)
+def tile(intervals: pa.Table, health: pa.Table, sources: pa.Table, t0_ns: int, clocks: pa.Table | None = None) -> Tile:
+    """Return the tile that begins at `t0_ns` (on the timeline of `sources` and `clocks`), from rows that touch it."""
+    ledger = rank_ledger(intervals, health, sources, t0_ns, t0_ns + TILE_NS, clocks)
     ns: dict[int, dict[LedgerClass, int]] = {rank: {} for rank in ledger.ranks}
     for row in ledger.rows:
         of_rank = ns[row.rank]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector.simulate import SECOND
+from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
 from insitu_collector.verdicts import CLOSED, OPEN, Verdict
 from insitu_dashboard.notices import Level, Notice, State
 from insitu_dashboard.picture import NO_DATA, WINDOWS_S, blank_picture, picture, told_now, verdict_json
@@ -35,6 +35,22 @@ def test_it_names_the_slow_stage(view: RunView) -> None:
     assert found["header"]["state"] == "live"
     assert found["header"]["age_s"] == 0.4
     assert found["ticks"], "the verdict marks the charts"
+
+
+@pytest.mark.parametrize(("fault", "how"), [(None, "2 hosts, ±0."), ("clock_unknown", "2 hosts, by their wall clocks")])
+def test_the_head_says_how_well_the_hosts_clocks_are_known(fault: str | None, how: str) -> None:
+    faults = (Fault(fault, host=1),) if fault else ()
+    view = RunView()
+    view.add(simulate(Scenario(seed=5, seconds=3.0, hosts=2, faults=faults)))
+    view.settle()
+    assert pictured(view)["header"]["clock"].startswith(how)
+
+
+def test_steps_of_ranks_that_run_together_count_once() -> None:
+    one, two = RunView(), RunView()
+    one.add(simulate(Scenario(seed=5, seconds=3.0)))
+    two.add(simulate(Scenario(seed=5, seconds=3.0, tensor_parallel=2)))
+    assert sum(two.steps.values()) < 1.5 * sum(one.steps.values())
 
 
 @pytest.mark.parametrize("window_s", WINDOWS_S)
