@@ -1,54 +1,22 @@
-"""What a trial injects, and whether the demo's answer to it is right. Pure."""
+"""Whether an answer to a trial is right. Pure."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-FAULTS: Final = ("slow-stage", "gc", "hang", "nan")
-"""What the injector does inside a rank. The other kinds are made by how the engine is set up and what it is asked."""
 SETTINGS: Final = {
     "kv": "kv_starved",
     "prefill": "prefill_delays_decode",
 }
-"""Kind of trial -> the one verdict that names it, without a place."""
-KINDS: Final = (*FAULTS, "none", *SETTINGS)
+"""Kind of trial that no fault makes -> the one verdict that names it, without a place."""
 VERDICT_OF: Final = {"slow_stage": "stage_limits", "gc": "gc_pause", "hang": "stuck", "nan": "first_nonfinite"}
 """Fault -> the verdict that names it."""
 LOCATED: Final = frozenset(VERDICT_OF.values())
 QUIET: Final = frozenset({"healthy", "inconclusive"})
-FACTORS: Final = (0.5, 1.0, 3.0)
-"""How much longer a slow stage takes, in healthy stage times."""
-SECONDS: Final = 20.0
-FIRST: Final = (5.0, 11.0)
-SECOND: Final = (13.0, 19.0)
-"""When the first fault acts, and the second where a run has one: seconds of traffic, without overlap."""
-HANG_S: Final = 5.5
 MIN_FOREIGN_SHARE: Final = 0.05
 """Of all cores: foreign work above this is contention that can be measured, and may make an answer inconclusive."""
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a trial is drawn from."""
-
-    num_stages: int
-    num_layers: int
-    stage_ms: tuple[float, ...]
-    """Healthy time of each stage for one micro-batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """Options of the engine and of the load."""
-
-    serve: str = ""
-    load: str = ""
-
-
-AS_IT_COMES: Final = Setting()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,49 +28,6 @@ class Ruling:
     """What it names that is not there: none of these may ever happen."""
     missed: list[str] = field(default_factory=list)
     """What it should have said and did not."""
-
-
-def draw(kind: str, seed: int, world: World) -> list[str]:
-    """Return the specs of one trial; every other seed changes the fault midway, sometimes into another kind."""
-    rng = random.Random(f"{kind}-{seed}")
-    if kind not in FAULTS:
-        return []
-    place = rng.randrange(world.num_stages)
-    if seed % 2:
-        return [_spec(kind, place, FIRST[0], None, seed, rng, world)]
-    other_kind = rng.choice(FAULTS) if seed % 4 == 0 else kind
-    other_place = (place + 1) % world.num_stages
-    return [
-        _spec(kind, place, *FIRST, seed, rng, world),
-        _spec(other_kind, other_place, *SECOND, seed + 1, rng, world),
-    ]
-
-
-def setting(kind: str, seed: int, long_prompts: str) -> Setting:
-    """Return how engine and load are set up. long_prompts: a file of prompts of several hundred tokens."""
-    rng = random.Random(f"{kind}-{seed}-setting")
-    if kind == "kv":
-        return Setting("--kv-mib 1", f"--concurrency {rng.randint(12, 24)}")
-    if kind == "prefill":
-        budget = rng.choice((384, 512, 768))
-        return Setting(f"--token-budget {budget}", f"--rate {rng.uniform(9.0, 11.0):.2f} --prompts {long_prompts}")
-    return AS_IT_COMES
-
-
-def _spec(
-    kind: str, place: int, start_s: float, end_s: float | None, seed: int, rng: random.Random, world: World
-) -> str:
-    window = f"@{start_s:g}" if end_s is None else f"@{start_s:g}-{end_s:g}"
-    if kind == "slow-stage":
-        factor = FACTORS[(seed // 2) % len(FACTORS)]
-        return f"slow-stage={place}:{factor * world.stage_ms[place]:.1f}{window}"
-    if kind == "gc":
-        return f"gc={place}{window}"
-    step = rng.randint(1, 100)  # whichever is later: this step, or the window's begin
-    if kind == "hang":
-        return f"hang={place}:{step}:{HANG_S}{window}"
-    share = world.num_layers // world.num_stages
-    return f"nan={place * share + rng.randrange(share)}:{step}{window}"
 
 
 def rule(document: Mapping[str, Any], foreign_share: float, kind: str = "none") -> Ruling:

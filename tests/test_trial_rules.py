@@ -10,8 +10,11 @@ import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trial_rules import FACTORS, FAULTS, KINDS, SECONDS, SETTINGS, World, account_errors, draw, rule, setting
-from trials import Trial, is_met, parse_seeds, table
+from trial_plans import FACTORS, FAULTS, PLANS, World, plan_of
+from trial_results import Trial, is_met, read_results, table, write_results
+from trial_rules import SETTINGS, account_errors, rule
+from trial_runs import RUNNERS
+from trials import parse_kinds, parse_seeds
 
 from insitu_engine.inject import check_faults, parse_fault
 
@@ -58,25 +61,25 @@ def test_what_a_setting_makes_must_be_said_and_nothing_else(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_a_setting_is_options_that_the_commands_have(kind: str, tmp_path: Path) -> None:
+def test_a_setting_is_options_that_the_commands_have(kind: str) -> None:
     from insitu_engine.load import load
     from insitu_engine.serve import serve
 
-    asked = setting(kind, 3, str(tmp_path))
-    assert asked == setting(kind, 3, str(tmp_path))
+    asked = plan_of(kind, 3, WORLD)
+    assert asked == plan_of(kind, 3, WORLD)
     for command, text in ((serve, asked.serve), (load, asked.load)):
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in text.split() if word.startswith("--")} <= known
 
 
-@given(st.sampled_from(KINDS), st.integers(1, 200))
+@given(st.sampled_from(list(PLANS)), st.integers(1, 200))
 def test_what_is_drawn_can_be_done_in_the_time_there_is(kind: str, seed: int) -> None:
-    specs = draw(kind, seed, WORLD)
-    assert specs == draw(kind, seed, WORLD)
-    faults = [parse_fault(spec) for spec in specs]
+    plan = plan_of(kind, seed, WORLD)
+    assert plan == plan_of(kind, seed, WORLD)
+    faults = [parse_fault(spec) for spec in plan.specs]
     check_faults(faults, WORLD.num_stages, WORLD.num_layers)
     assert len(faults) == (2 - seed % 2 if kind in FAULTS else 0)
-    assert all(4 <= fault.start_s < SECONDS - 5 for fault in faults), "healthy before, and time to see it"
+    assert all(4 <= fault.start_s < plan.seconds - 5 for fault in faults), "healthy before, and time to see it"
     if len(faults) == 2:
         assert faults[0].end_s is not None
         assert faults[0].end_s < faults[1].start_s
@@ -85,11 +88,11 @@ def test_what_is_drawn_can_be_done_in_the_time_there_is(kind: str, seed: int) ->
 
 
 def test_twenty_seeds_have_both_stages_and_every_factor() -> None:
-    faults = [parse_fault(draw("slow-stage", seed, WORLD)[0]) for seed in range(1, 21)]
+    faults = [parse_fault(plan_of("slow-stage", seed, WORLD).specs[0]) for seed in range(1, 21)]
     assert {fault.stage for fault in faults} == {0, 1}
     drawn = {round((fault.ms or 0) / WORLD.stage_ms[fault.stage or 0], 1) for fault in faults}
     assert drawn == set(FACTORS)
-    assert {parse_fault(draw("nan", seed, WORLD)[0]).layer for seed in range(1, 21)} > {0, 7}
+    assert {parse_fault(plan_of("nan", seed, WORLD).specs[0]).layer for seed in range(1, 21)} > {0, 7}
 
 
 SLOW = fault("slow_stage", 1, ms=25)
@@ -187,3 +190,18 @@ def test_seeds_are_read_as_people_write_them() -> None:
     assert parse_seeds("1-3,7,9-9") == [1, 2, 3, 7, 9]
     with pytest.raises(click.BadParameter):
         parse_seeds("one")
+
+
+def test_every_kind_has_a_runner_and_others_are_refused() -> None:
+    assert set(PLANS) <= set(RUNNERS)
+    assert parse_kinds("gc,hang") == ["gc", "hang"]
+    with pytest.raises(click.BadParameter, match="no kind tea"):
+        parse_kinds("gc,tea")
+
+
+def test_an_unfinished_round_is_read_as_it_was_written(tmp_path: Path) -> None:
+    trials = [Trial("gc", 1, ["gc=0@5"], right=True), Trial("none", 2, [], missed=["no verdict"], foreign_share=0.3)]
+    path = tmp_path / "trials.json"
+    assert read_results(path) == (None, [])
+    write_results(path, WORLD, trials)
+    assert read_results(path) == (WORLD, trials)
