@@ -17,6 +17,18 @@ FIRST: Final = (5.0, 11.0)
 SECOND: Final = (13.0, 19.0)
 """When the first fault acts, and the second where a run has one: seconds of traffic, without overlap."""
 HANG_S: Final = 5.5
+SETTING_S: Final = 13.0
+"""What a setting makes is there from the first second; the longest window that is judged is 10 s."""
+CONTENDED_S: Final = 16.0
+BURN_START_S: Final = (4.0, 6.0)
+BURN_LASTS_S: Final = (7.0, 9.0)
+"""Longer than the 4 s over which contention is judged."""
+FAIL_SLOW_S: Final = 44.0
+SLOW_START_S: Final = (22.0, 23.5)
+"""20 s must be known of before, 15 s of after, and the judge comes some seconds later."""
+SLOWING: Final = (0.4, 1.0)
+"""By how much all stages become slower, in healthy stage times. 0.25 is the least that is told, and more where seconds
+vary by over 8 %, as they do on two virtual cores that nobody else uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,15 @@ class World:
     num_layers: int
     stage_ms: tuple[float, ...]
     """Healthy time of each stage for one micro-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Burners:
+    """Processes beside the engine that use a core each, as far as they get one; times are seconds of traffic."""
+
+    number: int
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +64,7 @@ class Plan:
     """Whether some of the prompts are of several hundred tokens."""
     seconds: float = SECONDS
     """Of traffic."""
+    burners: Burners | None = None
 
 
 AS_IT_COMES: Final = Plan()
@@ -87,7 +109,7 @@ def _none(kind: str, seed: int, world: World) -> Plan:
 
 def _kv(kind: str, seed: int, world: World) -> Plan:
     rng = random.Random(f"{kind}-{seed}-setting")
-    return Plan(serve="--kv-mib 1", load=f"--concurrency {rng.randint(12, 24)}")
+    return Plan(serve="--kv-mib 1", load=f"--concurrency {rng.randint(12, 24)}", seconds=SETTING_S)
 
 
 def _prefill(kind: str, seed: int, world: World) -> Plan:
@@ -96,11 +118,37 @@ def _prefill(kind: str, seed: int, world: World) -> Plan:
     return Plan(serve=f"--token-budget {budget}", load=f"--rate {rng.uniform(9.0, 11.0):.2f}", long_prompts=True)
 
 
+def _underfilled(kind: str, seed: int, world: World) -> Plan:
+    """Requests wait for a place in the only micro-batch, so that a second one would not make the first smaller."""
+    rng = random.Random(f"{kind}-{seed}-setting")
+    max_batch = rng.randint(2, 4)
+    users = max_batch * rng.randint(3, 5)
+    return Plan(serve=f"--in-flight 1 --max-batch {max_batch}", load=f"--concurrency {users}", seconds=SETTING_S)
+
+
+def _contended(kind: str, seed: int, world: World) -> Plan:
+    rng = random.Random(f"{kind}-{seed}-setting")
+    start_s = rng.uniform(*BURN_START_S)
+    burners = Burners(rng.randint(2, 4), round(start_s, 1), round(start_s + rng.uniform(*BURN_LASTS_S), 1))
+    return Plan(burners=burners, seconds=CONTENDED_S)
+
+
+def _fail_slow(kind: str, seed: int, world: World) -> Plan:
+    """All stages become slower at one time, by one share of what each takes: no stage has an excess of its own."""
+    rng = random.Random(f"{kind}-{seed}")
+    share, start_s = rng.uniform(*SLOWING), rng.uniform(*SLOW_START_S)
+    specs = (f"slow-stage={stage}:{share * ms:.2f}@{start_s:.1f}" for stage, ms in enumerate(world.stage_ms))
+    return Plan(tuple(specs), seconds=FAIL_SLOW_S)
+
+
 Planner = Callable[[str, int, World], Plan]
 PLANS: Final[dict[str, Planner]] = {
     **dict.fromkeys(FAULTS, _fault),
     "none": _none,
     "kv": _kv,
     "prefill": _prefill,
+    "underfilled": _underfilled,
+    "contended": _contended,
+    "fail-slow": _fail_slow,
 }
 """Kind of trial -> how it is drawn."""

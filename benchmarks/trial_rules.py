@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-SETTINGS: Final = {
+EXPECTED: Final = {
     "kv": "kv_starved",
     "prefill": "prefill_delays_decode",
+    "underfilled": "pipeline_underfilled",
+    "contended": "host_contended",
+    "fail-slow": "fail_slow",
 }
-"""Kind of trial that no fault makes -> the one verdict that names it, without a place."""
+"""Kind of trial -> the one verdict that may be there besides the quiet ones, and must."""
 VERDICT_OF: Final = {"slow_stage": "stage_limits", "gc": "gc_pause", "hang": "stuck", "nan": "first_nonfinite"}
 """Fault -> the verdict that names it."""
 LOCATED: Final = frozenset(VERDICT_OF.values())
@@ -30,11 +33,16 @@ class Ruling:
     """What it should have said and did not."""
 
 
-def rule(document: Mapping[str, Any], foreign_share: float, kind: str = "none") -> Ruling:
-    """Judge an answer against what the injector says it did, or what the setting of this kind makes."""
-    if kind in SETTINGS:
-        return _rule_setting(document, SETTINGS[kind], foreign_share)
-    faults = faults_of(document)
+def rule(
+    document: Mapping[str, Any],
+    foreign_share: float,
+    kind: str = "none",
+    done: Sequence[Mapping[str, Any]] | None = None,
+) -> Ruling:
+    """Judge an answer against what was done: what the injector logged, unless `done` says it."""
+    faults = faults_of(document) if done is None else done
+    if kind in EXPECTED:
+        return _rule_expected(document, EXPECTED[kind], foreign_share, faults)
     verdicts = document["verdicts"]
     wrong = [_told(verdict) for verdict in verdicts if not _is_of_some(verdict, faults)]
     missed = [miss for fault in faults for miss in _missed(fault, verdicts)]
@@ -48,13 +56,27 @@ def rule(document: Mapping[str, Any], foreign_share: float, kind: str = "none") 
     return Ruling(not wrong and not missed, wrong, missed)
 
 
-def _rule_setting(document: Mapping[str, Any], expected: str, foreign_share: float) -> Ruling:
-    """Nothing was injected, so whatever names a rank is wrong; what the setting makes must be said."""
-    verdicts = document["verdicts"]
-    allowed = {expected} | ({"host_contended"} if foreign_share >= MIN_FOREIGN_SHARE else set())
-    wrong = [_told(verdict) for verdict in verdicts if verdict["kind"] not in allowed | QUIET]
-    missed = [] if any(verdict["kind"] == expected for verdict in verdicts) else [f"no {expected}"]
-    return Ruling(not wrong and not missed, wrong, missed)
+def _rule_expected(
+    document: Mapping[str, Any], expected: str, foreign_share: float, done: Sequence[Mapping[str, Any]]
+) -> Ruling:
+    """One verdict must be there, about the one rank to which something was done or else about none, and in its time."""
+    ranks = {fault["rank"] for fault in done}
+    rank = ranks.pop() if len(ranks) == 1 else None
+    named = [verdict for verdict in document["verdicts"] if (verdict["kind"], verdict["rank"]) == (expected, rank)]
+    allowed = QUIET | ({"host_contended"} if foreign_share >= MIN_FOREIGN_SHARE else set())
+    others = [verdict for verdict in document["verdicts"] if verdict not in named and verdict["kind"] not in allowed]
+    missed = [f"no {expected}"] if not named else _missed_in_time(expected, named, done)
+    return Ruling(not others and not missed, [_told(verdict) for verdict in others], missed)
+
+
+def _missed_in_time(expected: str, named: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]]) -> list[str]:
+    told = [verdict["detected_unix_ns"] for verdict in named]
+    if done and max(told) < min(fault["unix_ns"] for fault in done):
+        return [f"{expected} was told before it was done"]
+    ends = [end for fault in done if (end := fault.get("end_unix_ns")) is not None]
+    if done and len(ends) == len(done) and min(told) > max(ends):
+        return [f"{expected} was told {(min(told) - max(ends)) / 1e9:.1f} s after it was over"]
+    return []
 
 
 def faults_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -8,17 +8,20 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import numpy as np
-from trial_plans import AS_IT_COMES, PLANS, Plan, World, plan_of
+from trial_plans import AS_IT_COMES, PLANS, Burners, Plan, World, plan_of
 from trial_results import Trial
-from trial_rules import QUIET, account_errors, faults_of, rule
+from trial_rules import EXPECTED, QUIET, account_errors, faults_of, rule
 
 from insitu.vocabulary import IntervalClass
 from insitu_collector.store import open_store
@@ -26,6 +29,17 @@ from insitu_engine.demo_plan import default_model, num_layers
 
 RUN_TIMEOUT_S: Final = 300.0
 CALIBRATION_S: Final = 8.0
+READY: Final = "ready after"
+"""How the line begins with which the demo says that traffic starts."""
+BURN: Final = """
+import sys, time
+start_s, end_s = map(float, sys.argv[1:])
+began = time.monotonic()
+time.sleep(start_s)
+while time.monotonic() < began + end_s:
+    pass
+"""
+"""A process that uses a core between two times."""
 BUSY: Final = (IntervalClass.COMPUTE, IntervalClass.HOST, IntervalClass.SAMPLE, IntervalClass.GC)
 
 
@@ -36,6 +50,9 @@ class Answered:
     document: dict[str, Any] | None
     said: str
     foreign_share: float
+    """Share of all cores that neither the demo nor the burners used."""
+    burnt: tuple[Mapping[str, Any], ...] = ()
+    """When the burners burnt, as the injector would say it."""
 
 
 def run_demo(store: Path, seed: int, plan: Plan = AS_IT_COMES) -> Answered:
@@ -45,14 +62,52 @@ def run_demo(store: Path, seed: int, plan: Plan = AS_IT_COMES) -> Answered:
     command += ["--seconds", str(plan.seconds), "--store", str(store), *injected]
     command += ["--serve", plan.serve, "--load", plan.load]
     busy_s, ours_s, began = _host_busy_s(), _children_s(), time.monotonic()
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return Answered(None, f"no answer within {RUN_TIMEOUT_S:.0f} s", 0.0)
+    with tempfile.TemporaryFile("w+") as stdout:
+        demo = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+        said, burnt = _attend(demo, plan.burners)
+        stdout.seek(0)
+        document = json.load(stdout) if demo.returncode == 0 else None
     foreign_s = (_host_busy_s() - busy_s) - (_children_s() - ours_s)
     share = max(0.0, foreign_s / (time.monotonic() - began) / (os.cpu_count() or 1))
-    document = json.loads(ran.stdout) if ran.returncode == 0 else None
-    return Answered(document, (ran.stderr.strip() or "?").splitlines()[-1], share)
+    return Answered(document, said, share, burnt)
+
+
+def _attend(demo: subprocess.Popen[str], burners: Burners | None) -> tuple[str, tuple[Mapping[str, Any], ...]]:
+    """Let burners burn beside the demo's traffic; return the demo's last words and when they burnt."""
+    said = "?"
+    burnt: tuple[Mapping[str, Any], ...] = ()
+    with ExitStack() as stack:
+        watchdog = threading.Timer(RUN_TIMEOUT_S, demo.terminate)
+        stack.callback(watchdog.cancel)
+        watchdog.start()
+        assert demo.stderr is not None, "its stderr is a pipe"
+        for line in demo.stderr:
+            said = line.strip() or said
+            if line.startswith(READY) and burners is not None:
+                burnt = (stack.enter_context(burning(burners)),)
+        demo.wait()
+    return said, burnt
+
+
+@contextmanager
+def burning(burners: Burners) -> Iterator[Mapping[str, Any]]:
+    """Run processes that use the cores between two times from now; they end by themselves, or with the context."""
+    now_ns = time.time_ns()
+    times = str(burners.start_s), str(burners.end_s)
+    running = [subprocess.Popen([sys.executable, "-S", "-E", "-c", BURN, *times]) for _ in range(burners.number)]
+    try:
+        yield {
+            "kind": "burners",
+            "stage": None,
+            "rank": None,
+            "number": burners.number,
+            "unix_ns": now_ns + int(burners.start_s * 1e9),
+            "end_unix_ns": now_ns + int(burners.end_s * 1e9),
+        }
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def _host_busy_s() -> float:
@@ -114,17 +169,17 @@ def demo_once(kind: str, seed: int, world: World, folder: Path) -> Trial:
     if document is None:
         trial.failure = answered.said
         return trial
-    ruling = rule(document, answered.foreign_share, kind)
+    trial.faults = [*faults_of(document), *answered.burnt]
+    ruling = rule(document, answered.foreign_share, kind, trial.faults)
     trial.wrong, trial.missed = ruling.wrong, ruling.missed + _first_told(store, document)
     trial.account = account_errors(document)
     trial.right = ruling.right and not trial.missed and not trial.account
-    trial.faults = list(faults_of(document))
-    if len(trial.faults) != len(trial.specs):
+    if len(faults_of(document)) != len(plan.specs):
         trial.right = False
-        trial.missed.append(f"{len(trial.specs)} faults were asked for and {len(trial.faults)} were done")
+        trial.missed.append(f"{len(trial.specs)} faults were asked for and {len(faults_of(document))} were done")
     trial.told = [f"{v['kind']}: {v['text']}" for v in document["verdicts"]]
     trial.start_to_ready_s = document["start_to_ready_s"]
-    trial.fault_to_verdict_s = _delays_s(trial.faults, document["verdicts"])
+    trial.fault_to_verdict_s = _delays_s(kind, trial.faults, document["verdicts"])
     if trial.right:
         shutil.rmtree(store)
     return trial
@@ -141,11 +196,13 @@ def _first_told(store: Path, document: dict[str, Any]) -> list[str]:
     return [] if key in stands else [f"the first verdict does not stand at the end: {first['text']}"]
 
 
-def _delays_s(faults: Sequence[Any], verdicts: Sequence[Any]) -> list[float]:
+def _delays_s(kind: str, faults: Sequence[Any], verdicts: Sequence[Any]) -> list[float]:
+    """Return how long after each fault the first verdict came that is its own: of its rank, or the kind's expected."""
     delays = []
     for fault in faults:
-        after = [v["detected_unix_ns"] - fault["unix_ns"] for v in verdicts if v["rank"] == fault["rank"]]
-        delays += [round(min(delay for delay in after if delay >= 0) / 1e9, 2)] if any(d >= 0 for d in after) else []
+        own = [v for v in verdicts if (v["kind"] == EXPECTED[kind] if kind in EXPECTED else v["rank"] == fault["rank"])]
+        after = [delay for v in own if (delay := v["detected_unix_ns"] - fault["unix_ns"]) >= 0]
+        delays += [round(min(after) / 1e9, 2)] if after else []
     return delays
 
 

@@ -3,7 +3,7 @@
 Runs real engines (most of them by `insitu demo --json`) with faults drawn from seeds and judges each answer by what was
 done. Exits with 1 when the bar is missed: no answer may name a wrong place, and 19 of 20 of each kind must be right.
 
-    python benchmarks/trials.py                          # seeds 1..20 of each kind: about an hour on two quiet cores
+    python benchmarks/trials.py                          # seeds 1..20 of each kind: about 90 minutes on two quiet cores
     python benchmarks/trials.py --kinds hang --seeds 3,7
     python benchmarks/trials.py --sample                 # each kind once, as CI does
 """

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trial_plans import FACTORS, FAULTS, PLANS, World, plan_of
+from trial_plans import FACTORS, FAULTS, PLANS, Burners, World, plan_of
 from trial_results import Trial, is_met, read_results, table, write_results
-from trial_rules import SETTINGS, account_errors, rule
-from trial_runs import RUNNERS
+from trial_rules import EXPECTED, account_errors, rule
+from trial_runs import BURN, RUNNERS, burning
 from trials import parse_kinds, parse_seeds
 
+from insitu_collector.change_point import MIN_BEFORE, PERSIST
+from insitu_collector.host import WINDOW_NS
 from insitu_engine.inject import check_faults, parse_fault
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/demo.json").read_text())
@@ -50,17 +56,37 @@ def answer(faults: list[dict[str, Any]], verdicts: list[dict[str, Any]], revised
     return document
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
-def test_what_a_setting_makes_must_be_said_and_nothing_else(kind: str) -> None:
-    named = verdict(SETTINGS[kind], None)
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_what_a_kind_makes_must_be_said_and_nothing_else(kind: str) -> None:
+    named = verdict(EXPECTED[kind], None)
     assert rule(answer([], [named]), 0.0, kind).right
-    assert rule(answer([], [verdict("healthy", None)]), 0.0, kind).missed == [f"no {SETTINGS[kind]}"]
+    assert rule(answer([], [verdict("healthy", None)]), 0.0, kind).missed == [f"no {EXPECTED[kind]}"]
     assert rule(answer([], [named, verdict("stage_limits", 1)]), 0.0, kind).wrong
-    assert rule(answer([], [named, verdict("host_contended", None)]), 0.0, kind).wrong
-    assert rule(answer([], [named, verdict("host_contended", None)]), 0.2, kind).right
+    contended = verdict("host_contended", None)
+    assert rule(answer([], [named, contended]), 0.0, kind).right == (kind == "contended")
+    assert rule(answer([], [named, contended]), 0.2, kind).right
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+def test_what_slows_all_stages_must_not_be_laid_to_one() -> None:
+    both = [fault("slow_stage", rank, ms=4) for rank in (0, 1)]
+    told = verdict("fail_slow", None)
+    assert rule(answer(both, [told]), 0.0, "fail-slow").right
+    assert rule(answer(both, [verdict("fail_slow", 0)]), 0.0, "fail-slow").wrong
+    assert rule(answer(both, [told, verdict("stage_limits", 0)]), 0.0, "fail-slow").wrong
+    early = verdict("fail_slow", None, detected_unix_ns=BEGAN - NS)
+    assert rule(answer(both, [early]), 0.0, "fail-slow").missed == ["fail_slow was told before it was done"]
+
+
+def test_contention_is_told_while_the_burners_burn() -> None:
+    burnt = [{"kind": "burners", "stage": None, "rank": None, "unix_ns": BEGAN, "end_unix_ns": BEGAN + 8 * NS}]
+    for after_s, said in ((3, []), (-1, ["host_contended was told before it was done"])):
+        told = [verdict("host_contended", None, detected_unix_ns=BEGAN + after_s * NS)]
+        assert rule(answer([], told), 0.0, "contended", burnt).missed == said
+    late = [verdict("host_contended", None, detected_unix_ns=BEGAN + 10 * NS)]
+    assert rule(answer([], late), 0.0, "contended", burnt).missed == ["host_contended was told 2.0 s after it was over"]
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
 def test_a_setting_is_options_that_the_commands_have(kind: str) -> None:
     from insitu_engine.load import load
     from insitu_engine.serve import serve
@@ -78,9 +104,10 @@ def test_what_is_drawn_can_be_done_in_the_time_there_is(kind: str, seed: int) ->
     assert plan == plan_of(kind, seed, WORLD)
     faults = [parse_fault(spec) for spec in plan.specs]
     check_faults(faults, WORLD.num_stages, WORLD.num_layers)
-    assert len(faults) == (2 - seed % 2 if kind in FAULTS else 0)
+    num_faults = {**dict.fromkeys(FAULTS, 2 - seed % 2), "fail-slow": WORLD.num_stages}
+    assert len(faults) == num_faults.get(kind, 0)
     assert all(4 <= fault.start_s < plan.seconds - 5 for fault in faults), "healthy before, and time to see it"
-    if len(faults) == 2:
+    if kind in FAULTS and len(faults) == 2:
         assert faults[0].end_s is not None
         assert faults[0].end_s < faults[1].start_s
     for fault in faults:
@@ -205,3 +232,38 @@ def test_an_unfinished_round_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_results(path) == (None, [])
     write_results(path, WORLD, trials)
     assert read_results(path) == (WORLD, trials)
+
+
+@given(st.integers(1, 200))
+def test_all_stages_become_slower_by_one_share_with_time_before_and_after(seed: int) -> None:
+    plan = plan_of("fail-slow", seed, WORLD)
+    faults = [parse_fault(spec) for spec in plan.specs]
+    assert [fault.stage for fault in faults] == [0, 1]
+    shares = [(fault.ms or 0) / ms for fault, ms in zip(faults, WORLD.stage_ms, strict=True)]
+    assert max(shares) - min(shares) < 0.01
+    assert all(0.39 < share < 1.01 for share in shares)
+    assert {fault.start_s for fault in faults} == {faults[0].start_s}
+    assert MIN_BEFORE + 1 < faults[0].start_s < plan.seconds - PERSIST - 2
+
+
+@given(st.integers(1, 200))
+def test_burners_burn_within_the_traffic_and_longer_than_a_look(seed: int) -> None:
+    plan = plan_of("contended", seed, WORLD)
+    assert plan.burners is not None
+    assert 2 <= plan.burners.number <= 4
+    assert plan.burners.end_s - plan.burners.start_s > WINDOW_NS / 1e9
+    assert plan.burners.end_s < plan.seconds
+
+
+def test_a_burner_uses_a_core_and_ends_by_itself() -> None:
+    before_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([sys.executable, "-S", "-E", "-c", BURN, "0.0", "0.3"], check=True, timeout=60)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before_s > 0.05
+
+
+def test_no_burner_outlives_its_context() -> None:
+    with burning(Burners(2, 30.0, 40.0)) as burnt:
+        assert burnt["end_unix_ns"] - burnt["unix_ns"] == 10 * NS
+        mine = psutil.Process().children()
+        assert len(mine) == 2
+    assert not any(process.is_running() for process in mine)
