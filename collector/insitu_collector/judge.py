@@ -16,7 +16,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
-import pyarrow.compute as pc
 
 from insitu.config import ConfigError, load
 from insitu.config_show import BadConfig
@@ -27,7 +26,7 @@ from insitu_collector.judge_metrics import HOST, JudgeMetrics, Snapshot
 from insitu_collector.judgement import Judgement
 from insitu_collector.plugins import Plugins, load_plugins
 from insitu_collector.receivers import alert_options, deliveries_to, receivers_of
-from insitu_collector.slices import JUDGED, Group, Groups, latest, seconds
+from insitu_collector.slices import JUDGED, Group, Groups, clock_with, latest, seconds, span_ns
 from insitu_collector.store import open_store
 from insitu_collector.verdicts import OPEN, Verdict, standing
 
@@ -169,20 +168,13 @@ def _name(group: Group) -> str:
 
 def _feed(judgement: Judgement, tables: dict[str, pa.Table], *, live: bool, final: bool) -> list[Verdict]:
     told: list[Verdict] = []
-    parts = list(seconds(tables)) if _spans_long(tables) else [tables]
+    clock = clock_with(judgement.evidence, tables)
+    parts = list(seconds(tables, clock=clock)) if span_ns(tables, clock) > CATCH_UP_NS else [tables]
     for place, part in enumerate(parts):
         is_last = place == len(parts) - 1
         stamp = time.time_ns() if live and is_last else None
         told += judgement.look(part, stamp, final=final and is_last)
     return told
-
-
-def _spans_long(tables: dict[str, pa.Table]) -> bool:
-    if "intervals" not in tables and "health" not in tables:
-        return False
-    name, column = ("intervals", "t1_ns") if "intervals" in tables else ("health", "t_ns")
-    ends = pc.min_max(tables[name][column]).as_py()
-    return bool(ends["max"] - ends["min"] > CATCH_UP_NS)
 
 
 def _hangs(judgement: Judgement) -> bool:

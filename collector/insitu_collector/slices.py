@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from insitu.records import schema_of
 from insitu.vocabulary import Role
-from insitu_collector.evidence import Tables
-from insitu_collector.timeline import Int64, numbers, timeline_of
+from insitu_collector.evidence import Evidence, Tables
+from insitu_collector.timeline import Int64, Timeline, numbers, timeline_of
 
 Group = tuple[str, int]
 """(run, replica)"""
@@ -83,26 +83,49 @@ def latest(groups: dict[Group, dict[str, pa.Table]], run: str = "") -> Group | N
     return max(sorted(begun, reverse=True), key=lambda group: begun[group], default=None)
 
 
-def seconds(tables: Tables, every_ns: int = 1_000_000_000) -> Iterator[dict[str, pa.Table]]:
-    """Yield the rows of one group in stretches of `every_ns`, as they would have come.
+def seconds(
+    tables: Tables, every_ns: int = 1_000_000_000, clock: Timeline | None = None
+) -> Iterator[dict[str, pa.Table]]:
+    """Yield the rows of one group in stretches of `every_ns`, as they would have come; never a stretch without any.
 
-    Sources and sites come first; what carries no time comes with its step.
+    Sources and sites come first; what carries no time comes with its step. clock: the rows' timeline, where they do not
+    bring their own sources.
     """
-    clock = timeline_of(_rows(tables, "sources"), tables.get("clocks"))
-    times = {name: clock.moved(tables[name], column) for name, column in _TIMES.items() if name in tables}
+    clock = clock or timeline_of(_rows(tables, "sources"), tables.get("clocks"))
+    times = _times(tables, clock)
     filled = [t for t in times.values() if len(t)]
     if not filled:
         yield dict(tables)
         return
-    begin, end = min(int(t.min()) for t in filled), max(int(t.max()) for t in filled)
+    begin = min(int(t.min()) for t in filled)
     times |= {name: _step_times(tables, name, times.get("steps"), begin) for name in _OF_STEPS if name in tables}
-    for number, edge in enumerate(range(begin, end + 1, every_ns)):
+    stretch = {name: (t - begin) // every_ns for name, t in times.items()}
+    # Only those that hold something: where clocks were never compared, two hosts' rows may lie years apart.
+    for number in np.unique(np.concatenate(list(stretch.values()))).tolist():
         part = {name: rows for name, rows in tables.items() if name not in times} if number == 0 else {}
-        for name, t in times.items():
-            inside = (t >= edge) & (t < edge + every_ns)
+        for name, numbered in stretch.items():
+            inside = numbered == number
             if inside.any():
                 part[name] = tables[name].filter(pa.array(inside))
         yield part
+
+
+def clock_with(evidence: Evidence, tables: Tables) -> Timeline:
+    """Return the timeline of new rows: by the sources and measurements that are known, and those among the rows."""
+    both = {"sources": evidence.sources, "clocks": evidence.clocks}
+    new = {name: pa.concat_tables([rows, tables[name]]) for name, rows in both.items() if name in tables}
+    return timeline_of(**both | new) if new else evidence.timeline
+
+
+def span_ns(tables: Tables, clock: Timeline) -> int:
+    """Return how far apart the first and the last row are that tell what went on (intervals, else heartbeats)."""
+    times = _times(tables, clock)
+    t_ns = next((times[name] for name in ("intervals", "health") if len(times.get(name, ()))), None)
+    return 0 if t_ns is None else int(t_ns.max() - t_ns.min())
+
+
+def _times(tables: Tables, clock: Timeline) -> dict[str, Int64]:
+    return {name: clock.moved(tables[name], column) for name, column in _TIMES.items() if name in tables}
 
 
 def _step_times(tables: Tables, name: str, step_times: Int64 | None, begin_ns: int) -> Int64:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,44 @@ def test_following_a_store_gives_what_judging_it_at_once_gives(
     (opened,) = sink.events  # once, though the verdict was revised
     slow = next(v for v in live if v.kind is VerdictKind.STAGE_LIMITS)
     assert (opened["kind"], opened["text"]) == ("incident_opened", f"{slow.verdict}: {slow.text}")
+
+
+def test_hosts_that_started_at_other_times_are_looked_at_once_a_poll(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each host's clock counts from its own start, and a poll has rows of all of them but their sources only once."""
+    tables = simulate(replace(SLOW, hosts=2))
+    writer, looks, looked = Writer(tmp_path / "store"), list[int](), Judgement.look
+
+    def look(self: Judgement, *args: Any, **kwargs: Any) -> list[Verdict]:
+        looks.append(1)
+        return looked(self, *args, **kwargs)
+
+    monkeypatch.setattr(Judgement, "look", look)
+    parts = list(seconds(tables))
+    writer.put(parts[0])
+    follower = Judge(open_store(tmp_path / "store"))
+    told = []
+    for part in parts[1:]:
+        told += follower.look()
+        writer.put(part)
+    told += follower.look(final=True)
+    follower.close()
+    writer.shard.close()
+    assert len(looks) == len(parts)
+    slow = {(v.on_rank, v.on_stage) for v in told if v.kind is VerdictKind.STAGE_LIMITS}
+    assert slow == {(1, 1)}
+
+
+def test_stretches_without_rows_are_passed_over() -> None:
+    tables = simulate(
+        replace(SLOW, hosts=2, faults=(Fault("clock_unknown", host=1), Fault("clock_offset", host=1, ms=1e12)))
+    )
+    apart = list(seconds(tables))
+    assert len(apart) < 40, "rows of two hosts that are 30 years apart come in as many stretches as they fill"
+    assert all(any(rows.num_rows for rows in part.values()) for part in apart)
+    for name in ("intervals", "steps", "health"):
+        assert sum(part[name].num_rows for part in apart if name in part) == tables[name].num_rows
 
 
 def test_a_judge_that_comes_late_stamps_what_it_finds_with_when_the_rows_showed_it(slow_store: Path) -> None:
