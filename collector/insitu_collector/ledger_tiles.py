@@ -6,6 +6,7 @@ It is made once every rank has reported past it, made again when rows come late,
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -64,9 +65,9 @@ class TileLedger:
         self._late_ns = late_ns
         self._keep = {**KEEP_TILES, **keep}
         self._keep[FINE_NS] = max(self._keep[FINE_NS], late_ns // FINE_NS + 100)  # ten of them make one, twice
-        self._sources: pa.Table = schema_of("sources").empty_table()
+        self.sources: pa.Table = schema_of("sources").empty_table()
         self._clocks: pa.Table = schema_of("clocks").empty_table()
-        self._grid: Grid = grid_of({}, self._sources, self.timeline)
+        self._grid: Grid = grid_of({}, self.sources, self.timeline)
         self._rows = HeldIntervals()
         self._beats = HeldBeats()
         self._opened: dict[int, tuple[int, ...]] = {}
@@ -83,10 +84,10 @@ class TileLedger:
         names = "sources", "clocks", "intervals", "health"
         sources, clocks, intervals, health = (tables.get(name, schema_of(name).empty_table()) for name in names)
         if sources.num_rows or clocks.num_rows:
-            self._sources = pa.concat_tables([self._sources, sources])
+            self.sources = pa.concat_tables([self.sources, sources])
             clocks = pa.concat_tables([self._clocks, clocks])
             self._clocks = clocks.slice(max(0, clocks.num_rows - MOST_CLOCKS))
-            self._regrid(rank_stages(self._sources), timeline_of(self._sources, self._clocks))
+            self._regrid(rank_stages(self.sources), timeline_of(self.sources, self._clocks))
         if intervals.num_rows:
             named = rank_stages(schema_of("sources").empty_table(), intervals)
             if not named.keys() <= self.stages.keys():
@@ -110,9 +111,13 @@ class TileLedger:
         """Return how many intervals are held, for tiles that are not final."""
         return self._rows.num_rows
 
-    def tiles(self, width_ns: int) -> list[Tile]:
-        """Return the tiles of a width (one of `LEVELS_NS`) that are kept, oldest first."""
-        return list(self._tiles[width_ns].values())
+    def tiles(self, width_ns: int, t0_ns: int | None = None, t1_ns: int | None = None) -> list[Tile]:
+        """Return the tiles of a width (one of `LEVELS_NS`) that are kept and lie in [t0_ns, t1_ns), oldest first."""
+        found = self._tiles[width_ns]
+        begins = list(found)
+        first = 0 if t0_ns is None else bisect_left(begins, t0_ns)
+        after = len(begins) if t1_ns is None else bisect_right(begins, t1_ns - width_ns)
+        return [found[begin] for begin in begins[first:after]]
 
     def settle(self, until_ns: int | None = None) -> dict[int, list[Tile]]:
         """Make the tiles that are due and those that rows have changed; return them by width, oldest first.
@@ -145,7 +150,7 @@ class TileLedger:
         if timeline is not self.timeline:
             self.timeline = timeline
             self._dirty += self._rows.move(timeline) + self._beats.move(timeline)
-        self._grid = grid_of(found, self._sources, timeline)
+        self._grid = grid_of(found, self.sources, timeline)
 
     def _take_intervals(self, table: pa.Table) -> None:
         own = intervals_of(table)

@@ -150,7 +150,6 @@ class Hub:
                 run.view.take_verdicts(verdicts.filter(pc.starts_with(verdicts["verdict"], name[:8])))
             if gaps is not None:
                 run.view.take_gaps(gaps)
-            run.view.settle()
         for group in self._newest_first()[MOST_RUNS:]:
             del self._runs[group]
 
@@ -195,6 +194,7 @@ class Hub:
             made_s, text = kept.pictures.get(window_s, (float("-inf"), ""))
             if at_unix_ns is None and now_s - made_s < 0.9 * self.tick_s:
                 return text
+            kept.view.settle()
             at_ns = None if at_unix_ns is None else at_unix_ns - kept.view.timeline.unix_minus_mono_ns
             num_damaged = len(self._tail.damage) if self._tail is not None else 0
             now = time.time_ns()

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Final
 
-from insitu.vocabulary import LedgerClass, VerdictKind, severity
+import numpy as np
+
+from insitu.vocabulary import VerdictKind, severity
 from insitu_collector.latency import SECOND_NS, percentiles
-from insitu_collector.spans import lanes_of
+from insitu_collector.ledger import CLASSES
+from insitu_collector.ledger_tiles import LEVELS_NS
 from insitu_collector.verdicts import OPEN, REVISED, Verdict, standing
 from insitu_dashboard.notices import Notice, State, notice_of, state_of
 from insitu_dashboard.run_view import RunView
-from insitu_dashboard.tiles import TILE_NS, Shares, Tile, shares
+from insitu_dashboard.tiles import Shares, Times, shares
 
 SCHEMA: Final = "insitu.picture/1"
 WINDOWS_S: Final = (10, 60, 300, 3600)
@@ -44,7 +47,9 @@ def picture(
     """
     end = at_ns if at_ns is not None else view.settled_ns
     end = end or view.last_ns or 0
-    tiles = view.tiles_between(end - window_s * SECOND_NS - TILE_NS, end)
+    bucket_ns = max(1, -(-window_s // MOST_BUCKETS)) * SECOND_NS
+    width_ns = max(width for width in LEVELS_NS if bucket_ns % width == 0)
+    times = view.times_between(end - (window_s + 1) * SECOND_NS, end, width_ns)
     header = _header(view, unix_ns)
     told = [v for v in view.verdicts if at_ns is None or v.detected_unix_ns <= view.timeline.unix_ns(at_ns)]
     return {
@@ -58,11 +63,11 @@ def picture(
         "verdicts": [verdict_json(verdict) for verdict in told_now(told, is_over=header["state"] == State.ENDED)],
         "alarms": [verdict_json(verdict) for verdict in alarms(told)],
         "numbers": _numbers(view, end),
-        "grid": _grid(view, view.tiles_between(end - NOW_S * SECOND_NS - TILE_NS, end)),
-        "mix": _mix(view, tiles),
+        "grid": _grid(view, view.times_between(end - (NOW_S + 1) * SECOND_NS, end)),
+        "mix": _mix(view, times),
         "latency": _latency(view, end, window_s),
         "ticks": _ticks(view, told, end, window_s),
-        "heat": _heat(view, tiles, window_s),
+        "heat": _heat(view, times, bucket_ns),
     }
 
 
@@ -199,11 +204,11 @@ def _rounded(found: Shares) -> dict[str, float]:
     return {str(cls): round(share, 4) for cls, share in found.items() if share >= 0.0005}
 
 
-def _grid(view: RunView, tiles: list[Tile]) -> list[dict[str, Any]]:
+def _grid(view: RunView, times: Times) -> list[dict[str, Any]]:
     still_open = {each.rank: each for each in view.open_intervals()}
     cells = []
-    for rank in lanes_of(view.stages):
-        found = shares(tiles, [rank])
+    for rank, ns in zip(view.lanes, times.ns.sum(axis=0), strict=True):
+        found = shares(ns)
         cls = next(iter(found), None)
         waiting = still_open.get(rank)
         cells.append(
@@ -221,10 +226,11 @@ def _grid(view: RunView, tiles: list[Tile]) -> list[dict[str, Any]]:
     return cells
 
 
-def _mix(view: RunView, tiles: list[Tile]) -> list[dict[str, Any]]:
-    stages = sorted(set(view.stages.values()))
-    ranks = {stage: [rank for rank in view.stages if view.stages[rank] == stage] for stage in stages}
-    return [{"stage": stage, "classes": _rounded(shares(tiles, ranks[stage]))} for stage in stages]
+def _mix(view: RunView, times: Times) -> list[dict[str, Any]]:
+    of, ns = np.array([view.stages[rank] for rank in view.lanes]), times.ns.sum(axis=0)
+    return [
+        {"stage": stage, "classes": _rounded(shares(ns[of == stage].sum(axis=0)))} for stage in np.unique(of).tolist()
+    ]
 
 
 def _latency(view: RunView, end_ns: int, window_s: int) -> dict[str, list[Any]]:
@@ -252,25 +258,19 @@ def _ticks(view: RunView, verdicts: Iterable[Verdict], end_ns: int, window_s: in
     ]
 
 
-def _heat(view: RunView, tiles: list[Tile], window_s: int) -> dict[str, Any]:
+def _heat(view: RunView, times: Times, bucket_ns: int) -> dict[str, Any]:
     """Return, for each class that occurs, a row a rank and a column a bucket: its share of the bucket in percent."""
-    bucket_s = max(1, -(-window_s // MOST_BUCKETS))
-    lanes = lanes_of(view.stages)
-    buckets: dict[int, list[Tile]] = {}
-    for each in tiles:
-        buckets.setdefault(each.t0_ns // (bucket_s * TILE_NS), []).append(each)
-    numbers = range(min(buckets), max(buckets) + 1) if buckets else range(0)
-    classes = {cls for each in tiles for of_rank in each.ns.values() for cls in of_rank}
-    percent = {str(cls): [[NO_DATA] * len(numbers) for _ in lanes] for cls in LedgerClass if cls in classes}
-    for column, number in enumerate(numbers):
-        for row, rank in enumerate(lanes):
-            found = shares(buckets.get(number, ()), [rank])
-            for cls in classes if found else ():
-                percent[str(cls)][row][column] = round(100 * found.get(cls, 0.0))
-    begins = [view.timeline.unix_ns(number * bucket_s * TILE_NS) / 1e9 for number in numbers]
+    buckets = times.t0_ns // bucket_ns
+    first = int(buckets.min()) if len(buckets) else 0
+    ns = np.zeros((int(buckets.max()) - first + 1 if len(buckets) else 0, *times.ns.shape[1:]), np.int64)
+    np.add.at(ns, buckets - first, times.ns)
+    total = ns.sum(axis=2, keepdims=True)
+    percent = np.where(total > 0, np.rint(100 * ns / np.maximum(total, 1)), NO_DATA).astype(np.int64)
+    used = np.flatnonzero(ns.sum(axis=(0, 1))).tolist()
+    begins = [view.timeline.unix_ns((first + column) * bucket_ns) / 1e9 for column in range(len(ns))]
     return {
         "unix_s": [round(begin, 3) for begin in begins],
-        "bucket_s": bucket_s,
-        "lanes": [{"stage": view.stages[rank], "rank": rank} for rank in lanes],
-        "percent": percent,
+        "bucket_s": bucket_ns // SECOND_NS,
+        "lanes": [{"stage": view.stages[rank], "rank": rank} for rank in view.lanes],
+        "percent": {str(CLASSES[at]): percent[:, :, at].T.tolist() for at in used},
     }

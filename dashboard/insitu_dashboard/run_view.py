@@ -13,25 +13,30 @@ import pyarrow.compute as pc
 
 from insitu.records import schema_of
 from insitu.vocabulary import NO_RANK, IntervalClass, LedgerClass
-from insitu_collector.latency import Latency
-from insitu_collector.ledger import rank_stages
+from insitu_collector.latency import SECOND_NS, Latency
+from insitu_collector.ledger_classes import PLACE
+from insitu_collector.ledger_tiles import TileLedger
+from insitu_collector.spans import lanes_of
 from insitu_collector.stalls import missing_rows
-from insitu_collector.timeline import Timeline, timeline_of
+from insitu_collector.timeline import Timeline
 from insitu_collector.verdicts import Verdict
 from insitu_dashboard.recent_rows import RecentRows
-from insitu_dashboard.tiles import TILE_NS, Tile, tile
+from insitu_dashboard.tiles import Times, times_of
 
 KEEP_NS: Final = 600_000_000_000
 """How long intervals are kept: what the timeline can go back to."""
-KEEP_TILES: Final = 3600
-REDO_NS: Final = 120_000_000_000
-"""A row that arrives later than this after its begin no longer changes a tile."""
-SILENT_NS: Final = 3_000_000_000
-"""A rank whose heartbeat is this much older than the newest one holds the picture up no longer."""
+KEEP_SECONDS: Final = 3600
+"""Counts of steps and tiles of a second that are kept: the widest window."""
+LATE_NS: Final = 120_000_000_000
+"""How long after its end a tile still takes rows in: a rank that was cut off sends what it has. Costs memory."""
+SETTLE_EVERY_NS: Final = 10_000_000_000
+"""Where nobody looks, tiles are made so often: until then their rows are held."""
+OVERHEAD_NS: Final = 60_000_000_000
+"""What the probe's cost is taken over."""
 OPEN_AFTER_NS: Final = 1_000_000_000
 MOST_VERDICTS: Final = 2_000
 MOST_GAPS: Final = 200
-MOST_CLOCKS: Final = 2_000
+_BUSY: Final = (PLACE[LedgerClass.COMPUTE], PLACE[LedgerClass.HOST])
 _WAITS: Final = (IntervalClass.RECV_WAIT, IntervalClass.SEND_WAIT, IntervalClass.COLLECTIVE_WAIT)
 
 
@@ -67,33 +72,49 @@ class RunView:
     """One run and replica. `add` takes new rows, `settle` brings the tiles up to date; all times on one timeline."""
 
     def __init__(self) -> None:
-        self.sources: pa.Table = schema_of("sources").empty_table()
-        self.clocks: pa.Table = schema_of("clocks").empty_table()
-        self.timeline = Timeline()
-        self.stages: dict[int, int] = {}
-        """Rank -> stage."""
+        self.ledger = TileLedger(LATE_NS, {SECOND_NS: KEEP_SECONDS})
         self.intervals = RecentRows("intervals", "t0_ns", "t1_ns", KEEP_NS)
         self.latency = Latency()
         self.steps: Counter[int] = Counter()
         """Whole second -> steps that began in it, counted on the first rank of the first stage."""
-        self.tiles: dict[int, Tile] = {}
-        """Begin -> tile, oldest first."""
         self.lost: deque[Gap] = deque(maxlen=MOST_GAPS)
         self._gaps: pa.Table = schema_of("gaps").empty_table()
-        self._health = RecentRows("health", "t_ns", "t_ns", KEEP_NS)
         self._last_health: dict[int, dict[str, Any]] = {}
         """Epoch -> its newest `health` row, times on the timeline."""
+        self._spent: dict[int, deque[tuple[int, int]]] = {}
+        """Epoch -> (t_ns, what hooks and drain have taken by then in ns) of its heartbeats within `OVERHEAD_NS`."""
         self._verdicts: dict[str, Verdict] = {}
-        self._redo_from_ns: int | None = None
+        self._settle_at_ns = 0
 
     def add(self, tables: Mapping[str, pa.Table]) -> None:
         """Take in new rows of this run; tables that do not matter here are ignored."""
+        self.ledger.add(tables)
         for name, take in _TAKE.items():
             rows = tables.get(name)
             if rows is not None and rows.num_rows:
                 take(self, rows)
+        if (self.last_ns or 0) >= self._settle_at_ns:
+            self.settle()
 
     # -- what is known now ---------------------------------------------------------------------------------------
+
+    @property
+    def sources(self) -> pa.Table:
+        return self.ledger.sources
+
+    @property
+    def timeline(self) -> Timeline:
+        return self.ledger.timeline
+
+    @property
+    def stages(self) -> dict[int, int]:
+        """Return rank -> stage."""
+        return self.ledger.stages
+
+    @property
+    def lanes(self) -> list[int]:
+        """Return the ranks in the order they are drawn."""
+        return lanes_of(self.stages)
 
     @property
     def model(self) -> str | None:
@@ -102,16 +123,13 @@ class RunView:
     @property
     def last_ns(self) -> int | None:
         """Return the time of the newest record of any rank, or None."""
-        return max((t for t in (self.intervals.last_ns, self._health.last_ns) if t is not None), default=None)
+        beats = (row["t_ns"] for row in self._last_by_rank().values())
+        return max((t for t in (self.intervals.last_ns, *beats) if t is not None), default=None)
 
     @property
     def settled_ns(self) -> int | None:
         """Return up to when every rank that still reports has reported, or None."""
-        last = self._last_by_rank()
-        newest = max((row["t_ns"] for row in last.values()), default=None)
-        if newest is None:
-            return None
-        return min(int(row["t_ns"]) for row in last.values() if row["t_ns"] >= newest - SILENT_NS)
+        return self.ledger.settled_ns
 
     @property
     def is_closed(self) -> bool:
@@ -141,43 +159,34 @@ class RunView:
 
     def overhead(self) -> float | None:
         """Return the probe's cost in the worst rank: (drain CPU + time in hooks) / (compute + host), last minute."""
-        worst = None
-        for rank, row in self._last_by_rank().items():
-            before = self._health.between(row["t_ns"] - 60_000_000_000, row["t_ns"])
-            before = before.filter(pc.equal(before["epoch"], pa.scalar(row["epoch"], pa.uint64())))
-            if not before.num_rows:
+        worst, last = None, self._last_by_rank()
+        for place, rank in enumerate(self.lanes):
+            if rank not in last:
                 continue
-            first = before.slice(0, 1).to_pylist()[0]
-            spent = sum((row[name] or 0) - (first[name] or 0) for name in ("hook_ns", "drain_cpu_ns"))
-            t0_ns = int(self.timeline.moved(before.slice(0, 1), "t_ns")[0])
-            busy = sum(
-                each.ns.get(rank, {}).get(cls, 0)
-                for each in self.tiles_between(t0_ns, row["t_ns"])
-                for cls in (LedgerClass.COMPUTE, LedgerClass.HOST)
-            )
-            if busy > TILE_NS // 10:
-                worst = max(worst or 0.0, spent / busy)
+            spent = self._spent[last[rank]["epoch"]]
+            (t0_ns, before), (t1_ns, after) = spent[0], spent[-1]
+            times = self.times_between(t0_ns, t1_ns, 10 * SECOND_NS)
+            busy = int(times.ns[:, place, _BUSY].sum())
+            if busy > SECOND_NS // 10:
+                worst = max(worst or 0.0, (after - before) / busy)
         return worst
 
-    def tiles_between(self, t0_ns: int, t1_ns: int) -> list[Tile]:
-        """Return the tiles that lie in [t0_ns, t1_ns), oldest first."""
-        return [each for each in self.tiles.values() if t0_ns <= each.t0_ns and each.t0_ns + TILE_NS <= t1_ns]
+    def times_between(self, t0_ns: int, t1_ns: int, width_ns: int = SECOND_NS) -> Times:
+        """Return where the time of `lanes` went in the seconds that lie in [t0_ns, t1_ns), in any order.
+
+        width_ns: in tiles of this width (of `LEVELS_NS`) where there are, and in seconds around them.
+        """
+        tiles = self.ledger.tiles(width_ns, t0_ns, t1_ns)
+        if width_ns > SECOND_NS:
+            covered = {tile.t0_ns for tile in tiles}
+            seconds = self.ledger.tiles(SECOND_NS, t0_ns, t1_ns)
+            tiles += [tile for tile in seconds if tile.t0_ns // width_ns * width_ns not in covered]
+        return times_of(tiles, self.lanes)
 
     def settle(self) -> None:
         """Make the tiles that are due, and those that late rows have changed."""
-        end, since = self.settled_ns, self.intervals.since_ns
-        if end is None or since is None:
-            return
-        begin = max(self.tiles, default=since - TILE_NS) + TILE_NS
-        if self._redo_from_ns is not None:
-            begin = min(begin, max(self._redo_from_ns, end - REDO_NS))
-        begin = max(begin - begin % TILE_NS, since + -since % TILE_NS)
-        self._redo_from_ns = None
-        for t0 in range(begin, end - TILE_NS + 1, TILE_NS):
-            health = self._health.between(t0 - 3 * TILE_NS, (self._health.last_ns or end) + 1)
-            rows = self.intervals.between(t0, t0 + TILE_NS)
-            self.tiles[t0] = tile(rows, health, self.sources, t0, self.clocks)
-        self.tiles = dict(sorted(self.tiles.items())[-KEEP_TILES:])
+        self.ledger.settle()
+        self._settle_at_ns = (self.last_ns or 0) + SETTLE_EVERY_NS
 
     def _last_by_rank(self) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
@@ -189,25 +198,10 @@ class RunView:
 
     # -- one table each ------------------------------------------------------------------------------------------
 
-    def _take_sources(self, rows: pa.Table) -> None:
-        self.sources = pa.concat_tables([self.sources, rows])
-        self.timeline = timeline_of(self.sources, self.clocks)
-        self.stages = rank_stages(self.sources)
-
-    def _take_clocks(self, rows: pa.Table) -> None:
-        clocks = pa.concat_tables([self.clocks, rows])
-        self.clocks = clocks.slice(max(0, clocks.num_rows - MOST_CLOCKS))
-        self.timeline = timeline_of(self.sources, self.clocks)
-
     def _take_intervals(self, rows: pa.Table) -> None:
-        rows = rows.filter(pc.not_equal(rows["rank"], NO_RANK))
-        if rows.num_rows:
-            self.intervals.add(rows, self.timeline)
-            first = int(self.timeline.moved(rows, "t0_ns").min())
-            self._redo_from_ns = min(first, self._redo_from_ns or first)
+        self.intervals.add(rows.filter(pc.not_equal(rows["rank"], NO_RANK)), self.timeline)
 
     def _take_health(self, rows: pa.Table) -> None:
-        self._health.add(rows.filter(pc.not_equal(rows["rank"], NO_RANK)), self.timeline)
         moved = {name: self.timeline.moved(rows, name).tolist() for name in ("t_ns", "open_since_ns")}
         for place, row in enumerate(rows.to_pylist()):
             row |= {name: column[place] for name, column in moved.items()}
@@ -215,20 +209,27 @@ class RunView:
             self._note_gap(before, row)
             if before is None or row["t_ns"] >= before["t_ns"]:
                 self._last_health[row["epoch"]] = row
+                self._note_spent(row)
+
+    def _note_spent(self, row: Mapping[str, Any]) -> None:
+        spent = self._spent.setdefault(row["epoch"], deque())
+        spent.append((row["t_ns"], (row["hook_ns"] or 0) + (row["drain_cpu_ns"] or 0)))
+        while spent[0][0] <= row["t_ns"] - OVERHEAD_NS:
+            spent.popleft()
 
     def _note_gap(self, before: Mapping[str, Any] | None, row: Mapping[str, Any]) -> None:
         lost = _dropped_intervals(row)
         lost.subtract(_dropped_intervals(before) if before else {})
         reasons = ", ".join(f"{rows} {reason}" for reason, rows in lost.items() if rows > 0)
         if reasons and row["rank"] != NO_RANK:
-            begin = before["t_ns"] if before else row["t_ns"] - TILE_NS
+            begin = before["t_ns"] if before else row["t_ns"] - SECOND_NS
             self.lost.append(Gap(row["rank"], begin, row["t_ns"], f"rank {row['rank']} lost intervals here: {reasons}"))
 
     def _take_steps(self, rows: pa.Table) -> None:
         first = rows.filter(pc.equal(rows["rank"], min(self.stages, key=lambda r: (self.stages[r], r), default=0)))
-        seconds, counts = np.unique(self.timeline.moved(first, "t0_ns") // TILE_NS, return_counts=True)
+        seconds, counts = np.unique(self.timeline.moved(first, "t0_ns") // SECOND_NS, return_counts=True)
         self.steps.update(dict(zip(seconds.tolist(), counts.tolist(), strict=True)))
-        for second in sorted(self.steps)[:-KEEP_TILES]:
+        for second in sorted(self.steps)[:-KEEP_SECONDS]:
             del self.steps[second]
 
     def _take_requests(self, rows: pa.Table) -> None:
@@ -251,14 +252,11 @@ class RunView:
 
 
 _TAKE: Final = {
-    "sources": RunView._take_sources,
-    "clocks": RunView._take_clocks,
     "intervals": RunView._take_intervals,
     "health": RunView._take_health,
     "steps": RunView._take_steps,
     "requests": RunView._take_requests,
 }
-"""In this order: sources and clocks give the timeline."""
 
 
 def _dropped_intervals(row: Mapping[str, Any]) -> Counter[str]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from insitu_collector.ledger_classes import PLACE, classify
-from insitu_collector.spans import CLASSES, Spans, fitted, lanes_of, spans_of
+from insitu_collector.spans import CLASSES, Spans, fitted, spans_of
 from insitu_dashboard.run_view import OpenInterval, RunView
 
 SCHEMA: Final = "insitu.spans/1"
@@ -26,7 +26,7 @@ def window_document(view: RunView, t0_ns: int, t1_ns: int, pixels: int) -> dict[
 
 def _document(view: RunView, spans: Spans, *, reset: bool) -> dict[str, Any]:
     base = view.intervals.base_ns or 0
-    lanes = lanes_of(view.stages)
+    lanes = view.lanes
     return {
         "schema": SCHEMA,
         "base": str(view.timeline.unix_ns(base)),

@@ -1,48 +1,47 @@
-"""Where each rank's time went, a second at a time: the rank ledger in tiles that add up. Pure."""
+"""Tiles of the rank ledger as one array, of which grid, breakdown and heat map are sums. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
-import pyarrow as pa
+import numpy as np
 
 from insitu.vocabulary import LedgerClass
-from insitu_collector.ledger import rank_ledger
-
-TILE_NS: Final = 1_000_000_000
+from insitu_collector.ledger import CLASSES
+from insitu_collector.tile import Tile
+from insitu_collector.timeline import Int64
 
 Shares = dict[LedgerClass, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """One second: rank -> class -> nanoseconds, which sum to the second for each rank."""
+class Times:
+    """Where the time of some ranks went, tile by tile."""
 
-    t0_ns: int
-    ns: Mapping[int, Mapping[LedgerClass, int]]
-
-
-def tile(intervals: pa.Table, health: pa.Table, sources: pa.Table, t0_ns: int, clocks: pa.Table | None = None) -> Tile:
-    """Return the tile that begins at `t0_ns` (on the timeline of `sources` and `clocks`), from rows that touch it."""
-    ledger = rank_ledger(intervals, health, sources, t0_ns, t0_ns + TILE_NS, clocks)
-    ns: dict[int, dict[LedgerClass, int]] = {rank: {} for rank in ledger.ranks}
-    for row in ledger.rows:
-        of_rank = ns[row.rank]
-        of_rank[row.cls] = of_rank.get(row.cls, 0) + row.ns
-    return Tile(t0_ns, ns)
+    t0_ns: Int64
+    """int64[num_tiles]: begins."""
+    t1_ns: Int64
+    """int64[num_tiles]: ends."""
+    ns: Int64
+    """int64[num_tiles, num_ranks, num_classes], classes in the order of `LedgerClass`."""
 
 
-def shares(tiles: Iterable[Tile], ranks: Iterable[int]) -> Shares:
-    """Return each class's share of the time of some ranks, largest first; empty without any time."""
-    wanted = frozenset(ranks)
-    sums: dict[LedgerClass, int] = {}
-    for each in tiles:
-        for rank, classes in each.ns.items():
-            if rank in wanted:
-                for cls, ns in classes.items():
-                    sums[cls] = sums.get(cls, 0) + ns
-    total = sum(sums.values())
-    ordered = sorted(sums, key=lambda cls: -sums[cls])
-    return {cls: sums[cls] / total for cls in ordered} if total else {}
+def times_of(tiles: Sequence[Tile], ranks: Sequence[int]) -> Times:
+    """Return tiles as one array. `ranks`: in the order wanted, all that any tile knows; one that it does not has 0."""
+    ns = np.zeros((len(tiles), len(ranks), len(CLASSES)), np.int64)
+    if tiles and ranks:
+        rank = np.concatenate([tile.grid.ranks[tile.rank] for tile in tiles])
+        cls, took = (np.concatenate([getattr(tile, name) for tile in tiles]) for name in ("cls", "ns"))
+        order = np.argsort(ranks)
+        place = order[np.searchsorted(ranks, rank, sorter=order)]
+        np.add.at(ns, (np.repeat(np.arange(len(tiles)), [len(tile.ns) for tile in tiles]), place, cls), took)
+    edges = np.array([(tile.t0_ns, tile.t1_ns) for tile in tiles], np.int64).reshape(-1, 2)
+    return Times(edges[:, 0], edges[:, 1], ns)
+
+
+def shares(ns: Int64) -> Shares:
+    """Return each class's share of int64[num_classes], largest first; empty without any time."""
+    total = int(ns.sum())
+    order = np.argsort(-ns, kind="stable")
+    return {CLASSES[at]: int(ns[at]) / total for at in order.tolist() if ns[at]}

@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from insitu.vocabulary import VerdictKind
+from insitu.vocabulary import IntervalClass, LedgerClass, VerdictKind
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
 from insitu_collector.verdicts import CLOSED, OPEN, Verdict
 from insitu_dashboard.notices import Level, Notice, State
@@ -68,6 +70,39 @@ def test_shares_sum_to_one_and_the_heat_map_to_a_hundred(view: RunView, window_s
             assert cells == [NO_DATA] * len(cells) or sum(cells) == pytest.approx(100, abs=len(cells))
     columns = {len(values) for values in found["latency"].values()}
     assert len(columns) == 1
+
+
+def test_an_hour_is_drawn_of_wide_tiles_and_says_the_same() -> None:
+    view = RunView()
+    view.add(simulate(Scenario(seed=6, seconds=33.0, faults=(Fault("slow", 9.0, 1, ms=20.0),))))
+    view.settle()
+    hour, minutes = pictured(view, 3600), pictured(view, 300)
+    assert hour["mix"] == minutes["mix"]
+    assert (hour["heat"]["bucket_s"], minutes["heat"]["bucket_s"]) == (10, 1)
+    assert hour["heat"]["percent"].keys() == minutes["heat"]["percent"].keys()
+    begin = hour["heat"]["unix_s"][1]
+    first = minutes["heat"]["unix_s"].index(begin)
+    for cls, rows in minutes["heat"]["percent"].items():
+        for row, cells in enumerate(rows):
+            mean = sum(cells[first : first + 10]) / 10
+            assert hour["heat"]["percent"][cls][row][1] == pytest.approx(mean, abs=1)
+
+
+def test_a_class_that_nobody_was_in_is_not_drawn_and_one_of_a_later_version_is_other(
+    tables: dict[str, pa.Table],
+) -> None:
+    rows = tables["intervals"]
+    newer = pc.and_(pc.equal(rows["rank"], 1), pc.equal(rows["cls"], int(IntervalClass.COMPUTE)))
+    cls = pc.if_else(newer, pa.scalar(200, pa.uint8()), rows["cls"])
+    place = rows.schema.get_field_index("cls")
+    view = RunView()
+    view.add({**tables, "intervals": rows.set_column(place, rows.schema.field("cls"), cls)})
+    view.settle()
+    found = pictured(view)
+    assert LedgerClass.GC not in found["heat"]["percent"]
+    assert found["grid"][1]["cls"] == LedgerClass.OTHER
+    assert found["mix"][1]["classes"][LedgerClass.OTHER] > 0.3
+    assert LedgerClass.OTHER not in found["mix"][0]["classes"]
 
 
 def test_a_look_at_an_earlier_time_shows_what_was_so_then(view: RunView) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
+from insitu_collector.ledger_classes import PLACE
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
-from insitu_collector.slices import seconds
-from insitu_dashboard.run_view import RunView
-from insitu_dashboard.tiles import TILE_NS, Tile
+from insitu_collector.slices import Groups, seconds
+from insitu_collector.timeline import Int64
+from insitu_dashboard.run_view import LATE_NS, RunView
 
 _row_seq = itertools.count(10**6)
 
@@ -24,6 +26,26 @@ def beat(rank: int, t_ns: int, **columns: Any) -> pa.Table:
     return pa.Table.from_pylist([row | columns], schema=schema_of("health"))
 
 
+def took(view: RunView, rank: int, cls: LedgerClass, t0_ns: int, num_s: int = 1) -> int:
+    """What a rank spent in a class in some whole seconds."""
+    times = view.times_between(t0_ns, t0_ns + num_s * SECOND)
+    assert len(times.t0_ns) == num_s
+    return int(times.ns[:, view.lanes.index(rank), PLACE[cls]].sum())
+
+
+def every_second(view: RunView) -> Int64:
+    return view.times_between(0, 2**62).ns
+
+
+def only(tables: dict[str, pa.Table], rank: int, column: str, before_ns: int) -> dict[str, pa.Table]:
+    """The tables without what a rank has reported from a time on."""
+    found = dict(tables)
+    for name, of in (("intervals", column), ("health", "t_ns")):
+        rows = tables[name]
+        found[name] = rows.filter(pc.or_(pc.not_equal(rows["rank"], rank), pc.less(rows[of], before_ns)))
+    return found
+
+
 def test_rows_that_come_second_by_second_give_the_same_tiles_as_all_at_once(
     tables: dict[str, pa.Table], view: RunView
 ) -> None:
@@ -31,45 +53,41 @@ def test_rows_that_come_second_by_second_give_the_same_tiles_as_all_at_once(
     for part in seconds(tables):
         live.add(part)
         live.settle()
-    assert live.tiles == view.tiles
-    assert len(live.tiles) > 10
-    for each in live.tiles.values():
-        assert all(sum(classes.values()) == TILE_NS for classes in each.ns.values())
+    assert np.array_equal(every_second(live), every_second(view))
+    assert len(every_second(live)) > 10
+    assert (every_second(live).sum(axis=2) == SECOND).all()
+
+
+def test_wide_tiles_and_the_seconds_around_them_are_the_same_time(view: RunView) -> None:
+    begin, end = 1001 * SECOND, 1013 * SECOND
+    narrow, wide = view.times_between(begin, end), view.times_between(begin, end, 10 * SECOND)
+    assert len(narrow.t0_ns) == 12
+    assert len(view.times_between(begin - SECOND, end, 10 * SECOND).t0_ns) == 4
+    assert np.array_equal(narrow.ns.sum(axis=0), wide.ns.sum(axis=0))
 
 
 def test_the_slow_stage_is_seen_in_the_tiles(view: RunView) -> None:
-    end = view.settled_ns
-    assert end is not None
-
-    def share(tiles: list[Tile], rank: int, cls: LedgerClass) -> float:
-        return sum(each.ns[rank].get(cls, 0) for each in tiles) / (len(tiles) * TILE_NS)
-
-    slow, healthy = view.tiles_between(end - 5 * SECOND, end), view.tiles_between(end - 12 * SECOND, end - 9 * SECOND)
-    assert share(slow, 0, LedgerClass.WAIT_DOWNSTREAM) > 0.4 > share(healthy, 0, LedgerClass.WAIT_DOWNSTREAM)
+    assert view.settled_ns is not None
+    end = view.settled_ns // SECOND * SECOND
+    slow = took(view, 0, LedgerClass.WAIT_DOWNSTREAM, end - 4 * SECOND, 4) / (4 * SECOND)
+    healthy = took(view, 0, LedgerClass.WAIT_DOWNSTREAM, end - 12 * SECOND, 3) / (3 * SECOND)
+    assert slow > 0.4 > healthy
 
 
 def test_no_tile_is_made_of_a_second_that_a_rank_has_not_reported(tables: dict[str, pa.Table]) -> None:
-    view = RunView()
-    is_second = pc.equal(tables["health"]["rank"], 1)
-    late = tables["health"].filter(is_second)
-    few = late.slice(0, 4)
-    others = (
-        tables["health"]
-        .filter(pc.invert(is_second))
-        .filter(pc.less(tables["health"].filter(pc.invert(is_second))["t_ns"], few["t_ns"][3].as_py() + 2 * SECOND))
-    )
-    view.add({**tables, "health": pa.concat_tables([others, few])})
+    view, until = RunView(), 1005 * SECOND + 1
+    view.add(only(only(tables, 0, "t1_ns", until + 2 * SECOND), 1, "t1_ns", until))
     view.settle()
-    assert view.settled_ns == few["t_ns"][3].as_py()
-    assert max(view.tiles) + TILE_NS <= few["t_ns"][3].as_py()
+    assert view.settled_ns is not None and until - SECOND < view.settled_ns < until
+    assert view.times_between(0, 2**62).t1_ns.max() <= view.settled_ns
 
 
 def test_a_rank_that_fell_silent_does_not_hold_the_picture_up(tables: dict[str, pa.Table]) -> None:
     view = RunView()
-    first = pc.or_(pc.not_equal(tables["health"]["rank"], 1), pc.less(tables["health"]["t_ns"], 1003 * SECOND))
-    view.add({**tables, "health": tables["health"].filter(first)})
+    view.add(only(tables, 1, "t1_ns", 1003 * SECOND))
     view.settle()
     assert view.settled_ns is not None and view.settled_ns > 1010 * SECOND
+    assert took(view, 1, LedgerClass.UNRECORDED, 1004 * SECOND, 6) == 6 * SECOND
     assert not view.is_closed
 
 
@@ -82,10 +100,55 @@ def test_a_row_that_comes_late_changes_the_tile_it_belongs_to(tables: dict[str, 
     view = RunView()
     view.add({**tables, "intervals": rows.filter(pc.invert(is_late))})
     view.settle()
-    before = view.tiles[cut].ns[1][LedgerClass.UNRECORDED]
+    before = took(view, 1, LedgerClass.UNRECORDED, cut)
     view.add({"intervals": rows.filter(is_late)})
     view.settle()
-    assert view.tiles[cut].ns[1].get(LedgerClass.UNRECORDED, 0) < before / 2
+    assert took(view, 1, LedgerClass.UNRECORDED, cut) < before / 2
+
+
+def test_what_comes_when_its_tile_is_final_is_counted_and_changes_nothing(tables: dict[str, pa.Table]) -> None:
+    view = RunView()
+    view.add(only(tables, 1, "t1_ns", 1006 * SECOND))
+    view.add({"health": pa.concat_tables([beat(rank, 1007 * SECOND + LATE_NS) for rank in (0, 1)])})
+    view.settle()
+    rows = tables["intervals"].filter(pc.equal(tables["intervals"]["rank"], 1))
+    late = rows.filter(pc.and_(pc.greater(rows["t0_ns"], 1006 * SECOND), pc.less(rows["t1_ns"], 1007 * SECOND)))
+    view.add({"intervals": late})
+    view.settle()
+    assert took(view, 1, LedgerClass.UNRECORDED, 1006 * SECOND) == SECOND
+    assert view.ledger.late.num_rows == late.num_rows > 0
+
+
+def test_a_rank_that_was_restarted_goes_on_in_its_lane(tables: dict[str, pa.Table], view: RunView) -> None:
+    gone, back = 1006 * SECOND, 1007 * SECOND
+    before, after = only(tables, 1, "t1_ns", gone), {}
+    for name, column in (("intervals", "t0_ns"), ("health", "t_ns")):
+        rows = tables[name].filter(pc.and_(pc.equal(tables[name]["rank"], 1), pc.greater(tables[name][column], back)))
+        after[name] = rows.set_column(0, rows.schema.field("epoch"), pa.array([50] * rows.num_rows, pa.uint64()))
+    (source,) = (row for row in tables["sources"].to_pylist() if row["rank"] == 1)
+    after["sources"] = pa.Table.from_pylist([source | {"epoch": 50}], schema=schema_of("sources"))
+    restarted = RunView()
+    restarted.add(before)
+    restarted.settle()
+    restarted.add(after)
+    restarted.settle()
+    assert restarted.lanes == [0, 1]
+    assert took(restarted, 1, LedgerClass.UNRECORDED, gone) == SECOND
+    for cls in (LedgerClass.WAIT_UPSTREAM, LedgerClass.UNRECORDED):
+        assert took(restarted, 1, cls, back + SECOND, 4) == took(view, 1, cls, back + SECOND, 4)
+
+
+def test_each_replica_has_its_own_tiles() -> None:
+    slow = Fault("slow", 1.0, 1, replica=1, ms=20.0)
+    views = []
+    for tables in Groups().sort(simulate(Scenario(seed=4, seconds=10.0, replicas=2, faults=(slow,)))).values():
+        views.append(RunView())
+        views[-1].add(tables)
+        views[-1].settle()
+    assert [view.lanes for view in views] == [[0, 1], [2, 3]]
+    assert all((every_second(view).sum(axis=2) == SECOND).all() for view in views)
+    waited = [every_second(view)[-5:, 0, PLACE[LedgerClass.WAIT_DOWNSTREAM]].sum() for view in views]
+    assert waited[1] > 1.5 * waited[0]
 
 
 def test_a_hang_is_seen_while_it_lasts() -> None:
@@ -156,16 +219,13 @@ def test_overhead_is_what_the_probe_took_of_compute_and_host() -> None:
         view.add({"health": beat(rank, begin, hook_ns=0, drain_cpu_ns=0)})
         view.add({"health": beat(rank, end, hook_ns=20_000_000 * (rank + 1), drain_cpu_ns=10_000_000)})
     view.settle()
-    busy = sum(
-        each.ns[1].get(cls, 0)
-        for each in view.tiles_between(begin, end)
-        for cls in (LedgerClass.COMPUTE, LedgerClass.HOST)
-    )
+    busy = sum(took(view, 1, cls, begin, 6) for cls in (LedgerClass.COMPUTE, LedgerClass.HOST))
     assert view.overhead() == pytest.approx(50_000_000 / busy)
 
 
 def test_an_empty_view_answers_everything() -> None:
     view = RunView()
     view.settle()
-    assert (view.last_ns, view.settled_ns, view.model, view.overhead(), view.tiles) == (None, None, None, None, {})
+    assert (view.last_ns, view.settled_ns, view.model, view.overhead()) == (None, None, None, None)
+    assert (view.lanes, every_second(view).size) == ([], 0)
     assert not view.is_closed
