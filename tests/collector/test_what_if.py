@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,6 +89,27 @@ def test_another_split_moves_the_forward_pass_and_leaves_the_rest(base: WhatIf) 
     assert worse.throughput < 0.85
     busy = base.graph.on_ns.sum(axis=2).mean(axis=0)
     assert worse.period_ns == pytest.approx(busy[0] * 7 / 4, rel=0.15)
+
+
+def _replayed(one: WhatIf) -> float:
+    """Return what undoes that a prediction is told relative to the record: these graphs were made, not recorded."""
+    return one.busy_ns / one.predict(Change()).before_ns
+
+
+def test_waiting_for_a_core_does_not_grow_with_the_layers(base: WhatIf) -> None:
+    """A rank that computes for longer waits less often, if anything: the run queue is met on waking up."""
+    off_ns = np.full_like(base.graph.off_ns, 1e6)
+    waiting = replace(base, graph=replace(base.graph, off_ns=off_ns, queued_share=np.ones(2)))
+    without = replace(base, graph=replace(base.graph, off_ns=np.zeros_like(off_ns)))
+    slow, quick = (one.predict(Change(split=(7, 1))).period_ns * _replayed(one) for one in (waiting, without))
+    assert slow - quick == pytest.approx(3e6, rel=0.05)
+
+
+def test_another_split_or_number_in_flight_is_told_less_surely_than_another_speed(base: WhatIf) -> None:
+    slower, split, fuller = (
+        base.predict(parse_changes([text])) for text in ("speed=1:0.5", "split=5,3", "in-flight=3")
+    )
+    assert slower.error < split.error <= fuller.error
 
 
 @settings(max_examples=20, deadline=None)
