@@ -75,6 +75,22 @@ def test_importing_insitu_is_light() -> None:
     assert not loaded & {"torch", "pyarrow", "grpc", "numpy", "transformers"}
 
 
+def test_what_is_needed_is_imported_before_the_model_steps(tmp_path: Path) -> None:
+    script = f"""
+import insitu, torch
+model = torch.nn.Linear(4, 4)
+session = insitu.attach(model, to="file://{tmp_path}/store")
+before = set(sys.modules)
+with torch.inference_mode():
+    [model(torch.ones(1, 4)) for _ in range(20)]
+assert session.flush().durable > 0
+late = set(sys.modules) - before
+session.close()
+assert not late, sorted(late)[:9]
+"""
+    assert "insitu.drain" in loaded_by(script)
+
+
 def loaded_by(script: str) -> set[str]:
     """Return the modules a fresh interpreter holds after a script."""
     ran = subprocess.run(

@@ -16,6 +16,10 @@ from insitu.records import ROW_MAP, schema_of
 from insitu.rows import Rows
 from insitu.sites import Site
 
+# At its first conversion of Python objects pyarrow imports pandas, if there is one: half a second and dozens of garbage
+# collections, which belong here and not into the drain, beside a model that steps.
+pa.array([None])
+
 
 def batch(table: str, source: Source, row_seq: Sequence[int] | range, columns: Mapping[str, Any]) -> pa.RecordBatch:
     """Return one record batch; `columns` maps column names to arrays, missing ones are null."""
