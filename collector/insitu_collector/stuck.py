@@ -14,6 +14,7 @@ from insitu.vocabulary import NO_RANK, IntervalClass, VerdictKind
 from insitu_collector.beats import Beat
 from insitu_collector.delay_matrix import hang_class
 from insitu_collector.evidence import Evidence
+from insitu_collector.tape import Columns
 from insitu_collector.verdicts import Finding
 
 OPEN_NS: Final = 2_000_000_000
@@ -31,6 +32,7 @@ SILENT_ACROSS_NS: Final = 15_000_000_000
 """The same against ranks of other hosts, whose clocks may jump and are compared again within 10 s."""
 
 _WAITS: Final = (IntervalClass.RECV_WAIT, IntervalClass.SEND_WAIT, IntervalClass.RECV_XFER, IntervalClass.SEND_XFER)
+_RECEIVES: Final = (IntervalClass.RECV_WAIT, IntervalClass.RECV_XFER)
 _NEVER: Final = (IntervalClass.IDLE, IntervalClass.COMPILE)
 
 
@@ -52,13 +54,11 @@ def look(evidence: Evidence) -> list[Finding]:
 def _silent(evidence: Evidence, beats: dict[int, Beat]) -> list[Beat]:
     """Return the last beats of ranks that fell silent while another rank went on.
 
-    An interval is a sign of life too: heartbeats may have been lost on their way.
+    An interval is a sign of life too, and so is what another rank of its host has received from it: heartbeats and
+    whatever else it wrote may have been lost on their way, or still be there.
     """
     rows = evidence.intervals.between(max((beat.t_ns for beat in beats.values()), default=0) - 2 * SILENT_ACROSS_NS)
-    alive = {
-        rank: max(beat.t_ns, int(rows["t"][rows["rank"] == rank].max(initial=beat.t_ns)))
-        for rank, beat in beats.items()
-    }
+    alive = {rank: _alive_ns(rows, beats, beat) for rank, beat in beats.items()}
     latest = max(alive.values(), default=0)
     of_host: dict[str, int] = {}
     for rank, beat in beats.items():
@@ -68,6 +68,13 @@ def _silent(evidence: Evidence, beats: dict[int, Beat]) -> list[Beat]:
         for rank, beat in beats.items()
         if of_host[beat.boot_id] - alive[rank] >= SILENT_NS or latest - alive[rank] >= SILENT_ACROSS_NS
     ]
+
+
+def _alive_ns(rows: Columns, beats: dict[int, Beat], beat: Beat) -> int:
+    """Return when a rank last gave a sign of life."""
+    near = [other.rank for other in beats.values() if other.boot_id == beat.boot_id]  # one clock
+    heard = np.isin(rows["cls"], _RECEIVES) & (rows["peer"] == beat.rank) & np.isin(rows["rank"], near)
+    return max(beat.t_ns, int(rows["t"][heard | (rows["rank"] == beat.rank)].max(initial=beat.t_ns)))
 
 
 def _age_ns(beat: Beat) -> int:

@@ -142,5 +142,16 @@ def test_a_rank_that_fell_silent_is_stuck_with_that_phase() -> None:
     assert "rank 0 waits 3.4 s for it" in found.text
 
 
+@pytest.mark.parametrize(("receiver", "is_silent"), [(0, False), (3, True)])
+def test_who_was_heard_by_a_rank_of_its_host_is_not_silent(receiver: int, is_silent: bool) -> None:
+    """Its own rows may be on their way still, or lost: a collector stood still. Rank 3 has a clock of its own."""
+    found = evidence([beat(0, RECV, 0.1, 1), beat(1, COMPUTE, 0.1, ago_s=3.5), beat(2, RECV, 0.1, 1)])
+    other = {"rank": 3, "role": "rank", "boot_id": "c", "unix_anchor_ns": 0, "mono_anchor_ns": 0}
+    heard = {"rank": receiver, "cls": int(RECV), "peer": 1, "t0_ns": NOW - S, "t1_ns": NOW - S // 2}
+    found.add({"sources": table("sources", [other]), "intervals": table("intervals", [heard])})
+    found.add({"health": table("health", [beat(3, COMPUTE, 0.1)])})
+    assert [finding.on_rank for finding in stuck.look(found)] == ([1] if is_silent else [])
+
+
 def test_a_rank_that_closed_is_not_silent() -> None:
     assert look([beat(0, IDLE, 1), beat(1, None, ago_s=9, closing=True), beat(2, IDLE, 1)]) == []
