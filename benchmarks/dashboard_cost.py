@@ -27,7 +27,8 @@ from typing import Any, Final
 
 import click
 import numpy as np
-from dashboard_rig import CHROMIUM, Browsed, Foreign, System, browse, cpu_s, system, viewers
+from dashboard_rig import CHROMIUM, Browsed, System, browse, cpu_s, system, viewers
+from foreign import Foreign
 from overhead_figures import MOST_FOREIGN, Ratio, paired
 
 from insitu_engine.processes import ChildFailed, Interrupted

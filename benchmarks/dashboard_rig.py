@@ -8,15 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
-
-import psutil
 
 from insitu_collector.spans import CLASSES
 from insitu_dashboard.components import script_of, style
@@ -35,32 +33,6 @@ def cpu_s(pid: int) -> float:
     """Return the CPU-seconds that a process has used, all its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def tree_cpu_s() -> float:
-    """Return the CPU-seconds of this process and all that it started, those that have ended included."""
-    spent = 0.0
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            spent += sum(process.cpu_times()[:4])  # user, system, and both of children that were waited for
-    return spent
-
-
-class Foreign:
-    """How much of the cores others take while a block runs."""
-
-    def __enter__(self) -> Foreign:
-        self._begun = self._now()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        wall, busy, ours = (after - before for after, before in zip(self._now(), self._begun, strict=True))
-        self.share = max(0.0, (busy - ours) / wall / (os.cpu_count() or 1))
-
-    def _now(self) -> tuple[float, float, float]:
-        fields = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return time.monotonic(), (sum(fields) - fields[3] - fields[4]) / _TICKS, tree_cpu_s()
 
 
 @dataclass(frozen=True)

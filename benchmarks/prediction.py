@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from dashboard_rig import Foreign
+from foreign import Foreign
 
 from insitu_collector.changes import Change
 from insitu_collector.evidence import Evidence

@@ -21,6 +21,7 @@ import click
 import numpy as np
 from trial_plans import AS_IT_COMES, PLANS, Burners, Plan, World, plan_of
 from trial_results import Trial
+from trial_rigs import RIGS
 from trial_rules import EXPECTED, QUIET, account_errors, faults_of, rule
 
 from insitu.vocabulary import IntervalClass
@@ -208,5 +209,5 @@ def _delays_s(kind: str, faults: Sequence[Any], verdicts: Sequence[Any]) -> list
 
 Runner = Callable[[str, int, World, Path], Trial]
 """Runs and judges a trial once: its kind and seed, what it is drawn from, and the folder where it keeps things."""
-RUNNERS: Final[Mapping[str, Runner]] = dict.fromkeys(PLANS, demo_once)
+RUNNERS: Final[Mapping[str, Runner]] = {**dict.fromkeys(PLANS, demo_once), **RIGS}
 """Kind of trial -> how it is run."""

@@ -4,6 +4,7 @@ python examples/03_tensor_parallel.py --late 1 && insitu stalls ./insitu-store -
 """
 
 import argparse
+import gc
 import os
 import secrets
 import sys
@@ -35,6 +36,16 @@ class Shard(nn.Module):
         return x + partial
 
 
+def dawdle(seconds: float, busy: bool) -> None:
+    """Sleep, or compute for so long on the core."""
+    if not busy:
+        time.sleep(seconds)
+        return
+    until, x = time.thread_time() + seconds, torch.randn(64, 64)
+    while time.thread_time() < until:
+        x = (x @ x).tanh()
+
+
 def run(rank: int, num_ranks: int, meeting: str, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)
@@ -45,18 +56,21 @@ def run(rank: int, num_ranks: int, meeting: str, options: argparse.Namespace) ->
         insitu.attach(model, to=options.to, rank=rank, stage=0, tp_rank=rank) as session,
         torch.inference_mode(),
     ):
+        gc.freeze()  # what start-up made stays for good: no collection has to walk it
         for number in range(options.steps):
             with session.step(number):
-                if rank == options.late:
-                    with session.interval("host"):
-                        time.sleep(options.ms / 1e3)
+                if rank == options.late and number >= options.after:
+                    with session.interval("compute" if options.busy else "host"):
+                        dawdle(options.ms / 1e3, options.busy)
                 model(x)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--late", type=int, default=-1, help="the rank that sleeps in each step")
+    parser.add_argument("--late", type=int, default=-1, help="the rank that is late in each step")
+    parser.add_argument("--busy", action="store_true", help="it computes meanwhile; else it sleeps")
+    parser.add_argument("--after", type=int, default=0, help="from which step on")
     parser.add_argument("--ms", type=float, default=6.0, help="for how long")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--to", default="file://./insitu-store")
