@@ -51,11 +51,12 @@ class Seconds:
         """Return by which share a second's steps took longer than expected, float64[num_seconds].
 
         As for `stage_limits`: the median on the core; off it the lower quartile, which a preemption does not reach, or
-        the mean less what the run queue explains, whichever is smaller.
+        the mean less what the run queue explains, whichever is smaller. The queue explains at most all of it: its delay
+        also counts waits before a step, and a host that others leave would look like one that became slower.
         """
         flat = self.shape.reshape(-1, len(SHAPE))
         on, off = (fit.ns(flat).reshape(self.cpu_ns.shape) for fit in (expected.on_core, expected.off_core))
-        blocked = (self.off_ns - off).mean(axis=1) - self.queued_ns
+        blocked = np.maximum((self.off_ns - off).mean(axis=1) - self.queued_ns, 0.0)
         kept = np.minimum(np.quantile(self.off_ns - off, OFF_CORE, axis=1), blocked)
         share: Float64 = (np.median(self.cpu_ns - on, axis=1) + kept) / np.maximum(np.median(on + off, axis=1), 1.0)
         return share
