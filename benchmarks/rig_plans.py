@@ -95,7 +95,7 @@ def _straggler(rng: random.Random, seed: int) -> Rig:
         program=TENSOR,
         options=(*options, *(["--busy"] if busy else [])),
         rank=rank,
-        says="computing" if busy else "kept from computing",
+        says="; computing: " if busy else "; kept from computing: ",
     )
 
 

@@ -86,6 +86,13 @@ def test_a_straggler_is_later_than_the_limits_that_are_stated(seed: int) -> None
     assert late_ms * 1e6 >= 2 * max(straggler.MIN_LATE_NS, slow_stage.MIN_COMPUTING_NS)
 
 
+def test_what_a_straggler_does_meanwhile_must_be_told() -> None:
+    busy, asleep = (draw_rig("straggler", seed) for seed in (2, 1))
+    assert ("--busy" in busy.options, "--busy" in asleep.options) == (True, False)
+    for rig, other in ((busy, asleep), (asleep, busy)):
+        assert rule_rig(rig, [verdict(rig, text=f"late{other.says}5.1 ms")], 0.0, None).wrong
+
+
 @given(SEEDS)
 def test_a_second_host_is_ahead_and_only_one_kind_writes_files(seed: int) -> None:
     alone, together = draw_rig("clock", seed), draw_rig("two-hosts", seed)
