@@ -205,8 +205,8 @@ class Judgement:
         self._replayed_ns = end
         self._replayed = None
         if graph is not None:
-            waiting = max(0.0, len(self.evidence.open_requests) - graph.num_requests)
-            self._replayed = WhatIf(graph, self.baseline, self.baseline, layers, waiting)
+            waits = underfilled.waiting(self.evidence, graph)
+            self._replayed = WhatIf(graph, self.baseline, self.baseline, layers, waits)
 
     def _limiting(self, traffic: dict[int, StepTimes], contended: bool) -> tuple[list[Finding], dict[int, StageExcess]]:
         if len(set(self.evidence.stages.values())) < 2 or len(traffic) < len(self.evidence.stages):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import insitu_collector.simulate
 from insitu.records import schema_of
+from insitu.sampling import is_sampled
 from insitu.vocabulary import IntervalClass
-from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
+from insitu_collector.simulate import RUN, SECOND, Fault, Scenario, simulate
 from insitu_collector.simulate.recorded import RecordedService, recorded_steps, shipped_steps
 from insitu_collector.timeline import numbers, timeline_of
 
@@ -40,7 +41,7 @@ def lengths_ms(tables: dict[str, pa.Table], cls: IntervalClass, rank: int) -> np
 
 def test_the_code_shares_nothing_with_the_judge() -> None:
     """What it may import is named here; no word of ledgers or verdicts is in it."""
-    allowed = ("cli", "records", "vocabulary", "never_fired", "segments", "exporters.base")
+    allowed = ("cli", "records", "vocabulary", "never_fired", "sampling", "segments", "exporters.base")
     names = {f"insitu.{name}" for name in allowed} | {"insitu_collector.store"}
     for file in sorted(CODE.glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -124,6 +125,24 @@ def test_failing_slowly_reaches_its_factor_over_its_ramp() -> None:
     assert 1.7 < host_ms(tables, 3.2, 4.0) / host_ms(usual, 3.2, 4.0) < 2.3
 
 
+def test_a_factor_is_of_the_whole_step_sampling_too() -> None:
+    grid = replace(GRID, tensor_parallel=1, noise=0.0, requests_per_s=40.0)
+    slow, usual = (simulate(replace(grid, faults=f)) for f in ((Fault("fail_slow", 0.0, 1, factor=2.0),), ()))
+    sampling = [columns(of["intervals"], rank=1, cls=int(IntervalClass.SAMPLE)) for of in (slow, usual)]
+    last = [(rows["t1_ns"] - rows["t0_ns"])[rows["step_id"] >= grid.warmup_steps].min() for rows in sampling]
+    assert last[0] == 2 * last[1]
+
+
+def test_others_slow_the_steps_of_the_host_they_use_and_of_no_other() -> None:
+    grid = replace(GRID, tensor_parallel=1, hosts=2, requests_per_s=40.0)
+    tables = simulate(replace(grid, faults=(Fault("foreign", 0.0, host=1, size=1.5),)))
+    delay = {
+        rank: tables["health"].filter(pa.compute.equal(tables["health"]["rank"], rank))["run_delay_ns"].to_pylist()[-1]
+        for rank in (0, 1)
+    }
+    assert delay[0] == 0 < delay[1]
+
+
 def test_too_little_memory_makes_requests_wait_and_says_so() -> None:
     tables = simulate(replace(GRID, requests_per_s=30.0, faults=(Fault("kv_small", 0.0, size=150),)))
     events = tables["requests"]["event"].to_pylist()
@@ -169,6 +188,34 @@ def test_a_silent_site_writes_nothing_and_its_session_says_so() -> None:
     assert told == [(rank, "site_never_fired", "L3.resid_post") for rank in range(3)]
 
 
+def test_a_router_that_is_asked_to_favours_one_expert_by_that_share_and_no_other_router_does() -> None:
+    fault = Fault("experts", 1.0, 1, layer=2, share=0.8)
+    scenario = replace(GRID, requests_per_s=40.0, experts=8, faults=(fault,))
+    tables = simulate(scenario)
+    names = {(row["rank"], row["site"]): row["name"] for row in tables["sites"].to_pylist()}
+    steps = tables["steps"].filter(pa.compute.equal(tables["steps"]["rank"], 3)).to_pylist()
+    begun = int(tables["events"]["t_ns"][0].as_py()) + SECOND
+    late = {step["step_id"] for step in steps if step["t0_ns"] >= begun}
+    shares = {}
+    for rank in (0, 3, 4):
+        for layer in range(4):
+            rows = [row for row in tables["expert_loads"].to_pylist() if row["rank"] == rank]
+            rows = [row for row in rows if names[rank, row["site"]] == f"L{4 * (rank // 3) + layer}.router_logits"]
+            assert all(sum(row["load"]) == 2 * row["num_rows"] for row in rows)
+            load = np.sum([row["load"] for row in rows if row["step_id"] in late], axis=0)
+            shares[rank, layer] = 2 * float(load.max() / load.sum())
+    assert shares[3, 2] == pytest.approx(0.8, abs=0.05)
+    assert max(share for router, share in shares.items() if router not in ((3, 2), (4, 2))) < 0.6
+    assert [shares[3, layer] for layer in range(4)] == [shares[4, layer] for layer in range(4)], "one router on both"
+
+
+def test_loads_are_of_the_steps_that_every_rank_samples_and_dense_layers_have_none() -> None:
+    tables = simulate(replace(GRID, experts=4))
+    sampled = {int(step) for step in np.unique(columns(tables["steps"])["step_id"]) if is_sampled(RUN, int(step), 16)}
+    assert sampled == set(columns(tables["expert_loads"])["step_id"].tolist())
+    assert "expert_loads" not in simulate(GRID)
+
+
 def test_ranks_of_hosts_with_clocks_of_their_own_come_together_on_one_line() -> None:
     scenario = replace(GRID, hosts=2)
     moved, true = simulate(scenario), simulate(GRID)
@@ -198,6 +245,9 @@ def test_what_clocks_say_of_a_host_that_is_off() -> None:
         ({"tensor_parallel": 300}, "600 ranks"),
         ({"hosts": 7}, "7 hosts for 6 ranks"),
         ({"faults": (Fault("slow", stage=2),)}, "outside the grid"),
+        ({"faults": (Fault("experts", stage=1),)}, "no layer 0 with experts"),
+        ({"experts": 8, "faults": (Fault("experts", stage=1, layer=4),)}, "no layer 4 with experts"),
+        ({"experts": 2}, "2 of 2 experts"),
         ({"tensor_parallel": 1, "faults": (Fault("hang_collective", stage=1),)}, "tensor_parallel is 1"),
     ],
 )

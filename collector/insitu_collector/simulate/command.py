@@ -41,6 +41,7 @@ def _faults(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tu
 @click.option(
     "--rate", default=8.0, show_default=True, type=click.FloatRange(min=0.01), help="Requests/s of a replica."
 )
+@click.option("--experts", default=0, show_default=True, type=click.IntRange(0), help="Of each layer; 0: dense layers.")
 @click.option("--fault", "faults", multiple=True, callback=_faults, metavar="SPEC", help=f"What goes wrong: {FORMS}.")
 @click.option(
     "--from",
@@ -82,6 +83,7 @@ def _scenario(
     hosts: int,
     in_flight: int | None,
     rate: float,
+    experts: int,
     faults: tuple[Fault, ...],
 ) -> Scenario:
     return Scenario(
@@ -90,6 +92,7 @@ def _scenario(
         base_ms=(0.0,) * stages,
         in_flight=in_flight or stages,
         requests_per_s=rate,
+        experts=experts,
         faults=faults,
         tensor_parallel=tensor_parallel,
         replicas=replicas,

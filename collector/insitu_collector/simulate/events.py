@@ -133,7 +133,7 @@ class Replica:
         self.traffic_ns = 0
         self._traffic = Traffic(scenario.faults, number)
         self._plan: FaultPlan | None = None
-        self._foreign: list[tuple[float, float, float]] = []
+        self._foreign: dict[int, list[tuple[float, float, float]]] = {}
         self._slots: list[list[Request]] = [[] for _ in range(scenario.in_flight)]
         self._arriving: deque[tuple[int, Request]] = deque()
         self._waiting: deque[Request] = deque()
@@ -152,7 +152,7 @@ class Replica:
         """Take requests from `traffic_ns` on."""
         self.traffic_ns = traffic_ns
         self._plan = FaultPlan(self.scenario, self.number, traffic_ns, self.hosts)
-        self._foreign = foreign_cores(self.scenario, int(self.hosts[0, 0]))
+        self._foreign = {host: foreign_cores(self.scenario, host) for host in np.unique(self.hosts).tolist()}
         self._arrive()
         end = traffic_ns + int(self.scenario.seconds * SECOND)
         ready = [(traffic_ns, slot) for slot in range(self.scenario.in_flight)]
@@ -234,7 +234,7 @@ class Replica:
             begin = np.maximum(log.free_ns, arrived)
             at = int(begin.max())
             effect = self._plan.of_step(stage, at) if self._plan is not None else None
-            taken = self.service.take(self.random, stage, step.shape, len(begin), self._load(at))
+            taken = self.service.take(self.random, stage, step.shape, len(begin), self._load(stage, at))
             worked = edges_of(log.free_ns, begin, taken, effect, log.classes)
             log.add(worked)
             arrived = worked.edges[-1]
@@ -245,9 +245,10 @@ class Replica:
         self._end_step(step, batch, done, failed=flag is not None)
         return done
 
-    def _load(self, t_ns: int) -> float:
-        at = self._seconds(t_ns)
-        return max((cores for begin, end, cores in self._foreign if begin <= at < end), default=0.0)
+    def _load(self, stage: int, t_ns: int) -> float:
+        """Return the cores that others use on the host of a stage's first rank."""
+        at, foreign = self._seconds(t_ns), self._foreign.get(int(self.hosts[stage, 0]), [])
+        return max((cores for begin, end, cores in foreign if begin <= at < end), default=0.0)
 
     def _end_step(self, step: Step, batch: list[Request], now: int, *, failed: bool) -> None:
         for place, request in enumerate(list(batch)):

@@ -67,10 +67,11 @@ def sources(scenario: Scenario, clocks: Clocks) -> pa.Table:
 
 
 def sites_of(scenario: Scenario, stage: int) -> list[dict[str, Any]]:
-    """Return the sites of a stage in order of execution: per layer attention, MLP, residual; then the head."""
+    """Return the sites of a stage in order of execution: per layer attention, router, MLP, residual; then the head."""
     names: list[tuple[str, int | None, str]] = [("embed", None, "tokens")] if stage == 0 else []
+    parts = ("attn_out", *("router_logits",) * bool(scenario.experts), "mlp_out", "resid_post")
     for layer in range(stage * LAYERS, (stage + 1) * LAYERS):
-        names += [(f"L{layer}.{part}", layer, "tokens") for part in ("attn_out", "mlp_out", "resid_post")]
+        names += [(f"L{layer}.{part}", layer, "tokens") for part in parts]
     if stage == scenario.stages - 1:
         names += [("final_norm", None, "tokens"), ("logits", None, "samples")]
     return [{"site": n, "name": name, "layer": layer, "axis": axis} for n, (name, layer, axis) in enumerate(names)]

@@ -13,6 +13,7 @@ from insitu.segments import ShardWriter
 from insitu_collector.simulate import rows
 from insitu_collector.simulate.clocks import Clocks
 from insitu_collector.simulate.events import Replica
+from insitu_collector.simulate.experts import expert_loads
 from insitu_collector.simulate.health import Hosts, driver_health, rank_health
 from insitu_collector.simulate.losses import without_lost
 from insitu_collector.simulate.rows import DRIVER, identified
@@ -81,6 +82,7 @@ def _of_rank(replica: Replica, place: Place, hosts: Hosts, end_ns: int) -> Table
         "steps": rows.steps(replica, log, place),
         "intervals": intervals,
         "summaries": summaries(replica, place),
+        "expert_loads": expert_loads(replica, place),
         "health": health,
     }
 

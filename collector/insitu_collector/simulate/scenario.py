@@ -27,12 +27,24 @@ KINDS: Final = (
     "underfilled",
     "silent_site",
     "drop",
+    "experts",
     "foreign",
     "clock_offset",
     "clock_jump",
     "clock_unknown",
 )
 """What can go wrong; `Fault` says what each is."""
+_OF_STAGES: Final = (
+    "slow",
+    "slow_link",
+    "gc",
+    "hang",
+    "hang_collective",
+    "nan",
+    "silent_site",
+    "drop",
+    "experts",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,7 @@ class Fault:
     - "underfilled": only `size` micro-batches are kept in flight
     - "silent_site": the last site of the stage's layers never writes, whatever `at_s` says; logits still do
     - "drop": a share `share` of the stage's interval rows is lost where they are made, and counted
+    - "experts": the router of layer `layer` of the stage has a share `share` of tokens choose one and the same expert
     - "foreign": other processes use `size` cores of the host
     - "clock_offset": the host's Unix clock is `ms` ahead, of which `clocks` says all; "clock_jump": its clock is set
       ahead by `ms`, of which `clocks` speaks only afterwards; "clock_unknown": `clocks` says nothing of the host
@@ -122,6 +135,9 @@ class Scenario:
     prompt: tuple[int, int] = (4, 48)
     output: tuple[int, int] = (10, 59)
     """Tokens of a request: fewest and most."""
+    experts: int = 0
+    """Of each layer, behind a router; 0: layers without any."""
+    experts_per_token: int = 2
 
     def __post_init__(self) -> None:
         unknown = {fault.kind for fault in self.faults} - set(KINDS)
@@ -131,13 +147,17 @@ class Scenario:
             raise ValueError(f"{self.num_ranks} ranks; a simulated run has 1 to {MOST_RANKS}")
         if not 1 <= self.hosts <= self.num_ranks:
             raise ValueError(f"{self.hosts} hosts for {self.num_ranks} ranks; each host has at least one")
+        if self.experts and not 1 <= self.experts_per_token < self.experts:
+            raise ValueError(f"a token cannot choose {self.experts_per_token} of {self.experts} experts and leave one")
         for fault in self.faults:
             self._check_place(fault)
 
     def _check_place(self, fault: Fault) -> None:
         inside = 0 <= fault.stage < self.stages and 0 <= fault.replica < self.replicas
         inside &= 0 <= (fault.tp or 0) < self.tensor_parallel and 0 <= (fault.host or 0) < self.hosts
-        names_stage = fault.kind in ("slow", "slow_link", "gc", "hang", "hang_collective", "nan", "silent_site", "drop")
+        names_stage = fault.kind in _OF_STAGES
+        if fault.kind == "experts" and not (self.experts and 0 <= fault.layer < LAYERS):
+            raise ValueError(f"no layer {fault.layer} with experts; a stage has {LAYERS}, and experts if asked for")
         if fault.kind == "hang_collective" and self.tensor_parallel == 1:
             raise ValueError("ranks hang in a collective only where there is one: tensor_parallel is 1")
         if not inside and (names_stage or fault.host is not None):

@@ -32,6 +32,7 @@ _FORMS: Final = {
     "underfilled": _Form("underfilled", "SLOTS", ("size",), has_place=False),
     "silent-site": _Form("silent_site", "RANKS"),
     "drop": _Form("drop", "RANKS:SHARE", ("share",)),
+    "experts": _Form("experts", "RANKS:LAYER:SHARE", ("layer", "share")),
     "foreign": _Form("foreign", "HOST:CORES", ("size",)),
     "clock-offset": _Form("clock_offset", "HOST:MS", ("ms",)),
     "clock-jump": _Form("clock_jump", "HOST:MS", ("ms",)),

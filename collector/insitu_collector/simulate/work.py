@@ -71,11 +71,18 @@ class FormulaService:
 
     def take(self, random: np.random.Generator, stage: int, shape: StepShape, width: int, load: float) -> Taken:
         """Draw what a step of this shape takes on each of `width` ranks of a stage; load: cores that others use."""
-        ms = self._base_ms[stage] + 0.12 * shape.num_rows + 0.05 * shape.prefill_rows + 0.0006 * shape.context
+        ms = self.expected_ms(stage, shape)
         service = ms * MS * np.exp(random.normal(0.0, self._noise, width)) * (1 + 0.1 * load)
         queued = struck_by_load(random, width, self._tail, load)
-        is_last = stage == len(self._base_ms) - 1
-        return Taken(service, queued, np.zeros(width), (0.2 + 0.05 * shape.num_requests) * MS if is_last else 0.0)
+        return Taken(service, queued, np.zeros(width), self.sampling_ms(stage, shape) * MS)
+
+    def expected_ms(self, stage: int, shape: StepShape) -> float:
+        """Return what a step of this shape takes there on its core without noise, sampling left out."""
+        return self._base_ms[stage] + 0.12 * shape.num_rows + 0.05 * shape.prefill_rows + 0.0006 * shape.context
+
+    def sampling_ms(self, stage: int, shape: StepShape) -> float:
+        """Return what sampling takes there."""
+        return 0.2 + 0.05 * shape.num_requests if stage == len(self._base_ms) - 1 else 0.0
 
 
 def struck_by_load(random: np.random.Generator, width: int, tail: float, load: float) -> Floats:
@@ -110,7 +117,7 @@ class _Lengths(NamedTuple):
     pause: Int64
     meeting: int
     """What the first collective takes longer than any."""
-    sampling: int
+    sampling: Int64
 
 
 def edges_of(
@@ -144,14 +151,15 @@ def edges_of(
 
 def _lengths(taken: Taken, effect: Effect | None, stretches: int) -> _Lengths:
     service, off_core = taken.service, taken.queued + taken.asleep
+    sampling = np.full(len(service), taken.sampling)
     computing: Floats | float = 0.0
     pause, link, meeting = np.zeros(len(service), np.int64), 0, 0
     if effect is not None:
         service, off_core, computing = service * effect.factor, off_core + effect.asleep, effect.computing
+        sampling = sampling * effect.factor
         pause, link, meeting = effect.pause.astype(np.int64), int(effect.link), int(effect.collective)
     core = (1 - HOST_SHARE) * service + computing
     stretch = (core + off_core).astype(np.int64) // stretches
     on_core = core.astype(np.int64) // stretches
-    return _Lengths(
-        link, (HOST_SHARE * service).astype(np.int64), stretch, on_core, pause, meeting, int(taken.sampling)
-    )
+    host = (HOST_SHARE * service).astype(np.int64)
+    return _Lengths(link, host, stretch, on_core, pause, meeting, sampling.astype(np.int64))

@@ -1,0 +1,172 @@
+"""How large a fault became in a simulated run, where what was asked for does not say: out of what the run recorded.
+
+In the terms in which a rule states its threshold, and by none of the rule's code. Rules look now and then, so what
+counts is the largest value that held on for as long as the next look may take.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from insitu.vocabulary import Phase, RequestEvent
+from insitu_collector.simulate import SECOND, Scenario
+from insitu_collector.simulate.work import FormulaService, StepShape
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+Tables = dict[str, pa.Table]
+
+GRID_NS: Final = SECOND // 4
+"""Windows end this far apart."""
+REQUESTS_NS: Final = 10 * SECOND
+LEAST_NS: Final = 3 * SECOND
+"""Requests are looked at over the last stretch of the first length, once there is the second ..."""
+REQUESTS_LOOK_NS: Final = 4 * SECOND
+"""... every 3 s, and rows come by the second."""
+FEWEST_WAITING: Final = 3
+FEWEST_STEPS: Final = 10
+LEAST_RATIO: Final = 1.5
+CAP: Final = 3.0
+HOST_NS: Final = 4 * SECOND
+HOST_LOOK_NS: Final = 2 * SECOND
+"""A host is looked at each second, and beats of its processes are up to one apart."""
+LEAST_FOREIGN: Final = 0.25
+GAIN_NS: Final = 10 * SECOND
+
+
+def traffic_ns(tables: Tables) -> int:
+    """Return when warm-up ended."""
+    events = tables["events"]
+    return int(pc.min(events.filter(pc.equal(events["kind"], "warmup_end"))["t_ns"]).as_py())
+
+
+def _ends(tables: Tables, least_ns: int) -> Int64:
+    """Return when windows end: from `least_ns` of traffic on, to the end of the run."""
+    last = int(pc.max(tables["intervals"]["t1_ns"]).as_py())
+    return np.arange(traffic_ns(tables) + least_ns, last, GRID_NS)
+
+
+def held(values: Float64, for_ns: int) -> float:
+    """Return the largest value that `values`, one each `GRID_NS`, do not fall below for so long; 0 if too few."""
+    width = for_ns // GRID_NS + 1
+    if len(values) < width:
+        return 0.0
+    return float(np.lib.stride_tricks.sliding_window_view(values, width).min(axis=1).max())
+
+
+class _Lives:
+    """When each request of traffic arrived, waited for memory, had its first token and ended; `last` for never."""
+
+    def __init__(self, tables: Tables, last: int) -> None:
+        rows = tables["requests"]
+        names = rows["request"].combine_chunks().dictionary_encode()
+        at, event, t = np.asarray(names.indices), np.asarray(rows["event"]), np.asarray(rows["t_ns"])
+        self._count = len(names.dictionary)
+
+        def first(*events: RequestEvent) -> Int64:
+            found = np.full(self._count, last, np.int64)
+            wanted = np.isin(event, events)
+            np.minimum.at(found, at[wanted], t[wanted])
+            return found
+
+        self.arrived, self.scheduled = first(RequestEvent.ARRIVED), first(RequestEvent.SCHEDULED)
+        self.waits, self.first_token = first(RequestEvent.KV_WAIT), first(RequestEvent.FIRST_TOKEN)
+        self.ended = first(RequestEvent.FINISHED, RequestEvent.FAILED)
+
+
+def _inside(begin: Int64, end: Int64, t0: int, t1: int) -> Int64:
+    """Return how much of each [begin, end) lies in [t0, t1)."""
+    return np.asarray(np.clip(np.minimum(end, t1) - np.maximum(begin, t0), 0, None), np.int64)
+
+
+def memory_share(_: Scenario, tables: Tables, __: Tables) -> float:
+    """Return the share of all requests' time for which they waited for memory, in windows in which 3 did."""
+    ends = _ends(tables, LEAST_NS)
+    begin, lives = traffic_ns(tables), _Lives(tables, int(ends[-1]) + SECOND)
+    shares = []
+    for t1 in ends.tolist():
+        t0 = max(begin, t1 - REQUESTS_NS)
+        waited = _inside(lives.waits, lives.scheduled, t0, t1)
+        alive = _inside(lives.arrived, lives.ended, t0, t1).sum()
+        shares.append(waited.sum() / max(1, alive) if (waited > 0).sum() >= FEWEST_WAITING else 0.0)
+    return held(np.array(shares), REQUESTS_LOOK_NS)
+
+
+def prompt_share(scenario: Scenario, tables: Tables, _: Tables) -> float:
+    """Return the share of the time past requests' first token that prompts of others should have added.
+
+    By what steps take in the simulation without noise. 0 in windows in which fewer than 10 steps carry both, or half of
+    them take less than 1.5 times their like without prompts.
+    """
+    ends = _ends(tables, LEAST_NS)
+    begin, lives = traffic_ns(tables), _Lives(tables, int(ends[-1]) + SECOND)
+    t, decoding, added, plain = _mixed_steps(scenario, tables)
+    shares = []
+    for t1 in ends.tolist():
+        t0 = max(begin, t1 - REQUESTS_NS)
+        here = (t >= t0) & (t < t1)
+        if here.sum() < FEWEST_STEPS or np.median(added[here] / plain[here]) < LEAST_RATIO - 1:
+            shares.append(0.0)
+            continue
+        counted = np.minimum(added[here], CAP * np.median(added[here])) * decoding[here]
+        shares.append(float(counted.sum()) / max(1, _inside(lives.first_token, lives.ended, t0, t1).sum()))
+    return held(np.array(shares), REQUESTS_LOOK_NS)
+
+
+def _mixed_steps(scenario: Scenario, tables: Tables) -> tuple[Int64, Int64, Float64, Float64]:
+    """Return the steps of traffic that decode beside prompts: when, decoding rows, ns that the prompts should add on
+    all stages, and ns without them."""
+    steps = tables["steps"]
+    steps = steps.filter(pc.and_(pc.equal(steps["rank"], 0), pc.greater_equal(steps["t0_ns"], traffic_ns(tables))))
+    maps = steps["rows"].combine_chunks()
+    of = np.repeat(np.arange(len(maps)), np.asarray(pc.list_value_length(maps)))
+    entries = maps.flatten()
+    count, position = (np.asarray(entries.field(name)).astype(np.float64) for name in ("count", "position"))
+    decodes = np.asarray(entries.field("phase")) == Phase.DECODE
+    context = count * position + count * (count + 1) / 2
+
+    def shape(wanted: NDArray[np.bool_]) -> StepShape:
+        rows, seen, num = (np.bincount(of, v * wanted, len(maps)) for v in (count, context, np.ones(len(of))))
+        return StepShape(rows, np.bincount(of, count * wanted * ~decodes, len(maps)), seen, num)  # type: ignore[arg-type]
+
+    with_prompts, without = (_expected_ns(scenario, shape(wanted)) for wanted in (np.ones(len(of), bool), decodes))
+    decoding = np.bincount(of, decodes, len(maps)).astype(np.int64)
+    mixed = (decoding > 0) & (np.bincount(of, ~decodes, len(maps)) > 0)
+    t = np.asarray(steps["t0_ns"])
+    return t[mixed], decoding[mixed], (with_prompts - without)[mixed], without[mixed]
+
+
+def _expected_ns(scenario: Scenario, shape: StepShape) -> Float64:
+    service = FormulaService(scenario)
+    ms = sum(service.expected_ms(stage, shape) + service.sampling_ms(stage, shape) for stage in range(scenario.stages))
+    return np.asarray(ms) * 1e6
+
+
+def delay_share(scenario: Scenario, tables: Tables, _: Tables) -> float:
+    """Return the share of the time for which a step thread waited for a core while others used a quarter of them."""
+    (fault,) = scenario.faults
+    beats, t1 = tables["health"], _ends(tables, HOST_NS)
+    foreign = np.clip((t1 - traffic_ns(tables)) / SECOND - fault.at_s, 0, HOST_NS / SECOND) / (HOST_NS / SECOND)
+    worst = np.zeros(len(t1))
+    for rank in range(scenario.num_ranks):
+        mine = beats.filter(pc.equal(beats["rank"], rank))
+        t, delay = (np.asarray(mine[name]).astype(np.float64) for name in ("t_ns", "run_delay_ns"))
+        worst = np.maximum(worst, (np.interp(t1, t, delay) - np.interp(t1 - HOST_NS, t, delay)) / HOST_NS)
+        foreign_enough = foreign * fault.size / int(mine["host_cores"][0].as_py()) >= LEAST_FOREIGN
+    return held(np.where(foreign_enough, worst, 0.0), HOST_LOOK_NS)
+
+
+def throughput_gain(_: Scenario, tables: Tables, filled: Tables) -> float:
+    """Return how many more tokens a second the same run made with as many micro-batches in flight as stages."""
+
+    def tokens(of: Tables) -> int:
+        rows, end = of["requests"], int(pc.max(of["intervals"]["t1_ns"]).as_py())
+        wanted = pc.is_in(rows["event"], pa.array([RequestEvent.FIRST_TOKEN, RequestEvent.TOKEN], rows["event"].type))
+        return int(pc.sum(pc.and_(wanted, pc.greater_equal(rows["t_ns"], end - GAIN_NS))).as_py())
+
+    return tokens(filled) / max(1, tokens(tables)) - 1
