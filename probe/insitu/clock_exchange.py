@@ -51,6 +51,8 @@ def best(exchanges: Iterable[Exchange]) -> Exchange | None:
 def measure(ask: Callable[[], Any], boot_id: str, clock: Callable[[], int]) -> dict[str, Any] | None:
     """Exchange a few times; return the row of `clocks`, or None on the collector's own host, where there is one clock.
 
+    Where all exchanges contradict themselves, as they do while a clock jumps, the row says so: it has no `offset_ns`.
+
     ask: returns a ClockReading. clock: CLOCK_MONOTONIC of this host, ns. Raises what `ask` raises.
     """
     found = []
@@ -63,12 +65,10 @@ def measure(ask: Callable[[], Any], boot_id: str, clock: Callable[[], int]) -> d
         if other == boot_id:
             return None
     least = best(found)
-    if least is None:
-        return None
     return {
         "host_a": other,
         "host_b": boot_id,
-        "offset_ns": least.ahead_ns,
-        "error_ns": least.error_ns,
-        "t_ns": least.got_ns,
+        "offset_ns": None if least is None else least.ahead_ns,
+        "error_ns": None if least is None else least.error_ns,
+        "t_ns": found[-1].got_ns if least is None else least.got_ns,
     }

@@ -75,6 +75,12 @@ def test_on_one_host_there_is_one_clock_and_nothing_to_say() -> None:
     assert host.num_asked == 1
 
 
+def test_exchanges_that_all_contradict_themselves_are_a_row_without_an_offset() -> None:
+    now = iter(range(0, 10_000, 10))
+    row = measure(lambda: ClockReading(boot_id="theirs", came_ns=500, left_ns=400), "ours", lambda: next(now))
+    assert row == {"host_a": "theirs", "host_b": "ours", "offset_ns": None, "error_ns": None, "t_ns": 150}
+
+
 @pytest.mark.parametrize("ahead_s", [-3600, 0.25])
 def test_a_probe_on_another_host_measures_a_real_collector(tmp_path: Path, ahead_s: float) -> None:
     ahead_ns = int(ahead_s * 1e9)
@@ -127,6 +133,19 @@ class Busy(CollectorServer):
         return super().Clock(query, context)
 
 
+class Jumping(CollectorServer):
+    """A collector whose clock goes back within each of the first answers."""
+
+    num_asked = 0
+
+    def Clock(self, query: ClockQuery, context: Any) -> ClockReading:
+        self.num_asked += 1
+        reading = super().Clock(query, context)
+        return (
+            reading if self.num_asked > NUM_EXCHANGES else ClockReading(boot_id="c", came_ns=reading.came_ns, left_ns=1)
+        )
+
+
 class Old(CollectorServer):
     """A collector of a version that knew no clocks."""
 
@@ -148,6 +167,25 @@ def test_a_collector_that_was_busy_is_asked_again(tmp_path: Path) -> None:
         assert heard.wait(20)
         exporter.close(5.0)
     assert server.num_asked > NUM_EXCHANGES
+
+
+def test_a_clock_that_contradicts_itself_is_said_and_asked_again(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    measured = threading.Event()
+
+    def tell(rows: Any) -> None:
+        told.extend(rows)
+        if rows[0]["offset_ns"] is not None:
+            measured.set()
+
+    source = Source(role=Role.RANK, boot_id="another-host")
+    with Jumping(tmp_path, port=0) as server:
+        exporter = CollectorExporter(server.address.removeprefix("grpc://"), source, tell=tell, clock_every_s=0.01)
+        connect(exporter, source)
+        assert measured.wait(20)
+        exporter.close(5.0)
+    assert (told[0]["host_a"], told[0]["offset_ns"], told[0]["error_ns"]) == ("c", None, None)
+    assert told[0]["t_ns"] > 0
 
 
 def test_a_collector_that_knows_no_clocks_is_asked_once_and_takes_records_as_ever(tmp_path: Path) -> None:

@@ -9,17 +9,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import grpc
 
-from insitu.clock_exchange import EVERY_S, measure
+from insitu.clock_exchange import EVERY_S
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
+from insitu.exporters.clocks import compare_clocks
 from insitu.exporters.window import Pending, Window
 from insitu.identity import Source
 from insitu.records import TABLES, table_spec
 from insitu.vocabulary import DropReason
-from insitu.wire.insitu_pb2 import ClockQuery, Hello, ToCollector, ToProbe
+from insitu.wire.insitu_pb2 import Hello, ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorStub
 
 PROTOCOL: Final = 1
@@ -30,8 +32,6 @@ RETRY_S: Final = 0.2
 """When the caller should try again with a full window."""
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 5.0
-CLOCK_TIMEOUT_S: Final = 5.0
-"""A clock that does not answer within this says nothing."""
 
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MAX_BODY_BYTES + (1 << 16)),
@@ -199,8 +199,9 @@ class CollectorExporter:
         _in_use[id(channel)] = (channel, call)
         self._call = call
         if self._tell is not None:
+            compare = partial(compare_clocks, channel, self._source.boot_id, self._clock, self._tell)
             threading.Thread(
-                target=self._compare_clocks, args=(channel, number), name="insitu-clock", daemon=True
+                target=compare, args=(partial(self._rest, number),), name="insitu-clock", daemon=True
             ).start()
         try:
             for reply in call:
@@ -212,33 +213,6 @@ class CollectorExporter:
             call.cancel()
             channel.close()
             del _in_use[id(channel)]
-
-    def _compare_clocks(self, channel: grpc.Channel, number: int) -> None:
-        """Measure this host's clock against the collector's again and again, while the connection lasts.
-
-        Ends at once on the collector's own host, and where a collector of an older version knows no clocks. One that is
-        slow to answer is asked again later.
-        """
-        stub = CollectorStub(channel)
-        assert self._tell is not None, "there is somebody to tell, or nothing is measured"
-        while not self._is_over(number):
-            try:
-                row = measure(
-                    lambda: stub.Clock(ClockQuery(), timeout=CLOCK_TIMEOUT_S, wait_for_ready=True),
-                    self._source.boot_id,
-                    self._clock,
-                )
-                if row is None:
-                    return
-                self._tell([row])
-            except ValueError:  # hung up meanwhile
-                return
-            except grpc.RpcError as error:
-                status: Any = error
-                if status.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    return
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_over(number), self._clock_every_s)
 
     def _messages(self, number: int) -> Iterator[ToCollector]:
         """Yield Hello, then frames as they come, until this connection is over. Runs on a thread of gRPC's."""
@@ -257,6 +231,11 @@ class CollectorExporter:
                     return
                 pending = self._unsent.popleft()
             yield ToCollector(frame=pending.frame())
+
+    def _rest(self, number: int) -> bool:
+        """Wait until clocks are to be compared again; True when the connection is over."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._is_over(number), self._clock_every_s)
 
     def _is_over(self, number: int) -> bool:
         return self._closing.is_set() or self._connection != number
