@@ -49,7 +49,9 @@ COMMANDS: Final[dict[str, Entry]] = {
     "serve": Entry("insitu_engine.serve:serve", "Serve a Hugging Face decoder over HTTP on pipeline stages.", "engine"),
     "load": Entry("insitu_engine.load:load", "Send prompts at random times to a server.", "engine", hidden=True),
     "collect": Entry("insitu_collector.collect:collect", "Receive records and store them as Arrow files.", "collector"),
-    "judge": Entry("insitu_collector.judge:judge", "Judge a store once a second and append verdicts.", "collector"),
+    "judge": Entry(
+        "insitu_collector.judge_command:judge", "Judge a store once a second and append verdicts.", "collector"
+    ),
     "dashboard": Entry(
         "insitu_dashboard.dashboard:dashboard", "Show a store in a browser, live while it is written.", "dashboard"
     ),

@@ -20,7 +20,8 @@ from click.testing import CliRunner
 from insitu.exporters.base import Batch
 from insitu.segments import ShardWriter
 from insitu.vocabulary import VerdictKind
-from insitu_collector.judge import Judge, final_verdicts, judge, judged
+from insitu_collector.judge import Judge, final_verdicts, judged
+from insitu_collector.judge_command import judge
 from insitu_collector.judgement import Judgement
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.slices import Groups, latest, seconds

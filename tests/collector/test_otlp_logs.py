@@ -226,7 +226,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
 
 def test_a_judge_imports_none_of_it_when_it_is_not_asked_for() -> None:
     code = (
-        "import sys, insitu_collector.judge\n"
+        "import sys, insitu_collector.judge_command\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('opentelemetry', 'prometheus_client')])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
