@@ -14,6 +14,10 @@ class Beat:
     """One `health` row. Counters are cumulative; `open_*` is what the step thread was in the middle of."""
 
     t_ns: int
+    own_ns: int
+    """The same by the process's own clock."""
+    seq: int
+    """Its `row_seq`: one more than that of the heartbeat before, so that lost ones show."""
     epoch: int
     rank: int
     stage: int
@@ -31,10 +35,13 @@ class Beat:
     closing: bool
 
 
-def beat_of(row: dict[str, Any], boot_id: str) -> Beat:
-    """Return a row of `health` (times moved to one timeline) as a heartbeat of a host."""
+def beat_of(row: dict[str, Any], boot_id: str, t_ns: int) -> Beat:
+    """Return a row of `health` as a heartbeat of a host. t_ns: its time on the timeline; how long the interval has been
+    open is what the process's own clock says."""
     return Beat(
-        t_ns=row["t_ns"],
+        t_ns=t_ns,
+        own_ns=row["t_ns"],
+        seq=row["row_seq"],
         epoch=row["epoch"],
         rank=row["rank"],
         stage=row["stage"],
@@ -44,7 +51,7 @@ def beat_of(row: dict[str, Any], boot_id: str) -> Beat:
         host_busy_ns=row["host_busy_ns"],
         host_cores=row["host_cores"] or 1,
         open_cls=row["open_cls"],
-        open_since_ns=row["open_since_ns"],
+        open_since_ns=t_ns if row["open_since_ns"] is None else t_ns - (row["t_ns"] - row["open_since_ns"]),
         open_step_id=-1 if row["open_step_id"] is None else row["open_step_id"],
         open_peer=NO_RANK if row["open_peer"] is None else row["open_peer"],
         num_steps=row["num_steps"],

@@ -14,7 +14,12 @@ import numpy as np
 
 from insitu.vocabulary import IntervalClass
 from insitu_collector.tape import Columns
+from insitu_collector.timeline import Int64
 
+MIN_MESSAGES: Final = 20
+EARLY_SHARE: Final = 0.01
+"""Share of the messages between two ranks that must seem to arrive before they were sent; single ones may be rows of a
+step that began again."""
 _SENDS: Final = (IntervalClass.SEND_XFER, IntervalClass.SEND_WAIT)
 _RECEIVES: Final = (IntervalClass.RECV_XFER, IntervalClass.RECV_WAIT)
 
@@ -31,6 +36,11 @@ class Violations:
     most_ns: int
     """The earliest of them was so early: at least so far are the clocks apart."""
 
+    @property
+    def contradicts(self) -> bool:
+        """Tell whether they are too many to be rows of steps that began again."""
+        return self.num_messages >= MIN_MESSAGES and self.num_early >= EARLY_SHARE * self.num_messages
+
 
 def violations(
     intervals: Columns, stages: Mapping[int, int], slack_ns: Mapping[tuple[int, int], int] | None = None
@@ -42,27 +52,45 @@ def violations(
     latest receive interval). Sampled ids that go back are none: who waits for them names the step they make possible.
     slack_ns: pair -> by how much its clocks may be off; a message is early only beyond that.
     """
-    send = _ends(intervals, _SENDS, "t0", earliest=True)
-    receive = _ends(intervals, _RECEIVES, "t", earliest=False)
-    found: dict[tuple[int, int], list[int]] = {}
-    for (source, target, step), sent_ns in send.items():
-        got_ns = receive.get((target, source, step))
-        if got_ns is not None and stages.get(source, 0) < stages.get(target, 0):
-            found.setdefault((source, target), []).append(sent_ns - got_ns)
-    return [_of_pair(pair, early, (slack_ns or {}).get(pair, 0)) for pair, early in sorted(found.items())]
+    send = _first(intervals, _SENDS, ("rank", "peer", "step"), "t0")
+    receive = _first(intervals, _RECEIVES, ("peer", "rank", "step"), "t", latest=True)
+    both = np.concatenate([send, receive], axis=1)
+    both = both[:, np.lexsort(both[2::-1])]  # by message; a send comes before its receive, as lexsort keeps their order
+    met = np.flatnonzero((both[:3, 1:] == both[:3, :-1]).all(axis=0))
+    source, target, _, sent_ns = both[:, met]
+    ahead = np.array([stages.get(int(a), 0) < stages.get(int(b), 0) for a, b in zip(source, target, strict=True)], bool)
+    early = sent_ns - both[3, met + 1]
+    pairs = sorted(set(zip(source[ahead].tolist(), target[ahead].tolist(), strict=True)))
+    return [
+        _of_pair(pair, early[(source == pair[0]) & (target == pair[1])], (slack_ns or {}).get(pair, 0))
+        for pair in pairs
+    ]
 
 
-def _of_pair(pair: tuple[int, int], early: list[int], slack_ns: int) -> Violations:
-    beyond = [ns for ns in early if ns > slack_ns]
-    return Violations(*pair, len(early), len(beyond), max(beyond, default=0))
+def _of_pair(pair: tuple[int, int], early: Int64, slack_ns: int) -> Violations:
+    beyond = early[early > slack_ns]
+    return Violations(*pair, len(early), len(beyond), int(beyond.max(initial=0)))
 
 
-def _ends(
-    rows: Columns, classes: tuple[IntervalClass, ...], column: str, *, earliest: bool
-) -> dict[tuple[int, int, int], int]:
-    """Return (rank, peer, step) -> the first begin or the last end of its intervals of these classes."""
+def _first(
+    rows: Columns, classes: tuple[IntervalClass, ...], key: tuple[str, str, str], column: str, *, latest: bool = False
+) -> Int64:
+    """Return int64[4, num_messages]: the key of each message (source, target, step) and the first begin or the last
+    end of its intervals of these classes."""
     wanted = np.isin(rows["cls"], classes) & (rows["peer"] >= 0) & (rows["step"] >= 0)
-    order = np.argsort(rows[column][wanted], kind="stable")
-    order = order[::-1] if earliest else order  # the last one written stays
-    columns = (rows[name][wanted][order].tolist() for name in ("rank", "peer", "step", column))
-    return {(rank, peer, step): t_ns for rank, peer, step, t_ns in zip(*columns, strict=True)}
+    found = np.stack([rows[name][wanted] for name in (*key, column)])
+    order = np.lexsort((-found[3] if latest else found[3], *found[2::-1]))
+    found = found[:, order]
+    return np.asarray(found[:, np.append(True, (np.diff(found[:3]) != 0).any(axis=0))[: found.shape[1]]], np.int64)
+
+
+def shown_ns(
+    intervals: Columns, stages: Mapping[int, int], hosts: Mapping[int, str], slack_ns: Mapping[tuple[int, int], int]
+) -> dict[frozenset[str], int]:
+    """Return two hosts -> how far apart messages between their ranks show the clocks to be. hosts: rank -> boot id."""
+    found: dict[frozenset[str], int] = {}
+    for pair in violations(intervals, stages, slack_ns):
+        between = frozenset((hosts.get(pair.source, ""), hosts.get(pair.target, "")))
+        if pair.contradicts and len(between) == 2:
+            found[between] = max(pair.most_ns, found.get(between, 0))
+    return found

@@ -6,11 +6,12 @@ import math
 from typing import Final
 
 import numpy as np
+import pyarrow.compute as pc
 
 from insitu.vocabulary import IntervalClass, Role, VerdictKind
 from insitu_collector.causality import Violations, violations
 from insitu_collector.evidence import Evidence
-from insitu_collector.timeline import DRIFT, Ahead
+from insitu_collector.leaps import Leap, doubtful, leaps
 from insitu_collector.verdicts import Finding
 
 WINDOW_NS: Final = 20_000_000_000
@@ -22,10 +23,6 @@ SPLIT_SHARE: Final = 0.5
 """An error above this share of what a receive between the hosts takes cannot split it."""
 STEP_SHARE: Final = 0.1
 """... and an error below this share of the time between two steps does not matter: what it blurs is small."""
-MIN_MESSAGES: Final = 20
-EARLY_SHARE: Final = 0.01
-"""Share of the messages between two ranks that must seem to arrive before they were sent; single ones may be rows of a
-step that began again."""
 
 
 def look(evidence: Evidence) -> list[Finding]:
@@ -36,10 +33,11 @@ def look(evidence: Evidence) -> list[Finding]:
     reference = evidence.timeline.reference
     first = reference if reference in ranks else next(iter(ranks))  # the clock may be that of a driver's own host
     rows = evidence.intervals.between(evidence.now_ns - WINDOW_NS)
+    leapt = leaps(evidence.beats)
     messages = violations(rows, evidence.stages, _slack(evidence, ranks))
     found = []
     for host in sorted(set(ranks) - {first}):
-        why = _doubt(evidence, host, first, ranks, messages)
+        why = _doubt(evidence, host, first, ranks, messages) or _leapt(evidence, leapt, host, first)
         if why is not None:
             found.append(_finding(evidence, host, first, ranks, why))
     return found
@@ -48,7 +46,13 @@ def look(evidence: Evidence) -> list[Finding]:
 def _error_ns(evidence: Evidence, host: str, first: str) -> int | None:
     """Return by how much times of the two hosts may be off that no measurement to come can settle; None: unknown."""
     epochs = {row["boot_id"]: row["epoch"] for row in evidence.sources.select(["boot_id", "epoch"]).to_pylist()}
-    return evidence.timeline.error_ns(epochs[host], epochs[first], evidence.now_ns - SETTLED_NS)
+    return evidence.timeline.error_ns(epochs[host], epochs[first], _settled_ns(evidence))
+
+
+def _settled_ns(evidence: Evidence) -> int:
+    """Return a time of traffic that no comparison to come speaks of; early in a run its first step."""
+    begin, _ = evidence.traffic_ns or (evidence.now_ns, evidence.now_ns)
+    return max(begin, evidence.now_ns - SETTLED_NS)
 
 
 def ranks_by_host(evidence: Evidence) -> dict[str, list[int]]:
@@ -62,8 +66,9 @@ def ranks_by_host(evidence: Evidence) -> dict[str, list[int]]:
 
 def _slack(evidence: Evidence, ranks: dict[str, list[int]]) -> dict[tuple[int, int], int]:
     """Return pair of ranks -> by how much their clocks may be off as far as is known; unknown counts as 0."""
-    measured = evidence.timeline.measured
-    error = {rank: measured[host].error_ns for host, mine in ranks.items() if host in measured for rank in mine}
+    at_ns, measured = np.array([_settled_ns(evidence)]), evidence.timeline.measured
+    known = {host: int(measured[host].error_at(at_ns)[0]) for host in ranks if host in measured}
+    error = {rank: known[host] for host, mine in ranks.items() if host in known for rank in mine}
     host_of = {rank: host for host, mine in ranks.items() for rank in mine}
     return {(a, b): error.get(a, 0) + error.get(b, 0) for a in host_of for b in host_of if host_of[a] != host_of[b]}
 
@@ -73,14 +78,10 @@ def _doubt(
 ) -> str | None:
     """Return why a host's times are in doubt, or None."""
     ahead, error_ns = evidence.timeline.measured.get(host), _error_ns(evidence, host, first)
-    if ahead is not None and (jump_ns := jump_of(ahead)):
+    if ahead is not None and (jump_ns := int(max(ahead.jumps, key=abs, default=0))):
         return f"its clock jumped by {jump_ns / 1e6:+.1f} ms against the first host's, more than drift explains"
     early = [
-        pair
-        for pair in messages
-        if (pair.source in ranks[host]) != (pair.target in ranks[host])
-        and pair.num_messages >= MIN_MESSAGES
-        and pair.num_early >= EARLY_SHARE * pair.num_messages
+        pair for pair in messages if (pair.source in ranks[host]) != (pair.target in ranks[host]) and pair.contradicts
     ]
     if early:
         worst = max(early, key=lambda pair: pair.most_ns)
@@ -89,7 +90,7 @@ def _doubt(
             f"to arrive before they were sent, so the two clocks are known to {worst.most_ns / 1e6:.2f} ms at best"
         )
     if error_ns is None:
-        return None if _is_new(evidence, ranks[host]) else "it was never compared with the first host's clock"
+        return None if _is_new(evidence, ranks[host]) else _never(evidence, host)
     typical_ns, period_ns = receive_ns(evidence, ranks[host]), _period_ns(evidence)
     if typical_ns is not None and error_ns > max(SPLIT_SHARE * typical_ns, STEP_SHARE * period_ns):
         return (
@@ -99,17 +100,32 @@ def _doubt(
     return None
 
 
+def _leapt(evidence: Evidence, found: list[Leap], *hosts: str) -> str | None:
+    """Return what heartbeats of traffic say of a clock that leapt; comparisons show it later."""
+    begin, _ = evidence.traffic_ns or (evidence.now_ns, 0)
+    leap = next((leap for host in hosts if (leap := doubtful(found, host, begin))), None)
+    return None if leap is None else leap.told(_names(evidence).get(leap.boot_id) or leap.boot_id)
+
+
+def why_inconclusive(evidence: Evidence) -> str | None:
+    """Return why nothing can be said of a run whose only clock leapt under its traffic; None if it did not."""
+    return _leapt(evidence, leaps(evidence.beats), *ranks_by_host(evidence))
+
+
+def _names(evidence: Evidence) -> dict[str, str | None]:
+    return {row["boot_id"]: row["host"] for row in evidence.sources.select(["boot_id", "host"]).to_pylist()}
+
+
+def _never(evidence: Evidence, host: str) -> str:
+    rows = evidence.clocks.filter(pc.equal(evidence.clocks["host_b"], host))
+    if failed := rows["offset_ns"].null_count:
+        return f"{failed} comparisons with the collector's clock contradict themselves, as they do while a clock jumps"
+    return "it was never compared with the first host's clock"
+
+
 def _is_new(evidence: Evidence, ranks: list[int]) -> bool:
     beats = [held for held in evidence.beats.values() if held[-1].rank in ranks]
     return all(evidence.now_ns - held[0].t_ns < PATIENCE_NS for held in beats)
-
-
-def jump_of(ahead: Ahead) -> int:
-    """Return the largest change between two measurements that neither drift nor their errors explain, or 0."""
-    moved = np.diff(ahead.ns)
-    allowed = DRIFT * np.diff(ahead.t_ns) + 2 * ahead.error_ns
-    jumps = np.where(np.abs(moved) > allowed, moved, 0)
-    return int(jumps[np.argmax(np.abs(jumps))]) if len(jumps) else 0
 
 
 def receive_ns(evidence: Evidence, ranks: list[int]) -> float | None:
@@ -130,7 +146,7 @@ def _period_ns(evidence: Evidence) -> float:
 
 
 def _finding(evidence: Evidence, host: str, first: str, ranks: dict[str, list[int]], why: str) -> Finding:
-    names = {row["boot_id"]: row["host"] for row in evidence.sources.select(["boot_id", "host"]).to_pylist()}
+    names = _names(evidence)
     mine = ", ".join(map(str, sorted(ranks[host])))
     begin, end = evidence.traffic_ns or (evidence.now_ns, evidence.now_ns)
     return Finding(

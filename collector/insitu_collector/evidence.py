@@ -99,7 +99,7 @@ class Evidence:
         for tape in (self.intervals, self.steps, self.row_maps, self.requests, self.summaries, self.expert_loads):
             tape.trim(self.now_ns - self.horizon_ns)
         for epoch, beats in list(self.beats.items()):
-            while len(beats) > 1 and beats[0].t_ns < self.now_ns - self.horizon_ns:
+            while len(beats) > 1 and beats[1].t_ns < self.now_ns - self.horizon_ns:  # the one before shows a leap
                 beats.popleft()
             if beats[-1].t_ns < self.now_ns - self.horizon_ns:
                 del self.beats[epoch]
@@ -162,11 +162,12 @@ class Evidence:
         rows = rows.filter(pc.not_equal(rows["rank"], NO_RANK))
         if not rows.num_rows:
             return
-        t1 = self.timeline.moved(rows, "t1_ns")
+        t0 = self.timeline.moved(rows, "t0_ns")
+        t1 = np.maximum(self.timeline.moved(rows, "t1_ns"), t0)  # a clock that went back meanwhile took no time away
         self.now_ns = max(self.now_ns, int(t1.max()))
         self.intervals.add(
             t=t1,
-            t0=self.timeline.moved(rows, "t0_ns"),
+            t0=t0,
             rank=numbers(rows, "rank", NO_RANK),
             cls=numbers(rows, "cls", -1),
             step=numbers(rows, "step_id", -1),
@@ -269,10 +270,8 @@ class Evidence:
 
     def _take_health(self, rows: pa.Table) -> None:
         boots = {row["epoch"]: row["boot_id"] for row in self.sources.select(["epoch", "boot_id"]).to_pylist()}
-        moved = {name: self.timeline.moved(rows, name).tolist() for name in ("t_ns", "open_since_ns")}
-        for place, row in enumerate(rows.to_pylist()):
-            row |= {name: column[place] for name, column in moved.items()}
-            beat = beat_of(row, boots.get(row["epoch"], ""))
+        for row, t_ns in zip(rows.to_pylist(), self.timeline.moved(rows, "t_ns").tolist(), strict=True):
+            beat = beat_of(row, boots.get(row["epoch"], ""), t_ns)
             self.beats.setdefault(beat.epoch, deque()).append(beat)
             self.now_ns = max(self.now_ns, beat.t_ns)
 

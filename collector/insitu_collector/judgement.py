@@ -225,6 +225,8 @@ class Judgement:
     def _quiet(self, excesses: dict[int, StageExcess], contended: bool, *, final: bool) -> list[Finding]:
         """Return `healthy` or `inconclusive` once there was enough traffic for either."""
         begin, end = self.evidence.traffic_ns or (0, 0)
+        if (leapt := clock.why_inconclusive(self.evidence)) is not None:
+            return [healthy.inconclusive(self.evidence, leapt)]
         strange = knows_not_all(self.evidence.intervals.between(self.evidence.now_ns - READ_NS))
         if strange:
             excesses = {}  # of the steps that are left nobody knows what the others were
@@ -244,10 +246,13 @@ class Judgement:
         if evidence.traffic_ns is None:
             return "no traffic was recorded, only warm-up or nothing"
         if len(set(evidence.stages.values())) < 2:
-            seen = "late rank, " if groups(evidence.stages) else ""
-            return f"one stage only, so there is none to compare it with; no {seen}pause, hang or bad value was seen"
+            late = "late rank, " if groups(evidence.stages) else ""
+            return f"one stage only, so there is none to compare it with; no {late}pause, hang or bad value was seen"
         if contended:
             return "others use this host so much that a slow stage could not be told from a kept one"
+        seen = evidence.intervals.between(evidence.now_ns - READ_NS)["rank"]
+        if missing := sorted(set(evidence.stages) - set(seen.tolist())):
+            return f"no intervals of rank {', '.join(map(str, missing))} came, so there is nothing to compare with"
         if not excesses:
             begin, end = evidence.traffic_ns
             return f"too little traffic: {evidence.num_traffic_steps} steps in {(end - begin) / 1e9:.1f} s"

@@ -16,7 +16,16 @@ from insitu.vocabulary import NO_RANK, LedgerClass, Role
 from insitu_collector.ledger_classes import NOBODY, PLACE
 from insitu_collector.ledger_columns import Grid, Sums, Window
 from insitu_collector.ledger_core import tile_sums
-from insitu_collector.ledger_rows import beats_of, delays_of, grid_of, intervals_of, joined, placed, still_open
+from insitu_collector.ledger_rows import (
+    beats_of,
+    contradicted,
+    delays_of,
+    grid_of,
+    intervals_of,
+    joined,
+    placed,
+    still_open,
+)
 from insitu_collector.timeline import Int64, timeline_of
 
 Float64 = NDArray[np.float64]
@@ -77,7 +86,7 @@ def rank_ledger(
         raise ValueError(f"a window must not end ({t1_ns}) before it begins ({t0_ns})")
     clock = timeline_of(sources, clocks)
     stages = rank_stages(sources, intervals)
-    grid = grid_of(stages, sources, clock)
+    grid = grid_of(stages, sources, contradicted(intervals, stages, sources, clock))
     beats = beats_of(health, clock)
     rows = placed(intervals_of(intervals, clock), grid)
     opened = placed(still_open(beats), grid)

@@ -56,9 +56,9 @@ class Grid:
     ranks: Int64
     stages: Int64
     one_clock: bool
-    """Whether all processes read one clock; then no `error_ns` is asked for."""
-    error_ns: Callable[[int, int], int | None]
-    """(rank, peer) -> how far their clocks may be apart, None if that is not known."""
+    """Whether all processes read one clock; then no `errors_ns` is asked for."""
+    errors_ns: Callable[[int, int, Int64], Int64 | None]
+    """(rank, peer, times) -> how far their clocks may be apart then, None if that is not known."""
 
     @property
     def first_stage(self) -> int:

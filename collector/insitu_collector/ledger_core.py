@@ -85,7 +85,7 @@ def _in_order(rows: Intervals) -> tuple[Intervals, Int64]:
 
 
 def _by_rank(rank: Int64) -> list[slice]:
-    """Return the stretches of one rank each in a sorted column."""
+    """Return the stretches of one rank (or pair of ranks) each in a sorted column."""
     edges = [0, *(np.flatnonzero(np.diff(rank)) + 1).tolist(), len(rank)]
     return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
@@ -278,7 +278,8 @@ def _doubtful(
     mine = np.flatnonzero((waits | (rows.cls == IntervalClass.RECV_XFER))[pieces.source] & (place >= 0))
     source = pieces.source[mine]
     length = rows.end[source] - rows.begin[source]
-    error = np.minimum(_errors(rows.rank[source], rows.peer[source], grid), length)
+    split = np.where(waits[source], rows.end[source], rows.begin[source])
+    error = np.minimum(_errors(rows.rank[source], rows.peer[source], split, grid), length)
     begin = np.where(waits[source], rows.end[source] - error, rows.begin[source])
     end = np.minimum(begin + error, pieces.end[mine])
     begin = np.minimum(np.maximum(begin, pieces.begin[mine]), end)
@@ -287,11 +288,15 @@ def _doubtful(
     return found
 
 
-def _errors(rank: Int64, peer: Int64, grid: Grid) -> Int64:
-    """Return the clock error between each rank and its peer, the largest number where it is unknown."""
-    keys, at = np.unique(rank * _NUM_ON + peer - NOBODY, return_inverse=True)
-    pairs = ((int(grid.ranks[key // _NUM_ON]), int(key % _NUM_ON + NOBODY)) for key in keys)
-    known = [grid.error_ns(*pair) for pair in pairs]
-    by_pair = np.array([np.iinfo(np.int64).max if error is None else error for error in known], np.int64)
-    found: Int64 = by_pair[at.reshape(-1)]
+def _errors(rank: Int64, peer: Int64, t_ns: Int64, grid: Grid) -> Int64:
+    """Return the clock error between each rank and its peer at a time, the largest number where it is unknown."""
+    keys = rank * _NUM_ON + peer - NOBODY
+    order = np.argsort(keys, kind="stable")
+    found = np.full(len(keys), np.iinfo(np.int64).max)
+    for here in _by_rank(keys[order]):
+        rows = order[here]
+        key = int(keys[rows[0]])
+        errors = grid.errors_ns(int(grid.ranks[key // _NUM_ON]), key % _NUM_ON + NOBODY, t_ns[rows])
+        if errors is not None:
+            found[rows] = errors
     return found

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from insitu.vocabulary import NO_RANK, Role
+from insitu_collector.causality import shown_ns
 from insitu_collector.ledger_columns import Bool, Columns, Delays, Grid, Intervals
 from insitu_collector.timeline import Int64, Timeline, numbers
 
@@ -112,12 +113,30 @@ def grid_of(stages: Mapping[int, int], sources: pa.Table, clock: Timeline) -> Gr
     of = np.array([stages[int(rank)] for rank in ranks], np.int64)
     epochs = {row["rank"]: row["epoch"] for row in _peers(sources)}
 
-    def error_ns(rank: int, peer: int) -> int | None:
+    def errors_ns(rank: int, peer: int, at_ns: Int64) -> Int64 | None:
         if peer == NO_RANK and peer not in epochs:
-            return 0  # nobody sends: a wait of the program's own, with nothing to split
-        return clock.error_ns(epochs[rank], epochs[peer]) if rank in epochs and peer in epochs else None
+            return np.zeros(len(at_ns), np.int64)  # nobody sends: a wait of the program's own, with nothing to split
+        return clock.errors_ns(epochs[rank], epochs[peer], at_ns) if rank in epochs and peer in epochs else None
 
-    return Grid(ranks, of, len(set(sources["boot_id"].to_pylist())) < 2, error_ns)
+    return Grid(ranks, of, len(set(sources["boot_id"].to_pylist())) < 2, errors_ns)
+
+
+def contradicted(intervals: pa.Table, stages: Mapping[int, int], sources: pa.Table, clock: Timeline) -> Timeline:
+    """Return the timeline, its errors no smaller than what the messages between hosts show."""
+    if len(set(sources["boot_id"].to_pylist())) < 2:
+        return clock
+    names = {"rank": NO_RANK, "peer": NO_RANK, "cls": NO_CLASS, "step_id": -1}
+    rows = {name.removesuffix("_id"): numbers(intervals, name, missing) for name, missing in names.items()}
+    rows |= {"t0": clock.moved(intervals, "t0_ns"), "t": clock.moved(intervals, "t1_ns")}
+    epochs = {row["rank"]: row["epoch"] for row in _peers(sources)}
+    pairs = set(zip(rows["rank"].tolist(), rows["peer"].tolist(), strict=True))
+    slack = {
+        (a, b): clock.error_ns(epochs[a], epochs[b]) or 0
+        for a, b in pairs
+        if a in epochs and b in epochs and b != NO_RANK
+    }
+    hosts = {rank: clock.boots.get(epoch, "") for rank, epoch in epochs.items()}
+    return clock.widened(shown_ns(rows, stages, hosts, slack))
 
 
 def _peers(sources: pa.Table) -> list[dict[str, int]]:

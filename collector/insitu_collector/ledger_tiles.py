@@ -148,6 +148,7 @@ class TileLedger:
             self._dirty += [self._made] if self._made else []
         self.stages = found
         if timeline is not self.timeline:
+            self._dirty += timeline.differing(self.timeline)
             self.timeline = timeline
             self._dirty += self._rows.move(timeline) + self._beats.move(timeline)
         self._grid = grid_of(found, self.sources, timeline)

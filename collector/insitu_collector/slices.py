@@ -93,6 +93,8 @@ def seconds(
     """
     clock = clock or timeline_of(_rows(tables, "sources"), tables.get("clocks"))
     times = _times(tables, clock)
+    if "health" in times:
+        times["health"] = _in_order(tables["health"], times["health"])
     filled = [t for t in times.values() if len(t)]
     if not filled:
         yield dict(tables)
@@ -126,6 +128,17 @@ def span_ns(tables: Tables, clock: Timeline) -> int:
 
 def _times(tables: Tables, clock: Timeline) -> dict[str, Int64]:
     return {name: clock.moved(tables[name], column) for name, column in _TIMES.items() if name in tables}
+
+
+def _in_order(rows: pa.Table, t_ns: Int64) -> Int64:
+    """Return times at which no process's row comes after one it wrote later, whatever its clock did meanwhile."""
+    epoch, found = np.asarray(rows["epoch"]), t_ns.copy()
+    seq = numbers(rows, "row_seq", 0)
+    for each in np.unique(epoch).tolist():
+        mine = np.flatnonzero(epoch == each)
+        mine = mine[np.argsort(seq[mine], kind="stable")][::-1]
+        found[mine] = np.minimum.accumulate(t_ns[mine])
+    return found
 
 
 def _step_times(tables: Tables, name: str, step_times: Int64 | None, begin_ns: int) -> Int64:

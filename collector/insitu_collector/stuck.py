@@ -14,6 +14,7 @@ from insitu.vocabulary import NO_RANK, IntervalClass, VerdictKind
 from insitu_collector.beats import Beat
 from insitu_collector.delay_matrix import hang_class
 from insitu_collector.evidence import Evidence
+from insitu_collector.leaps import Leap, leaps, lived
 from insitu_collector.tape import Columns
 from insitu_collector.verdicts import Finding
 
@@ -38,8 +39,9 @@ _NEVER: Final = (IntervalClass.IDLE, IntervalClass.COMPILE)
 
 def look(evidence: Evidence) -> list[Finding]:
     """Return the ranks that are stuck now."""
-    beats = {rank: beat for rank, beat in evidence.last_beats().items() if not beat.closing}
-    silent = _silent(evidence, beats)
+    found = leaps(evidence.beats)
+    beats = {rank: lived(beat, found) for rank, beat in evidence.last_beats().items() if not beat.closing}
+    silent = _silent(evidence, beats, found)
     if silent:
         return [_silent_finding(evidence, beats, beat) for beat in silent]
     ends = {rank: _chain(rank, beats)[-1] for rank in beats}
@@ -51,22 +53,26 @@ def look(evidence: Evidence) -> list[Finding]:
     ]
 
 
-def _silent(evidence: Evidence, beats: dict[int, Beat]) -> list[Beat]:
+def _silent(evidence: Evidence, beats: dict[int, Beat], found: list[Leap]) -> list[Beat]:
     """Return the last beats of ranks that fell silent while another rank went on.
 
     An interval is a sign of life too, and so is what another rank of its host has received from it: heartbeats and
-    whatever else it wrote may have been lost on their way, or still be there.
+    whatever else it wrote may have been lost on their way, or still be there. A process whose clock leapt says nothing
+    of the others, and one whose clock went back is not judged.
     """
     rows = evidence.intervals.between(max((beat.t_ns for beat in beats.values()), default=0) - 2 * SILENT_ACROSS_NS)
     alive = {rank: _alive_ns(rows, beats, beat) for rank, beat in beats.items()}
-    latest = max(alive.values(), default=0)
+    leapt, back = {leap.epoch for leap in found}, {leap.epoch for leap in found if leap.went_back}
+    steady = {rank: beat.boot_id for rank, beat in beats.items() if beat.epoch not in leapt}
+    latest = max((beats[rank].t_ns for rank in steady), default=0)
     of_host: dict[str, int] = {}
-    for rank, beat in beats.items():
-        of_host[beat.boot_id] = max(alive[rank], of_host.get(beat.boot_id, 0))
+    for rank, boot_id in steady.items():
+        of_host[boot_id] = max(alive[rank], of_host.get(boot_id, 0))
     return [
         beat
         for rank, beat in beats.items()
-        if of_host[beat.boot_id] - alive[rank] >= SILENT_NS or latest - alive[rank] >= SILENT_ACROSS_NS
+        if beat.epoch not in back
+        and (of_host.get(beat.boot_id, 0) - alive[rank] >= SILENT_NS or (latest - alive[rank] >= SILENT_ACROSS_NS))
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,28 +14,78 @@ Int64 = NDArray[np.int64]
 
 DRIFT: Final = 100e-6
 """Two clocks may drift apart by this share of the time since they were compared: twice what quartz is sold for."""
+_ALWAYS: Final = -(2**62), 2**62
+"""Ends of a stretch that holds every time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """How far one host's clock was ahead of another's, measured at some times; between them it moves evenly."""
+    """How far one host's clock was ahead of another's, measured at some times; between them it moves evenly.
+
+    Where two measurements in a row show a jump, nobody knows when it came: what lies between them stays as the first
+    has it, so that no duration changes, and is known to no better than the jump.
+    """
 
     t_ns: Int64
     """int64[n], rising: times of the host's own clock."""
     ns: Int64
     """int64[n]"""
-    error_ns: int
-    """By how much any of them may be off."""
+    error_ns: Int64
+    """int64[n]: by how much each may be off."""
+
+    @property
+    def most_ns(self) -> int:
+        """Return by how much any of them may be off."""
+        return int(self.error_ns.max())
+
+    @property
+    def jumps(self) -> Int64:
+        """Return the changes from each to the next that neither drift nor their errors explain, 0 for others."""
+        moved = np.diff(self.ns)
+        allowed = DRIFT * np.diff(self.t_ns) + self.error_ns[:-1] + self.error_ns[1:]
+        return np.where(np.abs(moved) > allowed, moved, 0)
+
+    @property
+    def is_steady(self) -> bool:
+        """Tell whether it never jumped and was measured once at a time, so that each time lies between two."""
+        return not self.jumps.any() and bool((np.diff(self.t_ns - self.ns) > 0).all())
 
     def at(self, t_ns: Int64) -> Int64:
         """Return how far it was ahead at times of its own; outside of what was measured, as at the nearest end."""
         zero = int(self.t_ns[0])
         moved = np.interp((t_ns - zero).astype(np.float64), (self.t_ns - zero).astype(np.float64), self.ns - self.ns[0])
-        return np.asarray(np.rint(moved).astype(np.int64) + self.ns[0], np.int64)
+        ahead = np.asarray(np.rint(moved).astype(np.int64) + self.ns[0], np.int64)
+        jumps = np.append(self.jumps, 0)
+        if not jumps.any():
+            return ahead
+        before = np.clip(np.searchsorted(self.t_ns, t_ns, side="right") - 1, 0, None)
+        return np.where(jumps[before] != 0, self.ns[before], ahead)
 
-    def error_at(self, t_ns: int) -> int:
-        """Return by how much `at(t_ns)` may be off: what drifted since the last measurement adds to it."""
-        return self.error_ns + int(DRIFT * max(0, t_ns - int(self.t_ns[-1])))
+    def error_at(self, t_ns: Int64) -> Int64:
+        """Return by how much it may be off at times of the other clock.
+
+        That is the error of the measurements before and after, of which the worse counts; before the first and after
+        the last, what may have drifted; where the clock jumped, the jump.
+        """
+        measured = np.maximum.accumulate(self.t_ns - self.ns)
+        last = len(measured) - 1
+        before = np.clip(np.searchsorted(measured, t_ns, side="right") - 1, 0, last)
+        after = np.minimum(np.searchsorted(measured, t_ns), last)
+        outside = np.maximum(np.maximum(measured[0] - t_ns, t_ns - measured[-1]), 0)
+        error = np.maximum(self.error_ns[before], self.error_ns[after]) + (DRIFT * outside).astype(np.int64)
+        jumps = self.jumps
+        for place in np.flatnonzero(jumps):
+            by_ns = int(jumps[place])  # what was before it may lie where the clock was again, or had leapt to
+            begin, end = measured[place] + min(by_ns, 0), measured[place + 1] + abs(by_ns)
+            error[(t_ns > begin) & (t_ns < end)] += abs(by_ns)
+        return np.asarray(error, np.int64)
+
+    def points(self) -> NDArray[np.void]:
+        """Return what was measured, as one entry each, by the other clock's time."""
+        columns = np.stack([self.t_ns - self.ns, self.ns, self.error_ns], axis=1)
+        return np.sort(
+            np.ascontiguousarray(columns).view([("t", np.int64), ("ns", np.int64), ("error", np.int64)])[:, 0]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +106,8 @@ class Timeline:
     """Boot id of the host whose clock this is."""
     measured: Mapping[str, Ahead] = field(default_factory=dict)
     """Boot id -> how far that host's clock is ahead of the reference, where it was measured."""
+    shown_ns: Mapping[frozenset[str], int] = field(default_factory=dict)
+    """Boot ids of two hosts -> how far apart messages between them show the clocks to be at least."""
 
     def unix_ns(self, t_ns: int) -> int:
         """Return the Unix time of a time on this line."""
@@ -64,21 +116,54 @@ class Timeline:
     def error_ns(self, epoch_a: int, epoch_b: int, at_ns: int | None = None) -> int | None:
         """Return by how much times of two epochs may be off against each other: 0 on one host, None: nobody knows.
 
-        at_ns: a time on this line, whose distance from the last measurement counts; None: while they were measured.
+        at_ns: a time on this line; None: the most there was while they were measured.
         """
-        boot_a, boot_b = self.boots.get(epoch_a), self.boots.get(epoch_b)
-        if boot_a is not None and boot_a == boot_b:
-            return 0
-        errors = [self._error_of(boot, at_ns) for boot in (boot_a, boot_b)]
-        return None if None in errors else sum(error for error in errors if error is not None)
+        if at_ns is not None:
+            errors = self.errors_ns(epoch_a, epoch_b, np.array([at_ns], np.int64))
+            return None if errors is None else int(errors[0])
+        hosts = self._compared(epoch_a, epoch_b)
+        return None if hosts is None else max(sum(ahead.most_ns for ahead in hosts), self._shown(epoch_a, epoch_b))
 
-    def _error_of(self, boot: str | None, at_ns: int | None) -> int | None:
-        if boot is None or boot == self.reference:
-            return None if boot is None else 0
-        ahead = self.measured.get(boot)
-        if ahead is None or at_ns is None:
-            return None if ahead is None else ahead.error_ns
-        return ahead.error_at(at_ns + int(ahead.ns[-1]))
+    def errors_ns(self, epoch_a: int, epoch_b: int, at_ns: Int64) -> Int64 | None:
+        """Return the same at some times on this line, int64 as `at_ns`; None: nobody knows."""
+        hosts = self._compared(epoch_a, epoch_b)
+        if hosts is None:
+            return None
+        total = np.zeros(len(at_ns), np.int64)
+        for ahead in hosts:
+            total += ahead.error_at(at_ns)
+        return np.maximum(total, self._shown(epoch_a, epoch_b))
+
+    def _compared(self, epoch_a: int, epoch_b: int) -> list[Ahead] | None:
+        """Return what the times of two epochs rest on: nothing on one host, None where one was never compared."""
+        boots = {self.boots.get(epoch_a), self.boots.get(epoch_b)}
+        if None in boots:
+            return None
+        found = [self.measured.get(boot) for boot in boots - {self.reference} if boot is not None and len(boots) > 1]
+        known = [ahead for ahead in found if ahead is not None]
+        return known if len(known) == len(found) else None
+
+    def _shown(self, epoch_a: int, epoch_b: int) -> int:
+        return self.shown_ns.get(frozenset((self.boots.get(epoch_a, ""), self.boots.get(epoch_b, ""))), 0)
+
+    def differing(self, other: Timeline) -> list[tuple[int, int]]:
+        """Return the stretches of this line in which errors may be unlike those of another line of the same run."""
+        if self.shown_ns != other.shown_ns or self.measured.keys() != other.measured.keys():
+            return [_ALWAYS]
+        found: list[tuple[int, int]] = []
+        for boot, ahead in self.measured.items():
+            mine, theirs = ahead.points(), other.measured[boot].points()
+            changed = np.setxor1d(mine, theirs)["t"]
+            if len(changed) and not (ahead.is_steady and other.measured[boot].is_steady):
+                return [_ALWAYS]
+            edges = np.concatenate([[_ALWAYS[0]], np.union1d(mine["t"], theirs["t"]), [_ALWAYS[1]]])
+            at = np.searchsorted(edges, changed)
+            found += zip(edges[at - 1].tolist(), edges[at + 1].tolist(), strict=True)
+        return found
+
+    def widened(self, shown_ns: Mapping[frozenset[str], int]) -> Timeline:
+        """Return this line with errors of at least what messages between two hosts (boot ids) show."""
+        return replace(self, shown_ns=shown_ns)
 
     def moved(self, rows: pa.Table, column: str) -> Int64:
         """Return a time column of `rows` on this line, int64[num_rows]; null becomes 0."""
@@ -135,7 +220,8 @@ def _measured(clocks: pa.Table, reference: str) -> dict[str, Ahead]:
 def _less(ahead: Ahead, base: Ahead) -> Ahead:
     """Return how far a host is ahead of another, both measured against a third."""
     theirs = Ahead(base.t_ns - base.ns, base.ns, base.error_ns)  # by the third clock's time
-    return Ahead(ahead.t_ns, ahead.ns - theirs.at(ahead.t_ns - ahead.ns), ahead.error_ns + base.error_ns)
+    at_ns = ahead.t_ns - ahead.ns
+    return Ahead(ahead.t_ns, ahead.ns - theirs.at(at_ns), ahead.error_ns + base.error_at(at_ns))
 
 
 def measured_against(clocks: pa.Table) -> dict[str, dict[str, Ahead]]:
@@ -149,11 +235,7 @@ def measured_against(clocks: pa.Table) -> dict[str, dict[str, Ahead]]:
             exchanges = found.setdefault(row["host_a"], {}).setdefault(row["host_b"], [])
             exchanges.append((row["t_ns"], row["offset_ns"], row["error_ns"]))
     return {
-        host: {
-            other: Ahead(columns[0], columns[1], int(columns[2].max()))
-            for other, exchanges in hosts.items()
-            for columns in (np.array(sorted(exchanges), np.int64).T,)
-        }
+        host: {other: Ahead(*np.array(sorted(exchanges), np.int64).T) for other, exchanges in hosts.items()}
         for host, hosts in found.items()
     }
 

@@ -90,9 +90,7 @@ def _label(source: Mapping[str, Any], clock: Timeline) -> str:
     if boot is None or boot == clock.reference:
         return label
     ahead = clock.measured.get(boot)
-    return f"{label}, clock " + (
-        "by wall clocks, error unknown" if ahead is None else f"±{ahead.error_ns / 1e3:.0f} us"
-    )
+    return f"{label}, clock " + ("by wall clocks, error unknown" if ahead is None else f"±{ahead.most_ns / 1e3:.0f} us")
 
 
 def _edges(chosen: Selection, intervals: pa.Table, health: pa.Table, requests: pa.Table) -> tuple[int, int]:

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import VerdictKind
+from insitu_collector.evidence import HORIZON_NS
 from insitu_collector.judgement import Judgement
+from insitu_collector.ledger import rank_ledger
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.slices import seconds
 from insitu_collector.stalls import stalls
@@ -43,12 +45,18 @@ def runs() -> dict[str, Tables]:
     return {name: simulate(scenario) for name, scenario in RUNS.items()}
 
 
-def judged(tables: Tables) -> list[Verdict]:
+def revisions(tables: Tables) -> tuple[list[Verdict], list[Verdict]]:
+    """Everything that was ever said, and what stands."""
     judgement = Judgement()
     told: list[Verdict] = []
     for part in seconds(tables):
         told += judgement.look(part)
-    return standing(told + judgement.look({}, final=True))
+    told += judgement.look({}, final=True)
+    return told, standing(told)
+
+
+def judged(tables: Tables) -> list[Verdict]:
+    return revisions(tables)[1]
 
 
 def places(told: list[Verdict]) -> set[tuple[VerdictKind, int | None]]:
@@ -128,6 +136,23 @@ def test_clocks_that_are_off_or_jump_blame_nobody(kind: str, ms: float) -> None:
     assert places(judged(simulate(scenario))) == set()
 
 
+@pytest.mark.parametrize("ms", [-100_000.0, -20_000.0, -5_000.0, 5_000.0, 20_000.0, 100_000.0])
+@pytest.mark.parametrize(("hosts", "host"), [(1, 0), (2, 0), (2, 1)])
+def test_clocks_that_leap_by_seconds_name_nobody_and_are_said(hosts: int, host: int, ms: float) -> None:
+    tables = simulate(replace(RUN, hosts=hosts, faults=(Fault("clock_jump", 4.0, ms=ms, host=host),)))
+    told, last = revisions(tables)
+    assert places(told) == set()
+    assert {verdict.kind for verdict in last} < {VerdictKind.INCONCLUSIVE, VerdictKind.CLOCK_UNCERTAIN}
+    if abs(ms) < HORIZON_NS / 1e6:  # else what was before is forgotten
+        assert (last[0].kind == VerdictKind.INCONCLUSIVE) == (hosts == 1)
+        why = ("the clock of host", "its clock jumped by", "arrive before they were sent")
+        assert any(each in last[0].text for each in why)
+    sources, clocks = tables["sources"], tables.get("clocks")
+    t0_ns = int(pc.min(tables["intervals"]["t0_ns"].filter(pc.equal(tables["intervals"]["rank"], 0))).as_py())
+    found = rank_ledger(tables["intervals"], tables["health"], sources, t0_ns, t0_ns + 9 * 10**9, clocks)
+    assert {found.ns(rank) for rank in found.ranks} == {9 * 10**9} and min(row.ns for row in found.rows) >= 0
+
+
 def half_of_the_segments(store: Path) -> None:
     for file in sorted((store / "v1").rglob("*.arrow"))[::2]:
         file.unlink()
@@ -153,3 +178,47 @@ def test_stalls_of_a_damaged_store_is_a_document(
         assert {(one["kind"], one.get("on_rank", one.get("rank"))) for one in told if one["kind"] not in QUIET} <= {
             ("stage_limits", 1)
         }
+
+
+def of_one_rank(tables: Tables) -> Tables:
+    there = {"intervals", "health", "summaries"}
+    return {name: rows.filter(pc.less(rows["rank"], 1)) if name in there else rows for name, rows in tables.items()}
+
+
+def of_a_later_version(tables: Tables) -> Tables:
+    """Half of the intervals are of a class, and some events of a kind, that nobody here knows."""
+    rows, events = tables["intervals"], tables["events"]
+    cls = pa.array(np.where(np.arange(rows.num_rows) % 2, 77, np.asarray(rows["cls"])), pa.uint8())
+    strange = {**events.to_pylist()[-1], "kind": "of_a_later_version", "row_seq": 10**6}
+    return tables | {
+        "intervals": rows.set_column(rows.schema.get_field_index("cls"), rows.schema.field("cls"), cls),
+        "events": pa.concat_tables([events, pa.Table.from_pylist([strange], schema=events.schema)]),
+    }
+
+
+def without_steps(tables: Tables) -> Tables:
+    return tables | {"steps": tables["steps"].slice(0, 0)}
+
+
+def of_a_clock_that_leapt(_tables: Tables) -> Tables:
+    return simulate(replace(RUN, faults=(Fault("clock_jump", 4.0, ms=-5_000.0, host=0),)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (of_one_rank, "no intervals of rank 1 came"),
+        (of_a_later_version, "classes that this version does not know"),
+        (without_steps, "no traffic was recorded"),
+        (of_a_clock_that_leapt, "went back by"),
+    ],
+)
+def test_stalls_of_records_that_say_too_little_is_inconclusive_with_the_reason(
+    runs: dict[str, Tables], damage: Callable[[Tables], Tables], reason: str, tmp_path: Path
+) -> None:
+    write_store(damage(runs["healthy"]), str(tmp_path))
+    found = CliRunner().invoke(stalls, [str(tmp_path), "--json"])
+    assert found.exit_code in (0, 5), found.output
+    (verdict,) = json.loads(found.stdout)["verdicts"]
+    assert verdict["kind"] == "inconclusive"
+    assert reason in verdict["text"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.vocabulary import IntervalClass
-from insitu_collector.causality import Violations, violations
+from insitu_collector.causality import Violations, shown_ns, violations
 
 STAGES = {0: 0, 1: 1}
 Row = tuple[int, int, int, IntervalClass, int, int]
@@ -51,3 +51,14 @@ def test_a_send_that_nobody_received_and_the_drivers_messages_say_nothing() -> N
 def test_waiting_until_the_peer_takes_it_is_part_of_the_send() -> None:
     rows = [*message(1, 100, 90), (0, 1, 1, IntervalClass.SEND_WAIT, 80, 100)]
     assert violations(columns(rows), STAGES) == [Violations(0, 1, 1, 0, 0)]
+
+
+def test_what_enough_messages_show_is_the_error_of_their_two_hosts() -> None:
+    rows = [row for step in range(40) for row in message(step, 1_000 * step, 1_000 * step + 20 - 3 * (step % 10 == 0))]
+    early = [row for step in range(40) for row in message(step, 1_000 * step, 1_000 * step - 3 * step)]
+    hosts = {0: "a", 1: "b"}
+    assert shown_ns(columns(rows), STAGES, hosts, {}) == {}
+    assert shown_ns(columns(early), STAGES, hosts, {}) == {frozenset("ab"): 117}
+    assert shown_ns(columns(early), STAGES, hosts, {(0, 1): 200}) == {}
+    assert shown_ns(columns(early[: 3 * 15]), STAGES, hosts, {}) == {}, "too few"
+    assert shown_ns(columns(early), STAGES, {0: "a", 1: "a"}, {}) == {}

@@ -354,3 +354,60 @@ def test_a_heartbeat_between_two_others_spreads_delay_anew() -> None:
     late.settle()
     assert late.tiles(SECOND)[0].ledger().ns(0, LedgerClass.CONTENDED) == pytest.approx(SECOND * 0.9, abs=20)
     assert seen(late) == seen(fed(rows, [*ends, between]))
+
+
+def compare_at(*measured: tuple[int, int]) -> pa.Table:
+    """(time of the host's clock, error) of each."""
+    rows = [
+        {"rank": 1, "stage": 1, "host_a": "a", "host_b": "b", "t_ns": t_ns, "offset_ns": 0, "error_ns": error_ns}
+        for t_ns, error_ns in measured
+    ]
+    return table("clocks", rows)
+
+
+def test_a_split_is_judged_by_the_error_of_its_time() -> None:
+    rows, health = receives()
+    measured = [(0, 0), (SECOND, 0), (2 * SECOND, 2 * MS), (3 * SECOND, 0), (4 * SECOND, 0)]
+    ledger = TileLedger()
+    ledger.add({"sources": sources("ab"), "clocks": compare_at(*measured)})
+    ledger.add({"intervals": table("intervals", rows), "health": table("health", health)})
+    ledger.settle()
+    found = [tile.ledger().unattributed_ns[1] for tile in ledger.tiles(SECOND)]
+    steps = SECOND // (50 * MS)
+    assert found[0] == 0
+    assert found[1:3] == [2 * steps * 2 * MS, 2 * steps * 2 * MS], "2 ms before and after each split"
+
+
+@given(st.integers(0, 4), st.integers(0, 5))
+@settings(max_examples=20, deadline=None)
+def test_when_comparisons_of_clocks_come_changes_no_tile(first: int, then: int) -> None:
+    rows, health = receives()
+    measured = [(n * SECOND, (0, 3 * MS, MS, 0, 2 * MS)[n]) for n in range(5)]
+    late = TileLedger()
+    late.add({"sources": sources("ab"), "clocks": compare_at(*measured[:first])})
+    late.add({"intervals": table("intervals", rows), "health": table("health", health)})
+    late.settle()
+    for part in (measured[first:then], measured[max(first, then) :]):
+        late.add({"clocks": compare_at(*part)})
+        late.settle()
+    early = TileLedger()
+    early.add({"sources": sources("ab"), "clocks": compare_at(*measured)})
+    early.add({"intervals": table("intervals", rows), "health": table("health", health)})
+    early.settle()
+    assert seen(late) == seen(early)
+
+
+@pytest.mark.parametrize("early", [0, MS])
+def test_messages_that_contradict_the_clocks_leave_splits_below_what_they_show_unattributed(early: int) -> None:
+    """Rank 0 sends 10 ms before rank 1 has it, by clocks said to be exact; with `early`, so much after."""
+    rows: list[Row] = []
+    for step in range(60):
+        t, seen_ns = step * 50 * MS, (10 * MS if not early else -early)
+        sent, got = t + 20 * MS, t + 20 * MS + seen_ns
+        numbers_ = {"step_id": step, "mb": 0}
+        rows.append(interval(IntervalClass.SEND_XFER, sent, sent + MS, peer=1) | numbers_)
+        rows.append(interval(IntervalClass.RECV_WAIT, t, got - 5 * MS, rank=1, peer=0) | numbers_)
+        rows.append(interval(IntervalClass.RECV_XFER, got - 5 * MS, got, rank=1, peer=0) | numbers_)
+    clocks = compare_at((0, 0), (4 * SECOND, 0))
+    found = rank_ledger(table("intervals", rows), table("health", []), sources("ab"), 0, 3 * SECOND, clocks)
+    assert found.unattributed_ns == {0: 0, 1: 60 * 2 * early}

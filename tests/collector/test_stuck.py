@@ -40,10 +40,13 @@ def beat(
     return row
 
 
-def evidence(beats: Iterable[dict[str, Any]], *, num_ranks: int = 3, median_ms: float = 10) -> Evidence:
+def evidence(
+    beats: Iterable[dict[str, Any]], *, num_ranks: int = 3, median_ms: float = 10, boots: str = "bbb"
+) -> Evidence:
     """Ranks whose every class took `median_ms` often before, and their heartbeats."""
     sources = [
-        {"rank": r, "role": "rank", "boot_id": "b", "unix_anchor_ns": 0, "mono_anchor_ns": 0} for r in range(num_ranks)
+        {"rank": r, "role": "rank", "boot_id": boots[r], "unix_anchor_ns": 0, "mono_anchor_ns": 0}
+        for r in range(num_ranks)
     ]
     usual = [
         {"rank": rank, "cls": int(cls), "t0_ns": 50 * S + n * S, "t1_ns": 50 * S + n * S + int(median_ms * MS)}
@@ -151,6 +154,49 @@ def test_who_was_heard_by_a_rank_of_its_host_is_not_silent(receiver: int, is_sil
     found.add({"sources": table("sources", [other]), "intervals": table("intervals", [heard])})
     found.add({"health": table("health", [beat(3, COMPUTE, 0.1)])})
     assert [finding.on_rank for finding in stuck.look(found)] == ([1] if is_silent else [])
+
+
+def of_process(rank: int, times_s: Iterable[float], **last: Any) -> list[dict[str, Any]]:
+    """Heartbeats of which none was lost, seconds after `NOW`; the last says what is open."""
+    rows = [{"rank": rank, "row_seq": n, "t_ns": NOW + int(t * S), "closing": False} for n, t in enumerate(times_s)]
+    return [*rows[:-1], rows[-1] | last]
+
+
+def open_for(cls: int, seconds_: float, at_s: float, peer: int = -1) -> dict[str, Any]:
+    since = NOW + int((at_s - seconds_) * S)
+    return {"open_cls": int(cls), "open_since_ns": since, "open_peer": peer, "open_step_id": 7}
+
+
+def judged(boots: str, *processes: list[dict[str, Any]]) -> list[Finding]:
+    """What is said of ranks of two hosts or one."""
+    return look([row for rows in processes for row in rows], num_ranks=2, boots=boots)
+
+
+@pytest.mark.parametrize("by_s", [5, 21])
+@pytest.mark.parametrize("boots", ["bb", "bc"])
+def test_what_is_open_when_the_clock_leaps_is_not_stuck(by_s: float, boots: str) -> None:
+    """All processes of the host leap: of one host both, of two the second."""
+    leapt = [0, 1, 2, 3 + by_s]
+    other = leapt if boots == "bb" else [0, 1, 2, 3]
+    idle = {"open_cls": int(IDLE), "open_since_ns": NOW, "open_peer": -1}
+    hung = open_for(COMPUTE, by_s + 25.5, 3 + by_s)
+    assert [one.on_rank for one in judged(boots, of_process(0, other, **idle), of_process(1, leapt, **hung))] == [1]
+    open_ = open_for(COMPUTE, by_s + 0.5, 3 + by_s)
+    assert judged(boots, of_process(0, other, **idle), of_process(1, leapt, **open_)) == []
+
+
+@pytest.mark.parametrize("by_s", [-30, -5, 5, 30])
+@pytest.mark.parametrize("boots", ["bb", "bc"])
+def test_nobody_is_silent_beside_a_process_whose_clock_leapt(by_s: float, boots: str) -> None:
+    idle = {"open_cls": int(IDLE), "open_since_ns": NOW - 99 * S, "open_peer": -1}
+    leapt = [*range(5), *(n + by_s for n in range(5, 10))]
+    assert judged(boots, of_process(0, range(10), **idle), of_process(1, leapt, **idle)) == []
+
+
+def test_a_rank_that_stops_while_others_of_its_host_go_on_is_silent_as_ever() -> None:
+    idle = {"open_cls": int(IDLE), "open_since_ns": NOW - 99 * S, "open_peer": -1}
+    (found,) = judged("bb", of_process(0, range(10), **idle), of_process(1, range(6), **idle))
+    assert (found.on_rank, found.phase) == (1, "silent")
 
 
 def test_a_rank_that_closed_is_not_silent() -> None:

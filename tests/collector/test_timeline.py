@@ -105,6 +105,67 @@ def test_drift_since_the_last_measurement_adds_to_the_error() -> None:
     assert line.error_ns(2, 2, 110 * SECOND) == line.error_ns(1, 1, 110 * SECOND) == 0
 
 
+def test_the_error_is_that_of_the_measurements_around_a_time() -> None:
+    sources = table("sources", [source(1, "c"), source(2, "b")])
+    rows = [compared("b", n * 10 * SECOND, 0, error_ns=error) for n, error in enumerate((5, 7, 90, 3))]
+    line = timeline_of(sources, table("clocks", rows))
+    at = np.array([5, 10, 15, 20, 25, 30], np.int64) * SECOND
+    found = line.errors_ns(1, 2, at)
+    assert found is not None and found.tolist() == [7, 7, 90, 90, 90, 3]
+    assert line.error_ns(1, 2) == 90
+    assert line.error_ns(1, 2, -100 * SECOND) == 5 + 10_000_000, "before the first nobody knows what drifted"
+    assert line.errors_ns(1, 77, at) is None
+
+
+@given(
+    jump=st.integers(-8 * SECOND, 10**12).filter(lambda ns: abs(ns) > 5_000_000),
+    at=st.integers(1, 3),
+    t_ns=st.lists(st.integers(0, 40 * SECOND), min_size=1, max_size=20),
+)
+def test_a_jump_changes_no_duration_and_is_the_error_of_what_lies_around_it(
+    jump: int, at: int, t_ns: list[int]
+) -> None:
+    """True times are those of host c; the clock of b jumps between two measurements, halfway."""
+    when = (at * 10 - 5) * SECOND
+    own = [t + (jump if t >= when else 0) for t in sorted(t_ns)]
+    rows = [
+        compared("b", t + ahead, ahead) for t in range(0, 50 * SECOND, 10 * SECOND) for ahead in [jump * (t > when)]
+    ]
+    line = timeline_of(table("sources", [source(1, "c"), source(2, "b")]), table("clocks", rows))
+    moved = line.moved(times(2, own), "t_ns")
+    errors = line.errors_ns(1, 2, moved)
+    assert errors is not None
+    assert (np.abs(moved - np.array(sorted(t_ns))) <= errors).all()
+    between = (2 * when + jump) // 2  # of the clock of b, halfway between the two measurements
+    apart = line.moved(times(2, [between - SECOND // 2, between + SECOND // 2]), "t_ns")
+    assert apart[1] - apart[0] == SECOND
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(-3, 3), st.integers(0, 3)), min_size=2, max_size=12))
+def test_errors_differ_from_another_lines_only_where_it_says_so(measured: list[tuple[int, int, int]]) -> None:
+    sources = table("sources", [source(1, "c"), source(2, "b")])
+    rows = [compared("b", t * SECOND, ahead, error_ns=error) for t, ahead, error in measured]
+    before, after = (timeline_of(sources, table("clocks", part)) for part in (rows[:-1], rows[1:]))
+    at = np.arange(-SECOND, 62 * SECOND, SECOND // 4)
+    errors = [line.errors_ns(1, 2, at) for line in (before, after)]
+    assert errors[0] is not None and errors[1] is not None
+    said = np.zeros(len(at), bool)
+    for begin, end in after.differing(before):
+        said |= (at >= begin) & (at <= end)
+    assert not (said[errors[0] != errors[1]] == 0).any()
+    assert before.differing(before) == []
+
+
+def test_what_messages_show_widens_the_error_of_two_hosts_and_of_no_others() -> None:
+    sources = table("sources", [source(1, "c"), source(2, "b"), source(3, "d")])
+    clocks = table("clocks", [compared(host, t * SECOND, 0, error_ns=9) for host in "bd" for t in (0, 50)])
+    line = timeline_of(sources, clocks).widened({frozenset("cb"): 700})
+    assert line.error_ns(1, 2) == line.error_ns(2, 1, 5 * SECOND) == 700
+    assert line.error_ns(1, 3) == 9 and line.error_ns(2, 3) == 18 and line.error_ns(2, 2) == 0
+    alone = timeline_of(sources).widened({frozenset("cb"): 700})
+    assert alone.error_ns(1, 2) is None
+
+
 def test_hosts_measured_against_different_collectors_are_not_put_together() -> None:
     sources = table("sources", [source(1, "a"), source(2, "b"), source(3, "d")])
     clocks = table("clocks", [compared("a", 0, 5, with_host="c"), compared("b", 0, 7, with_host="other")])

@@ -56,7 +56,8 @@ def processes(scenario: Scenario, service: Service | None = None) -> Iterator[Ta
             exchanges = clocks.exchanges(place.host, end_ns, scenario.seed)
             tables["clocks"] = identified("clocks", place, exchanges, len(exchanges["t_ns"]))
         yield {name: clocks.shown(table, place.host) for name, table in tables.items() if table.num_rows}
-    yield {"health": driver_health(hosts, end_ns), "requests": rows.requests(replicas)}
+    driver = {"health": driver_health(hosts, end_ns), "requests": rows.requests(replicas)}
+    yield {name: clocks.shown(table, DRIVER.host) for name, table in driver.items()}
 
 
 def _events(scenario: Scenario, traffic_ns: int) -> pa.Table:
