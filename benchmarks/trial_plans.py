@@ -115,7 +115,8 @@ def _kv(kind: str, seed: int, world: World) -> Plan:
 def _prefill(kind: str, seed: int, world: World) -> Plan:
     rng = random.Random(f"{kind}-{seed}-setting")
     budget = rng.choice((384, 512, 768))
-    return Plan(serve=f"--token-budget {budget}", load=f"--rate {rng.uniform(9.0, 11.0):.2f}", long_prompts=True)
+    load = f"--rate {rng.uniform(9.0, 11.0):.2f}"
+    return Plan(serve=f"--token-budget {budget}", load=load, long_prompts=True, seconds=SETTING_S)
 
 
 def _underfilled(kind: str, seed: int, world: World) -> Plan:

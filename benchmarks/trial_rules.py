@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -65,13 +65,17 @@ def _rule_expected(
     named = [verdict for verdict in document["verdicts"] if (verdict["kind"], verdict["rank"]) == (expected, rank)]
     allowed = QUIET | ({"host_contended"} if foreign_share >= MIN_FOREIGN_SHARE else set())
     others = [verdict for verdict in document["verdicts"] if verdict not in named and verdict["kind"] not in allowed]
-    missed = [f"no {expected}"] if not named else _missed_in_time(expected, named, done)
+    missed = [f"no {expected}"] if not named else _missed_in_time(expected, named, done, allowed)
     return Ruling(not others and not missed, [_told(verdict) for verdict in others], missed)
 
 
-def _missed_in_time(expected: str, named: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]]) -> list[str]:
+def _missed_in_time(
+    expected: str, named: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]], allowed: Set[str]
+) -> list[str]:
+    """What others did to the host too may be told before; it must go on then."""
     told = [verdict["detected_unix_ns"] for verdict in named]
-    if done and max(told) < min(fault["unix_ns"] for fault in done):
+    lasts = [verdict["window_unix_ns"][1] if expected in allowed else verdict["detected_unix_ns"] for verdict in named]
+    if done and max(lasts) < min(fault["unix_ns"] for fault in done):
         return [f"{expected} was told before it was done"]
     ends = [end for fault in done if (end := fault.get("end_unix_ns")) is not None]
     if done and len(ends) == len(done) and min(told) > max(ends):

@@ -82,6 +82,11 @@ def test_contention_is_told_while_the_burners_burn() -> None:
     for after_s, said in ((3, []), (-1, ["host_contended was told before it was done"])):
         told = [verdict("host_contended", None, detected_unix_ns=BEGAN + after_s * NS)]
         assert rule(answer([], told), 0.0, "contended", burnt).missed == said
+    goes_on = [{**told[0], "window_unix_ns": [BEGAN - 2 * NS, BEGAN + 5 * NS]}]
+    assert rule(answer([], goes_on), 0.3, "contended", burnt).right, "others had begun it"
+    assert not rule(answer([], goes_on), 0.0, "contended", burnt).right, "nobody else was there"
+    over = [{**told[0], "window_unix_ns": [BEGAN - 2 * NS, BEGAN - NS]}]
+    assert not rule(answer([], over), 0.3, "contended", burnt).right
     late = [verdict("host_contended", None, detected_unix_ns=BEGAN + 10 * NS)]
     assert rule(answer([], late), 0.0, "contended", burnt).missed == ["host_contended was told 2.0 s after it was over"]
 
