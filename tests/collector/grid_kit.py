@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from record_kit import table
 
-from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, VerdictKind
 from insitu_collector.judgement import Judgement
 from insitu_collector.slices import seconds
@@ -159,11 +159,6 @@ def put(
                 "peer": peer, "cpu_ns": cpu, "bytes": 0,
             }
         )  # fmt: skip
-
-
-def table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
-    full = [{"epoch": row["rank"] + 1, "row_seq": n, **row} for n, row in enumerate(rows)]
-    return pa.Table.from_pylist(full, schema=schema_of(name))
 
 
 def judged(grid: Grid) -> list[Verdict]:

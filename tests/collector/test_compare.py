@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from record_kit import requests
 
 from insitu.cli import ExitCode, insitu
 from insitu.vocabulary import RequestEvent
@@ -96,10 +97,6 @@ def test_warm_up_alone_is_nothing_to_compare(tmp_path: Path) -> None:
 
 
 def test_latencies_are_taken_from_events_in_any_order() -> None:
-    import pyarrow as pa
-
-    from insitu.records import schema_of
-
     events = [
         ("a", RequestEvent.TOKEN, 35),
         ("a", RequestEvent.ARRIVED, 0),
@@ -111,11 +108,8 @@ def test_latencies_are_taken_from_events_in_any_order() -> None:
         ("warmup-1", RequestEvent.FIRST_TOKEN, 1),
         ("a", 77, 31),  # of a newer version
     ]
-    rows = [
-        {"epoch": 1, "rank": -1, "stage": -1, "row_seq": n, "request": name, "event": int(event), "t_ns": t * 10**9}
-        for n, (name, event, t) in enumerate(events)
-    ]
-    ttft, itl, tokens = samples_of(pa.Table.from_pylist(rows, schema=schema_of("requests")), Timeline())
+    rows = requests((name, event, t * 10**9) for name, event, t in events)
+    ttft, itl, tokens = samples_of(rows, Timeline())
     assert (ttft.tolist(), sorted(itl.tolist()), tokens) == ([30.0], [5.0, 7.0], 4)
-    ttft, itl, tokens = samples_of(schema_of("requests").empty_table(), Timeline())
+    ttft, itl, tokens = samples_of(requests([]), Timeline())
     assert (len(ttft), len(itl), tokens) == (0, 0, 0)

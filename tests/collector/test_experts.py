@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from record_kit import table
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import insitu
-from insitu.records import schema_of
 from insitu.vocabulary import VerdictKind
 from insitu_collector import experts
 from insitu_collector.evidence import Evidence
@@ -22,11 +21,6 @@ from insitu_collector.judge import judged
 from insitu_collector.store import open_store
 
 SECOND = 1_000_000_000
-
-
-def table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
-    full = [{"epoch": 1, "rank": 0, "stage": 0, "row_seq": place, **row} for place, row in enumerate(rows)]
-    return pa.Table.from_pylist(full, schema=schema_of(name))
 
 
 def evidence(loads: list[list[int]], num_rows: int) -> Evidence:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_kit import requests
 
-from insitu.records import schema_of
 from insitu.vocabulary import RequestEvent
 from insitu_collector.latency import (
     KEEP_S,
@@ -25,13 +24,8 @@ Event = tuple[str, RequestEvent, float]
 
 
 def fed(*events: Event) -> Latency:
-    rows = [
-        {"epoch": 9, "rank": -1, "stage": -1, "row_seq": place, "request": name, "event": int(event)}
-        | {"t_ns": round(t_s * SECOND_NS)}
-        for place, (name, event, t_s) in enumerate(events)
-    ]
     found = Latency()
-    found.add(pa.Table.from_pylist(rows, schema=schema_of("requests")), Timeline())
+    found.add(requests((name, event, round(t_s * SECOND_NS)) for name, event, t_s in events), Timeline())
     return found
 
 
@@ -98,14 +92,7 @@ def test_samples_of_a_whole_table_say_when_they_ended() -> None:
         ("a", RequestEvent.TOKEN, 36),
         ("a", RequestEvent.TOKEN, 46),
     ]
-    rows = pa.Table.from_pylist(
-        [
-            {"epoch": 1, "rank": -1, "stage": -1, "row_seq": n, "request": name, "event": int(event), "t_ns": t}
-            for n, (name, event, t) in enumerate(events)
-        ],
-        schema=schema_of("requests"),
-    )
-    first, between, num_tokens = timed_samples(rows, Timeline(0, {1: 1_000}))
+    first, between, num_tokens = timed_samples(requests(events), Timeline(0, {1: 1_000}))
     assert (first.t_ns.tolist(), (first.seconds * 1e9).tolist()) == ([1_030], [pytest.approx(20)])
     assert between.t_ns.tolist() == [1_036, 1_046]
     assert (between.seconds * 1e9).tolist() == pytest.approx([6, 10])

@@ -9,20 +9,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from record_kit import beat, interval, table
 
-from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
 from insitu_collector.ledger import Ledger, rank_ledger
 from insitu_collector.ledger_classes import classify
 
 MS = 1_000_000
 STAGES = {0: 0, 1: 1}
-
-
-def table(name: str, rows: Iterable[dict[str, Any]]) -> pa.Table:
-    """A table of the real schema; identity columns default to epoch = rank + 1."""
-    full = [{"epoch": row.get("rank", 0) + 1, "row_seq": n, **row} for n, row in enumerate(rows)]
-    return pa.Table.from_pylist(full, schema=schema_of(name))
 
 
 def sources(ranks: Iterable[int] = (0, 1), boot_id: str = "boot") -> pa.Table:
@@ -35,11 +29,6 @@ def sources(ranks: Iterable[int] = (0, 1), boot_id: str = "boot") -> pa.Table:
     )
 
 
-def interval(cls: int, t0: int, t1: int, *, rank: int = 0, peer: int = -1, cpu: int | None = None) -> dict[str, Any]:
-    cpu_ns = t1 - t0 if cpu is None else cpu
-    return {"rank": rank, "stage": rank, "cls": int(cls), "t0_ns": t0, "t1_ns": t1, "peer": peer, "cpu_ns": cpu_ns}
-
-
 def ledger(
     intervals: Iterable[dict[str, Any]],
     t0: int,
@@ -48,10 +37,6 @@ def ledger(
     ranks: Iterable[int] = (0, 1),
 ) -> Ledger:
     return rank_ledger(table("intervals", intervals), table("health", health), sources(ranks), t0, t1)
-
-
-def beat(t: int, run_delay: int, *, rank: int = 0, **more: Any) -> dict[str, Any]:
-    return {"rank": rank, "stage": rank, "t_ns": t, "run_delay_ns": run_delay, **more}
 
 
 @pytest.mark.parametrize(

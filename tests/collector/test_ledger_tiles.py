@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from record_kit import beat, interval, table
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
@@ -23,11 +24,6 @@ Row = dict[str, Any]
 Places = dict[tuple[int, LedgerClass, int | None], int]
 
 
-def table(name: str, rows: Iterable[Row]) -> pa.Table:
-    full = [{"epoch": row.get("rank", 0) + 1, "row_seq": n, **row} for n, row in enumerate(rows)]
-    return pa.Table.from_pylist(full, schema=schema_of(name))
-
-
 def sources(boots: Sequence[str] = ("a", "a"), mono: Sequence[int] = (0, 0)) -> pa.Table:
     common = {"role": "rank", "unix_anchor_ns": 10**18}
     rows = [
@@ -35,15 +31,6 @@ def sources(boots: Sequence[str] = ("a", "a"), mono: Sequence[int] = (0, 0)) -> 
         for r, (boot, at) in enumerate(zip(boots, mono, strict=True))
     ]
     return table("sources", rows)
-
-
-def interval(cls: int, t0: int, t1: int, *, rank: int = 0, peer: int = -1, cpu: int | None = None) -> Row:
-    cpu_ns = t1 - t0 if cpu is None else cpu
-    return {"rank": rank, "stage": rank, "cls": int(cls), "t0_ns": t0, "t1_ns": t1, "peer": peer, "cpu_ns": cpu_ns}
-
-
-def beat(t: int, delay: int = 0, *, rank: int = 0, **more: Any) -> Row:
-    return {"rank": rank, "stage": rank, "t_ns": t, "run_delay_ns": delay, "closing": False, **more}
 
 
 def numbered(rows: Iterable[Row]) -> list[Row]:

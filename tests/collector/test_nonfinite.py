@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-import pyarrow as pa
 import pytest
+from record_kit import table
 
-from insitu.records import schema_of
 from insitu_collector.evidence import Evidence
 from insitu_collector.nonfinite import PATIENCE_NS, NonfiniteWatch
 
 S = 1_000_000_000
 NAMES = ("L{0}.attn_out", "L{0}.mlp_out", "L{0}.resid_post", "L{1}.attn_out", "L{1}.mlp_out", "L{1}.resid_post")
 NAN = float("nan")
-
-
-def table(name: str, rows: Iterable[dict[str, Any]]) -> pa.Table:
-    full = [{"epoch": row["rank"] + 1, "stage": row["rank"], **row} for row in rows]
-    return pa.Table.from_pylist([{"row_seq": n, **row} for n, row in enumerate(full)], schema=schema_of(name))
 
 
 class World:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import pyarrow as pa
 import pytest
+from record_kit import table
 
-from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass
 from insitu_collector import stuck
 from insitu_collector.evidence import Evidence
@@ -23,11 +22,6 @@ COMPUTE, RECV, SEND, IDLE = (
     IntervalClass.SEND_WAIT,
     IntervalClass.IDLE,
 )
-
-
-def table(name: str, rows: Iterable[dict[str, Any]]) -> pa.Table:
-    full = [{"epoch": row["rank"] + 1, "stage": row["rank"], "row_seq": n, **row} for n, row in enumerate(rows)]
-    return pa.Table.from_pylist(full, schema=schema_of(name))
 
 
 def beat(

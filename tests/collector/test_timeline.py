@@ -9,17 +9,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_kit import table
 
 from insitu.records import schema_of
 from insitu_collector.timeline import timeline_of
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
-
-
-def table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
-    full = [{"epoch": 1, "rank": 0, "stage": 0, "row_seq": n, **row} for n, row in enumerate(rows)]
-    return pa.Table.from_pylist(full, schema=schema_of(name))
 
 
 def source(epoch: int, boot: str, unix_off_ns: int = 0, mono_ns: int = 0) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pyarrow as pa
+from record_kit import requests
 
-from insitu.records import schema_of
 from insitu.vocabulary import RequestEvent
 from insitu_collector.timeline import Timeline
 from insitu_collector.trace_requests import Life, lives, request_counters, request_slices, without_tokens
@@ -13,12 +13,7 @@ E = RequestEvent
 
 
 def found(*events: tuple[str, RequestEvent, int], tokens: int | None = None) -> list[Life]:
-    full = [
-        {"epoch": 1, "rank": -1, "stage": -1, "row_seq": n, "request": name, "event": int(event), "t_ns": t}
-        | {"num_tokens": tokens}
-        for n, (name, event, t) in enumerate(events)
-    ]
-    table = pa.Table.from_pylist(full, schema=schema_of("requests"))
+    table = requests(events, num_tokens=tokens)
     return lives(
         pa.Table.from_batches([without_tokens(batch) for batch in table.to_batches()], table.schema), Timeline()
     )
