@@ -64,8 +64,8 @@ def run_demo(store: Path, seed: int, plan: Plan = AS_IT_COMES) -> Answered:
     command += ["--serve", plan.serve, "--load", plan.load]
     busy_s, ours_s, began = _host_busy_s(), _children_s(), time.monotonic()
     with tempfile.TemporaryFile("w+") as stdout:
-        demo = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
-        said, burnt = _attend(demo, plan.burners)
+        with subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True) as demo:
+            said, burnt = _attend(demo, plan.burners)
         stdout.seek(0)
         document = json.load(stdout) if demo.returncode == 0 else None
     foreign_s = (_host_busy_s() - busy_s) - (_children_s() - ours_s)
