@@ -269,7 +269,7 @@ KINDS: Final = {
     ),
     "clock_uncertain": Kind(K.CLOCK_UNCERTAIN, "ms a jump", (0.1, 500.0), _clock_jump, _of(JUMP_MS)),
     "clock_never_compared": Kind(K.CLOCK_UNCERTAIN, "hosts", ONE, _clock_unknown, _of(0.0)),
-    "expert_imbalance": Kind(K.EXPERT_IMBALANCE, "share of tokens", (0.1, 1.0), _experts, _hot),
+    "expert_imbalance": Kind(K.EXPERT_IMBALANCE, "share of tokens", (0.2, 1.0), _experts, _hot),
 }
 
 
