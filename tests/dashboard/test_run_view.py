@@ -106,6 +106,18 @@ def test_a_row_that_comes_late_changes_the_tile_it_belongs_to(tables: dict[str, 
     assert took(view, 1, LedgerClass.UNRECORDED, cut) < before / 2
 
 
+def test_what_a_rank_that_was_cut_off_for_a_minute_sends_is_still_drawn(tables: dict[str, pa.Table]) -> None:
+    view = RunView()
+    view.add(only(tables, 1, "t1_ns", 1006 * SECOND))
+    view.add({"health": beat(0, 1066 * SECOND)})
+    view.settle()
+    assert took(view, 1, LedgerClass.UNRECORDED, 1007 * SECOND) == SECOND
+    rows = tables["intervals"].filter(pc.equal(tables["intervals"]["rank"], 1))
+    view.add({"intervals": rows.filter(pc.greater(rows["t1_ns"], 1006 * SECOND))})
+    view.settle()
+    assert took(view, 1, LedgerClass.UNRECORDED, 1007 * SECOND) < SECOND // 2
+
+
 def test_what_comes_when_its_tile_is_final_is_counted_and_changes_nothing(tables: dict[str, pa.Table]) -> None:
     view = RunView()
     view.add(only(tables, 1, "t1_ns", 1006 * SECOND))
