@@ -154,8 +154,9 @@ def _run_ranks(rig: Rig, folder: Path, run: dict[str, str], to: str, children: C
 def _running(command: Sequence[str], variables: dict[str, str], log: Path) -> Iterator[subprocess.Popen[str]]:
     """Run a command in a session of its own for as long as the block lasts; its stderr goes to a file."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("INSITU_")}
-    with log.open("w") as errors:
-        process = subprocess.Popen(
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
             command,
             env=clean | variables,
             stdin=subprocess.DEVNULL,
@@ -163,13 +164,13 @@ def _running(command: Sequence[str], variables: dict[str, str], log: Path) -> It
             stderr=errors,
             text=True,
             start_new_session=True,
-        )
+        ) as process,
+    ):
         try:
             yield process
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def _wait_for(is_so: Callable[[], bool], ranks: Sequence[subprocess.Popen[str]], children: Children) -> None:
