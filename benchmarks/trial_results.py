@@ -75,14 +75,19 @@ def _line(kind: str, mine: Sequence[Trial]) -> str:
 
 def is_met(trials: Sequence[Trial]) -> bool:
     """Tell whether the bar is met: nothing wrong anywhere, and 19 of 20 right of each kind."""
-    if any(trial.wrong for trial in trials):
-        return False
     kinds = {trial.kind for trial in trials}
-    return all(_right(trials, kind) >= BAR * sum(trial.kind == kind for trial in trials) for kind in kinds)
+    return bool(trials) and all(_is_met([trial for trial in trials if trial.kind == kind]) for kind in kinds)
 
 
-def _right(trials: Sequence[Trial], kind: str) -> int:
-    return sum(trial.right for trial in trials if trial.kind == kind)
+def is_sample_met(trials: Sequence[Trial]) -> bool:
+    """Tell the same of one seed of each kind: of several kinds one may have missed its verdict, but never crashed."""
+    mistaken = [trial for trial in trials if trial.wrong or trial.failure or trial.account]
+    missing = sum(not trial.right for trial in trials)
+    return bool(trials) and not mistaken and missing <= (1 if len(trials) > 1 else 0)
+
+
+def _is_met(trials: Sequence[Trial]) -> bool:
+    return not any(trial.wrong for trial in trials) and sum(t.right for t in trials) >= BAR * len(trials)
 
 
 def read_results(path: Path) -> tuple[World | None, list[Trial]]:

@@ -42,7 +42,18 @@ def rule(
     """Judge an answer against what was done: what the injector logged, unless `done` says it."""
     faults = faults_of(document) if done is None else done
     if kind in EXPECTED:
-        return _rule_expected(document, EXPECTED[kind], foreign_share, faults)
+        wrong, missed = _rule_expected(document, EXPECTED[kind], foreign_share, faults)
+    else:
+        wrong, missed = _rule_faults(document, foreign_share, faults)
+    if document["revised"]:
+        missed.append(f"{document['revised']} verdicts were withdrawn")
+    return Ruling(not wrong and not missed, wrong, missed)
+
+
+def _rule_faults(
+    document: Mapping[str, Any], foreign_share: float, faults: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """Each fault must be named where it was done, and nothing else."""
     verdicts = document["verdicts"]
     wrong = [_told(verdict) for verdict in verdicts if not _is_of_some(verdict, faults)]
     missed = [miss for fault in faults for miss in _missed(fault, verdicts)]
@@ -51,14 +62,12 @@ def rule(
         missed += _missed_without_fault(verdicts, foreign_share)
     if "inconclusive" in kinds and foreign_share < MIN_FOREIGN_SHARE:
         missed.append(f"inconclusive, though foreign work took only {100 * foreign_share:.0f} % of the cores")
-    if document["revised"]:
-        missed.append(f"{document['revised']} verdicts were withdrawn")
-    return Ruling(not wrong and not missed, wrong, missed)
+    return wrong, missed
 
 
 def _rule_expected(
     document: Mapping[str, Any], expected: str, foreign_share: float, done: Sequence[Mapping[str, Any]]
-) -> Ruling:
+) -> tuple[list[str], list[str]]:
     """One verdict must be there, about the one rank to which something was done or else about none, and in its time."""
     ranks = {fault["rank"] for fault in done}
     rank = ranks.pop() if len(ranks) == 1 else None
@@ -66,7 +75,7 @@ def _rule_expected(
     allowed = QUIET | ({"host_contended"} if foreign_share >= MIN_FOREIGN_SHARE else set())
     others = [verdict for verdict in document["verdicts"] if verdict not in named and verdict["kind"] not in allowed]
     missed = [f"no {expected}"] if not named else _missed_in_time(expected, named, done, allowed)
-    return Ruling(not others and not missed, [_told(verdict) for verdict in others], missed)
+    return [_told(verdict) for verdict in others], missed
 
 
 def _missed_in_time(

@@ -3,7 +3,7 @@
 Runs real engines (most of them by `insitu demo --json`) with faults drawn from seeds and judges each answer by what was
 done. Exits with 1 when the bar is missed: no answer may name a wrong place, and 19 of 20 of each kind must be right.
 
-    python benchmarks/trials.py                          # seeds 1..20 of each kind: about 90 minutes on two quiet cores
+    python benchmarks/trials.py                          # seeds 1..20 of each kind: two and a half quiet hours
     python benchmarks/trials.py --kinds hang --seeds 3,7
     python benchmarks/trials.py --sample                 # each kind once, as CI does
 """
@@ -16,7 +16,7 @@ from typing import Final
 
 import click
 from trial_plans import World
-from trial_results import Trial, is_met, read_results, table, write_results
+from trial_results import Trial, is_met, is_sample_met, read_results, table, write_results
 from trial_rigs import left_out
 from trial_runs import RUNNERS, calibrate
 
@@ -56,7 +56,7 @@ def parse_kinds(text: str) -> list[str]:
 @click.command()
 @click.option("--kinds", default=",".join(RUNNERS), show_default=True, help="Which faults.")
 @click.option("--seeds", default="1-20", show_default=True, help="Seeds of each kind.")
-@click.option("--sample", is_flag=True, help="Each kind once.")
+@click.option("--sample", is_flag=True, help="Each kind once; one of them may miss something.")
 @click.option("--resume", is_flag=True, help="Go on with what the result file holds.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(".work/trials.json"), show_default=True)
 def main(kinds: str, seeds: str, sample: bool, resume: bool, out: Path) -> None:
@@ -82,7 +82,8 @@ def main(kinds: str, seeds: str, sample: bool, resume: bool, out: Path) -> None:
         click.echo(f"{kind} seed {seed} {trial.specs}: {'right' if trial.right else 'NOT RIGHT'}", err=True)
     asked = [trial for trial in trials if trial.kind in wanted and trial.seed in numbers]
     click.echo(table(asked))
-    sys.exit(0 if is_met(asked) else 1)
+    met = is_sample_met(asked) if sample else is_met(asked)
+    sys.exit(0 if met else 1)
 
 
 if __name__ == "__main__":

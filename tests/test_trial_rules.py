@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trial_plans import FACTORS, FAULTS, PLANS, Burners, World, plan_of
-from trial_results import Trial, is_met, read_results, table, write_results
+from trial_results import Trial, is_met, is_sample_met, read_results, table, write_results
 from trial_rules import EXPECTED, account_errors, rule
 from trial_runs import BURN, RUNNERS, burning
 from trials import parse_kinds, parse_seeds
@@ -60,6 +61,7 @@ def answer(faults: list[dict[str, Any]], verdicts: list[dict[str, Any]], revised
 def test_what_a_kind_makes_must_be_said_and_nothing_else(kind: str) -> None:
     named = verdict(EXPECTED[kind], None)
     assert rule(answer([], [named]), 0.0, kind).right
+    assert rule(answer([], [named], revised=1), 0.0, kind).missed == ["1 verdicts were withdrawn"]
     assert rule(answer([], [verdict("healthy", None)]), 0.0, kind).missed == [f"no {EXPECTED[kind]}"]
     assert rule(answer([], [named, verdict("stage_limits", 1)]), 0.0, kind).wrong
     contended = verdict("host_contended", None)
@@ -209,6 +211,20 @@ def test_the_bar_is_nineteen_of_twenty_and_nothing_wrong() -> None:
     trials[1].right, trials[1].wrong = True, ["stage_limits at stage 0"]
     assert not is_met(trials)
     assert "stage_limits at stage 0" in table(trials)
+
+
+def test_of_a_sample_one_trial_may_miss_something_and_none_may_be_wrong() -> None:
+    trials = [Trial(kind, 1, [], right=True) for kind in ("gc", "nan", "kv", "prefill")]
+    trials[0].right = False
+    assert is_sample_met(trials)
+    trials[1].right = False
+    assert not is_sample_met(trials)
+    trials[1].right = True
+    for fault in ("wrong", "account", "failure"):
+        mistaken = replace(trials[0], **{fault: ["it did not add up"]})
+        assert not is_sample_met([mistaken, *trials[1:]])
+    assert not is_sample_met(trials[:1])
+    assert not is_sample_met([])
 
 
 def test_only_a_miss_on_a_busy_host_is_asked_for_again() -> None:
