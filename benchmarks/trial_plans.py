@@ -27,8 +27,8 @@ FAIL_SLOW_S: Final = 44.0
 SLOW_START_S: Final = (22.0, 23.5)
 """20 s must be known of before, 15 s of after, and the judge comes some seconds later."""
 SLOWING: Final = (0.75, 1.5)
-"""By how much all stages become slower, in healthy stage times. The rule tells 0.25, or three deviations of a second: on
-two virtual cores that nobody else used, whose own speed wanders for seconds, that was up to 0.65."""
+"""By how much all stages become slower, in healthy stage times. The rule tells 0.25, or three deviations of a second:
+on two virtual cores that nobody else used, whose own speed wanders for seconds, that was up to 0.65."""
 
 
 @dataclass(frozen=True, slots=True)
