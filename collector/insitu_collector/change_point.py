@@ -66,6 +66,17 @@ def cumulative_sum(values: Float64, level: float, drift: float) -> Float64:
     return found
 
 
+def _walk(values: Float64, level: float, shift: float) -> Float64:
+    """Return the cumulative sum that is quickest for a shift; one second counts for no more than it."""
+    return cumulative_sum(np.minimum(values, level + shift), level, DRIFT * shift)
+
+
+def _begin(total: Float64) -> int:
+    """Return the place after the last at which a cumulative sum was 0."""
+    zero = np.flatnonzero(total <= 0)
+    return int(zero[-1]) + 1 if len(zero) else 0
+
+
 def latest_change(values: Float64, least: float) -> Change | None:
     """Return the rise that the series is in, or None; least: the smallest shift that is to be told, before noise."""
     if len(values) < MIN_BEFORE + 2:
@@ -74,11 +85,13 @@ def latest_change(values: Float64, least: float) -> Change | None:
     level = float(np.median(before))
     deviation = 1.4826 * float(np.median(np.abs(before - level)))
     least = max(least, LEAST_DEVIATIONS * max(deviation, MIN_DEVIATION))
-    total = cumulative_sum(np.minimum(values, level + least), level, DRIFT * least)  # one hiccup is soon forgotten
+    total = _walk(values, level, least)
     if total[-1] <= THRESHOLD * least / LEAST_DEVIATIONS:
         return None
-    zero = np.flatnonzero(total <= 0)
-    begin = int(zero[-1]) + 1 if len(zero) else 0
+    begin = _begin(total)
+    shift = float(np.median(values[begin:][-PERSIST:])) - level
+    if shift > least and (again := _begin(_walk(values, level, shift))) < len(values):
+        begin = max(begin, again)  # by the least shift a blip just before would be taken for part of a large one
     if begin < MIN_BEFORE:
         return None
     last = values[begin:][-PERSIST:]

@@ -81,6 +81,15 @@ def test_a_rise_that_stays_is_told_after_fifteen_seconds_from_where_it_began(bef
         assert found.shift == pytest.approx(shift, abs=0.05)
 
 
+def test_a_blip_just_before_a_rise_is_not_where_it_began() -> None:
+    """Seconds of a real rank: two were a little slow before the host became slow for good."""
+    before = [0.0, -0.01, 0.0, -0.2, -0.02, 0.06, -0.02, -0.07, 0.1, 0.06, 0.0, -0.07, 0.03, 0.22, -0.07, -0.02, 0.03]
+    series = np.array([*before, -0.16, -0.09, 0.25, 0.26, 0.07, *[1.7, 1.8, 1.5, 1.4] * 4])
+    change = latest_change(series, LEAST)
+    assert change is not None and change.stays
+    assert change.begin == len(series) - 16
+
+
 def test_one_that_goes_again_and_one_that_is_small_are_not_told() -> None:
     values = np.random.default_rng(1).normal(0, 0.04, 120)
     hiccup, small = values.copy(), values.copy()
