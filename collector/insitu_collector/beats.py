@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from insitu.vocabulary import NO_RANK
+from insitu_collector.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +62,27 @@ def beat_of(row: dict[str, Any], boot_id: str, t_ns: int) -> Beat:
         dropped={(drop["table"], drop["reason"]): drop["rows"] for drop in row["dropped"] or ()},
         closing=bool(row["closing"]),
     )
+
+
+def last_beats(held: Mapping[int, Sequence[Beat]]) -> dict[int, Beat]:
+    """Return rank -> its latest heartbeat; held: epoch -> heartbeats, oldest first."""
+    found: dict[int, Beat] = {}
+    for beats in held.values():
+        beat = beats[-1]
+        if beat.rank != NO_RANK and (beat.rank not in found or beat.t_ns > found[beat.rank].t_ns):
+            found[beat.rank] = beat
+    return found
+
+
+def moved(held: dict[int, deque[Beat]], clock: Timeline) -> None:
+    """Put heartbeats on another timeline."""
+    for epoch, beats in held.items():
+        own_ns = np.array([beat.own_ns for beat in beats], np.int64)
+        t_ns = clock.times(own_ns, np.full(len(beats), epoch, np.uint64)).tolist()
+        held[epoch] = deque(_at(beat, at_ns) for beat, at_ns in zip(beats, t_ns, strict=True))
+
+
+def _at(beat: Beat, t_ns: int) -> Beat:
+    if t_ns == beat.t_ns:
+        return beat
+    return replace(beat, t_ns=t_ns, open_since_ns=beat.open_since_ns + t_ns - beat.t_ns)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from insitu.records import schema_of
 from insitu.vocabulary import NO_RANK, RequestEvent, Role
 from insitu_collector import silence
-from insitu_collector.beats import Beat, beat_of
+from insitu_collector.beats import Beat, beat_of, last_beats, moved
+from insitu_collector.leaps import LEAP_NS, forget, leaps, newest_ns
 from insitu_collector.ledger import rank_stages
 from insitu_collector.row_maps import SHAPE, WARMUP_PREFIX, entries, shapes
+from insitu_collector.site_rows import expert_loads_of, summaries_of
 from insitu_collector.tape import Columns, Tape
 from insitu_collector.timeline import Timeline, numbers, timeline_of
 
@@ -83,6 +85,8 @@ class Evidence:
     """`t` is when the row was read."""
     beats: dict[int, deque[Beat]] = field(default_factory=dict)
     """Epoch -> heartbeats, oldest first."""
+    heard_ns: dict[int, int] = field(default_factory=dict)
+    """Epoch -> `now_ns` when its last heartbeat came."""
     sites: dict[int, dict[int, SiteFacts]] = field(default_factory=lambda: defaultdict(dict))
     """Rank -> site number -> site."""
     silences: dict[int, silence.Silence] = field(default_factory=dict)
@@ -92,26 +96,45 @@ class Evidence:
 
     def add(self, tables: Tables) -> None:
         """Take in new rows. Tables that do not matter here are ignored."""
-        for name, take in _TAKE.items():
+        line = self.timeline
+        self._take(_TAKE_FIRST, tables)
+        moves = self.timeline is not line and self.timeline.num_hosts > 1
+        if moves:
+            moved(self.beats, self.timeline)
+        self._take(_TAKE_TIMES, tables)
+        self._set_back(doubted=moves or self.timeline.has_jumped)
+        self._take(_TAKE_REST, tables)
+        for tape in self._tapes():
+            tape.trim(self.now_ns - self.horizon_ns)
+        forget(self.beats, self.heard_ns, self.now_ns - self.horizon_ns)
+
+    def _take(self, takes: Mapping[str, Callable[[Evidence, pa.Table], None]], tables: Tables) -> None:
+        for name, take in takes.items():
             rows = tables.get(name)
             if rows is not None and rows.num_rows:
                 take(self, rows)
-        for tape in (self.intervals, self.steps, self.row_maps, self.requests, self.summaries, self.expert_loads):
-            tape.trim(self.now_ns - self.horizon_ns)
-        for epoch, beats in list(self.beats.items()):
-            while len(beats) > 1 and beats[1].t_ns < self.now_ns - self.horizon_ns:  # the one before shows a leap
-                beats.popleft()
-            if beats[-1].t_ns < self.now_ns - self.horizon_ns:
-                del self.beats[epoch]
+
+    def _tapes(self) -> tuple[Tape, ...]:
+        return self.intervals, self.steps, self.row_maps, self.requests, self.summaries, self.expert_loads
+
+    def _set_back(self, *, doubted: bool) -> None:
+        """Take `now_ns` back where rows brought it ahead whose clock had leapt, or was placed or compared only now."""
+        found = leaps(self.beats)
+        newest = newest_ns(self.beats, found)
+        if newest is None or not (doubted or found) or self.now_ns - newest <= LEAP_NS:
+            return
+        self.now_ns = newest
+        for tape in self._tapes():
+            tape.trim(newest - self.horizon_ns, newest + self.horizon_ns)
+        self.heard_ns = {epoch: min(t_ns, newest) for epoch, t_ns in self.heard_ns.items()}
+        if self.warmup_end_ns is not None:
+            self.warmup_end_ns = min(self.warmup_end_ns, newest)
+        if self.traffic_ns is not None:
+            self.traffic_ns = min(self.traffic_ns[0], newest), min(self.traffic_ns[1], newest)
 
     def last_beats(self) -> dict[int, Beat]:
         """Return each rank's latest heartbeat."""
-        found: dict[int, Beat] = {}
-        for beats in self.beats.values():
-            beat = beats[-1]
-            if beat.rank != NO_RANK and (beat.rank not in found or beat.t_ns > found[beat.rank].t_ns):
-                found[beat.rank] = beat
-        return found
+        return last_beats(self.beats)
 
     def requests_between(self, t0_ns: int, t1_ns: int) -> tuple[str, ...]:
         """Return the requests with rows in steps that began in the window, warm-up left out, sorted."""
@@ -240,33 +263,10 @@ class Evidence:
             self.sites[row["rank"]][row["site"]] = facts
 
     def _take_summaries(self, rows: pa.Table) -> None:
-        num_bad = np.asarray(pc.list_value_length(rows["nonfinite_rows"]).fill_null(0))
-        bad_rows = np.full(rows.num_rows, None, object)
-        for place in np.flatnonzero(num_bad):
-            bad_rows[place] = tuple(rows["nonfinite_rows"][int(place)].as_py())
-        canary = np.asarray(rows["canary"].fill_null(0.0))
-        self.summaries.add(
-            t=np.full(rows.num_rows, self.now_ns),
-            rank=numbers(rows, "rank", NO_RANK),
-            step=numbers(rows, "step_id", -1),
-            site=numbers(rows, "site", -1),
-            seq=numbers(rows, "row_seq", -1),
-            finite=np.isfinite(canary) & (num_bad == 0),
-            flagged=num_bad > 0,
-            bad_rows=bad_rows,
-        )
+        self.summaries.add(t=np.full(rows.num_rows, self.now_ns), **summaries_of(rows))
 
     def _take_expert_loads(self, rows: pa.Table) -> None:
-        loads = np.empty(rows.num_rows, object)
-        loads[:] = [np.asarray(load, np.int64) for load in rows["load"].fill_null([]).to_pylist()]
-        self.expert_loads.add(
-            t=np.full(rows.num_rows, self.now_ns),
-            rank=numbers(rows, "rank", NO_RANK),
-            step=numbers(rows, "step_id", -1),
-            site=numbers(rows, "site", -1),
-            num_rows=numbers(rows, "num_rows", 0),
-            load=loads,
-        )
+        self.expert_loads.add(t=np.full(rows.num_rows, self.now_ns), **expert_loads_of(rows))
 
     def _take_health(self, rows: pa.Table) -> None:
         boots = {row["epoch"]: row["boot_id"] for row in self.sources.select(["epoch", "boot_id"]).to_pylist()}
@@ -274,21 +274,24 @@ class Evidence:
             beat = beat_of(row, boots.get(row["epoch"], ""), t_ns)
             self.beats.setdefault(beat.epoch, deque()).append(beat)
             self.now_ns = max(self.now_ns, beat.t_ns)
+        self.heard_ns |= dict.fromkeys(rows["epoch"].to_pylist(), self.now_ns)
 
 
-_TAKE: Final = {
-    "sources": Evidence._take_sources,
-    "clocks": Evidence._take_clocks,
+_TAKE_FIRST: Final = {"sources": Evidence._take_sources, "clocks": Evidence._take_clocks}
+"""They give the clock."""
+_TAKE_TIMES: Final = {
     "events": Evidence._take_events,
     "sites": Evidence._take_sites,
     "health": Evidence._take_health,
     "intervals": Evidence._take_intervals,
     "steps": Evidence._take_steps,
+}
+"""In this order, events first: they tell the end of warm-up. They tell what time it is."""
+_TAKE_REST: Final = {
     "requests": Evidence._take_requests,
     "summaries": Evidence._take_summaries,
     "expert_loads": Evidence._take_expert_loads,
 }
-"""In this order: sources give the clock, events the end of warm-up."""
 
 
 def _traffic_only(requests: NDArray[Any]) -> tuple[str, ...]:

@@ -19,6 +19,10 @@ MIN_GAIN: Final = 0.03
 """A split that gains less is not worth the words."""
 BLIND: Final = 1.0
 """With a detection limit above this share of a stage's time, nothing can be called healthy."""
+RECORD_MORE: Final = "Record at least 5 s of traffic on every rank, after a warm-up."
+AFTER_LEAP: Final = (
+    "See whether that host was suspended or its processes were stopped; what is recorded from a minute after is judged."
+)
 
 
 def healthy(
@@ -58,14 +62,14 @@ def healthy(
     )
 
 
-def inconclusive(evidence: Evidence, reason: str) -> Finding:
+def inconclusive(evidence: Evidence, reason: str, remedy: str = RECORD_MORE) -> Finding:
     """Return that nothing can be said of the stages, and why."""
     begin, end = evidence.traffic_ns or (evidence.now_ns, evidence.now_ns)
     return Finding(
         kind=VerdictKind.INCONCLUSIVE,
         confidence=0.0,
         text=f"inconclusive: {reason}.",
-        remedy="Record at least 5 s of traffic on every rank, after a warm-up.",
+        remedy=remedy,
         t0_ns=begin,
         t1_ns=max(begin, end),
     )

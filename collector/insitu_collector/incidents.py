@@ -121,6 +121,11 @@ class Incidents:
                 told.append(self._tell(incident, now_ns))
         return self._unstored(told)
 
+    def set_back(self, now_ns: int) -> None:
+        """Say that the time is less than it was said to be: nothing was seen or told later than now."""
+        for incident in (*self._open.values(), *self._ended.values()):
+            incident.seen_ns, incident.told_ns = min(incident.seen_ns, now_ns), min(incident.told_ns, now_ns)
+
     def end(self, now_ns: int) -> list[Verdict]:
         """Return a last revision of what is still open and has changed since it was told."""
         changed = [incident for incident in self._open.values() if incident.told != incident.finding]

@@ -104,8 +104,10 @@ class Judgement:
 
         detected_unix_ns: what verdicts that open now are stamped with; None: the time of the latest row.
         """
-        evidence = self.evidence
+        evidence, before_ns = self.evidence, self.evidence.now_ns
         evidence.add(tables)
+        if evidence.now_ns < before_ns:
+            self._set_back(evidence.now_ns)
         if not evidence.stages:
             return []
         stamp = evidence.timeline.unix_ns(evidence.now_ns) if detected_unix_ns is None else detected_unix_ns
@@ -150,6 +152,12 @@ class Judgement:
             findings += underfilled.look(evidence, traffic, self._replayed)
         told = self.incidents.update(findings, evidence.now_ns, stamp, undecided=undecided)
         return told + (self.incidents.end(evidence.now_ns) if final else [])
+
+    def _set_back(self, now_ns: int) -> None:
+        """Take what was learnt or said at times that a clock showed wrongly as of now, so that it does not last."""
+        self._learnt_ns, self._replayed_ns = min(self._learnt_ns, now_ns), min(self._replayed_ns, now_ns)
+        self._suspect_ns = None if self._suspect_ns is None else min(self._suspect_ns, now_ns)
+        self.incidents.set_back(now_ns)
 
     # -- what is learnt ------------------------------------------------------------------------------------------
 
@@ -226,7 +234,7 @@ class Judgement:
         """Return `healthy` or `inconclusive` once there was enough traffic for either."""
         begin, end = self.evidence.traffic_ns or (0, 0)
         if (leapt := clock.why_inconclusive(self.evidence)) is not None:
-            return [healthy.inconclusive(self.evidence, leapt)]
+            return [healthy.inconclusive(self.evidence, leapt, healthy.AFTER_LEAP)]
         strange = knows_not_all(self.evidence.intervals.between(self.evidence.now_ns - READ_NS))
         if strange:
             excesses = {}  # of the steps that are left nobody knows what the others were

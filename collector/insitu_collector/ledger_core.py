@@ -7,7 +7,6 @@ share of run-queue delay, and no result depends on the order of the rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -15,11 +14,10 @@ import numpy as np
 from insitu.vocabulary import IntervalClass, LedgerClass
 from insitu_collector.ledger_classes import NOBODY, PLACE, classes_of
 from insitu_collector.ledger_columns import Columns, Delays, Grid, Intervals, Sums, Window
+from insitu_collector.ledger_errors import NUM_ON, by_rank, errors_of
 from insitu_collector.timeline import Int64
 
 NUM_CLASSES: Final = len(PLACE)
-_NUM_ON: Final = 1 << 17
-"""More than there are values of an int16 peer, from `NOBODY` up."""
 _COMPUTE, _HOST, _CONTENDED = (PLACE[c] for c in (LedgerClass.COMPUTE, LedgerClass.HOST, LedgerClass.CONTENDED))
 _NO_DEMAND, _UNRECORDED = PLACE[LedgerClass.NO_DEMAND], PLACE[LedgerClass.UNRECORDED]
 _UPSTREAM, _TRANSFER = PLACE[LedgerClass.WAIT_UPSTREAM], PLACE[LedgerClass.TRANSFER]
@@ -79,15 +77,9 @@ def _in_order(rows: Intervals) -> tuple[Intervals, Int64]:
         order = np.lexsort((rows.cpu, rows.peer, rows.cls, rows.end, rows.seq, rows.begin, rows.rank))
     rows = rows.only(order)
     until = np.full(len(rows.rank), np.iinfo(np.int64).min)
-    for here in _by_rank(rows.rank):
+    for here in by_rank(rows.rank):
         np.maximum.accumulate(rows.end[here][:-1], out=until[here][1:])
     return rows, until
-
-
-def _by_rank(rank: Int64) -> list[slice]:
-    """Return the stretches of one rank (or pair of ranks) each in a sorted column."""
-    edges = [0, *(np.flatnonzero(np.diff(rank)) + 1).tolist(), len(rank)]
-    return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def _cells(
@@ -146,7 +138,7 @@ class _Totals:
         plain = inside & ~waits
         np.add.at(self.plain, (place[plain], cls[plain]), ns[plain])
         self._waits.append(
-            ((place[waits] * NUM_CLASSES + cls[waits]) * _NUM_ON + on[waits] - NOBODY, ns[waits]),
+            ((place[waits] * NUM_CLASSES + cls[waits]) * NUM_ON + on[waits] - NOBODY, ns[waits]),
         )
 
     def add_plain(self, place: Int64, cls: int, ns: Int64) -> None:
@@ -158,7 +150,7 @@ class _Totals:
         keys, at = np.unique(keys, return_inverse=True)
         ns = np.zeros(len(keys), np.int64)
         np.add.at(ns, at.reshape(-1), np.concatenate([ns for _, ns in self._waits]))
-        return keys // (_NUM_ON * NUM_CLASSES), keys // _NUM_ON % NUM_CLASSES, keys % _NUM_ON + NOBODY, ns
+        return keys // (NUM_ON * NUM_CLASSES), keys // NUM_ON % NUM_CLASSES, keys % NUM_ON + NOBODY, ns
 
     def of(self, *classes: int) -> Int64:
         """Return the time in some classes by place, waits for anybody included."""
@@ -279,24 +271,10 @@ def _doubtful(
     source = pieces.source[mine]
     length = rows.end[source] - rows.begin[source]
     split = np.where(waits[source], rows.end[source], rows.begin[source])
-    error = np.minimum(_errors(rows.rank[source], rows.peer[source], split, grid), length)
+    error = np.minimum(errors_of(rows.rank[source], rows.peer[source], split, grid), length)
     begin = np.where(waits[source], rows.end[source] - error, rows.begin[source])
     end = np.minimum(begin + error, pieces.end[mine])
     begin = np.minimum(np.maximum(begin, pieces.begin[mine]), end)
     np.add.at(found, place[mine], end - begin - np.where(waits[source], idle.within(begin, end), 0))
     np.minimum(found, totals.of(_UPSTREAM, _TRANSFER), out=found)
-    return found
-
-
-def _errors(rank: Int64, peer: Int64, t_ns: Int64, grid: Grid) -> Int64:
-    """Return the clock error between each rank and its peer at a time, the largest number where it is unknown."""
-    keys = rank * _NUM_ON + peer - NOBODY
-    order = np.argsort(keys, kind="stable")
-    found = np.full(len(keys), np.iinfo(np.int64).max)
-    for here in _by_rank(keys[order]):
-        rows = order[here]
-        key = int(keys[rows[0]])
-        errors = grid.errors_ns(int(grid.ranks[key // _NUM_ON]), key % _NUM_ON + NOBODY, t_ns[rows])
-        if errors is not None:
-            found[rows] = errors
     return found

@@ -88,13 +88,13 @@ class TileLedger:
             clocks = pa.concat_tables([self._clocks, clocks])
             self._clocks = clocks.slice(max(0, clocks.num_rows - MOST_CLOCKS))
             self._regrid(rank_stages(self.sources), timeline_of(self.sources, self._clocks))
+        if health.num_rows:  # before intervals, of which too many at once settle tiles that need heartbeats
+            self._respread += self._beats.add(beats_of(health), self.timeline)
         if intervals.num_rows:
             named = rank_stages(schema_of("sources").empty_table(), intervals)
             if not named.keys() <= self.stages.keys():
                 self._regrid(named, self.timeline)
             self._take_intervals(intervals)
-        if health.num_rows:
-            self._respread += self._beats.add(beats_of(health), self.timeline)
 
     @property
     def settled_ns(self) -> int | None:

@@ -43,7 +43,7 @@ class RequestWatch:
         contended: bool,
     ) -> list[Finding]:
         """Return what delays requests (see `look`), at most `EVERY_NS` old."""
-        if evidence.now_ns - self._looked_ns >= EVERY_NS:
+        if not 0 <= evidence.now_ns - self._looked_ns < EVERY_NS:  # a clock may have gone back
             self._looked_ns = evidence.now_ns
             self._found = look(evidence, baseline, traffic, is_open, contended=contended)
         return self._found

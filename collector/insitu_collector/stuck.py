@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from insitu.vocabulary import NO_RANK, IntervalClass, VerdictKind
+from insitu.vocabulary import IntervalClass, VerdictKind
 from insitu_collector.beats import Beat
 from insitu_collector.delay_matrix import hang_class
 from insitu_collector.evidence import Evidence
@@ -30,7 +31,8 @@ MIN_INTERVALS: Final = 10
 SILENT_NS: Final = 3_000_000_000
 """A rank that gave no sign of life for so long, while others of its host did, is silent."""
 SILENT_ACROSS_NS: Final = 15_000_000_000
-"""The same against ranks of other hosts, whose clocks may jump and are compared again within 10 s."""
+"""The same against ranks of other hosts, whose clocks may jump and are compared again within 10 s. Where they
+never were nobody knows how far they are apart, and no silence is seen."""
 
 _WAITS: Final = (IntervalClass.RECV_WAIT, IntervalClass.SEND_WAIT, IntervalClass.RECV_XFER, IntervalClass.SEND_XFER)
 _RECEIVES: Final = (IntervalClass.RECV_WAIT, IntervalClass.RECV_XFER)
@@ -57,30 +59,72 @@ def _silent(evidence: Evidence, beats: dict[int, Beat], found: list[Leap]) -> li
     """Return the last beats of ranks that fell silent while another rank went on.
 
     An interval is a sign of life too, and so is what another rank of its host has received from it: heartbeats and
-    whatever else it wrote may have been lost on their way, or still be there. A process whose clock leapt says nothing
-    of the others, and one whose clock went back is not judged.
+    whatever else it wrote may have been lost on their way, or still be there. A process whose clock went back is not
+    judged.
     """
-    rows = evidence.intervals.between(max((beat.t_ns for beat in beats.values()), default=0) - 2 * SILENT_ACROSS_NS)
+    latest = min(evidence.now_ns, max((beat.t_ns for beat in beats.values()), default=0))
+    rows = evidence.intervals.between(latest - 2 * SILENT_ACROSS_NS)
     alive = {rank: _alive_ns(rows, beats, beat) for rank, beat in beats.items()}
-    leapt, back = {leap.epoch for leap in found}, {leap.epoch for leap in found if leap.went_back}
-    steady = {rank: beat.boot_id for rank, beat in beats.items() if beat.epoch not in leapt}
-    latest = max((beats[rank].t_ns for rank in steady), default=0)
-    of_host: dict[str, int] = {}
-    for rank, boot_id in steady.items():
-        of_host[boot_id] = max(alive[rank], of_host.get(boot_id, 0))
-    return [
+    leapt: dict[int, list[Leap]] = {}
+    for leap in found:
+        leapt.setdefault(leap.epoch, []).append(leap)
+    latest = max(alive.values(), default=0)
+    judged = [
         beat
-        for rank, beat in beats.items()
-        if beat.epoch not in back
-        and (of_host.get(beat.boot_id, 0) - alive[rank] >= SILENT_NS or (latest - alive[rank] >= SILENT_ACROSS_NS))
+        for beat in beats.values()
+        if latest - alive[beat.rank] >= SILENT_NS and not any(leap.went_back for leap in leapt.get(beat.epoch, ()))
     ]
+    return [beat for beat in judged if any(_tells(evidence, other, beat, alive, leapt) for other in beats.values())]
+
+
+def _tells(evidence: Evidence, other: Beat, beat: Beat, alive: dict[int, int], leapt: dict[int, list[Leap]]) -> bool:
+    """Tell whether a rank that went on shows that another one is silent.
+
+    After its own clock leapt it must have gone on for as long as the silence; where its process alone had stood still,
+    or has another base now, only a rank that was seen since can be told silent by it.
+    """
+    near = other.boot_id == beat.boot_id
+    limit = SILENT_NS if near else SILENT_ACROSS_NS
+    its = leapt.get(other.epoch, [])
+    last, seen = alive[beat.rank], alive[other.rank] if near and not its else other.t_ns
+    if seen - last < limit:
+        return False
+    for leap in its:
+        if other.own_ns - leap.own_ns < limit or not (leap.is_shared or leap.went_back or last >= leap.t1_ns):
+            return False
+    return near or _is_gone(evidence, beat, last, other)
+
+
+def _is_gone(evidence: Evidence, beat: Beat, last_ns: int, other: Beat) -> bool:
+    """Tell whether a rank of another host was silent for too long, by clocks known to better than that.
+
+    Nothing of it may have come meanwhile either: one of the two clocks may have leapt since they were compared.
+    """
+    between = np.linspace(last_ns, other.t_ns, 32).astype(np.int64)  # a jump as long as the silence lies there too
+    errors = evidence.timeline.errors_ns(beat.epoch, other.epoch, between)
+    known = errors is not None and int(errors.max()) < SILENT_ACROSS_NS
+    return known and evidence.now_ns - evidence.heard_ns[beat.epoch] >= SILENT_ACROSS_NS
 
 
 def _alive_ns(rows: Columns, beats: dict[int, Beat], beat: Beat) -> int:
     """Return when a rank last gave a sign of life."""
     near = [other.rank for other in beats.values() if other.boot_id == beat.boot_id]  # one clock
     heard = np.isin(rows["cls"], _RECEIVES) & (rows["peer"] == beat.rank) & np.isin(rows["rank"], near)
-    return max(beat.t_ns, int(rows["t"][heard | (rows["rank"] == beat.rank)].max(initial=beat.t_ns)))
+    received = heard & ((rows["cls"] == IntervalClass.RECV_XFER) | (rows["bytes"] > 0) | _ends_wait(rows, heard))
+    return max(beat.t_ns, int(rows["t"][received | (rows["rank"] == beat.rank)].max(initial=beat.t_ns)))
+
+
+def _ends_wait(rows: Columns, heard: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Tell which waits ended for what came: the first of each step. One without a step, or once more for the same step,
+    may have ended because whoever waits asks now and then."""
+    found = np.zeros(len(heard), bool)
+    waits = np.flatnonzero(heard & (rows["step"] >= 0))
+    waits = waits[np.argsort(rows["t"][waits], kind="stable")]
+    if not len(waits):
+        return found
+    _, first = np.unique(np.stack([rows["rank"][waits], rows["step"][waits]]), axis=1, return_index=True)
+    found[waits[first]] = True
+    return found
 
 
 def _age_ns(beat: Beat) -> int:
@@ -141,8 +185,8 @@ def _is_stuck(evidence: Evidence, beats: dict[int, Beat], root: int) -> bool:
     beat = beats[root]
     if beat.open_cls is None:
         return _still_ns(evidence, beat) >= OPEN_NS
-    if beat.open_cls in _NEVER or (beat.open_cls in _WAITS and beat.open_peer == NO_RANK):
-        return False
+    if beat.open_cls in _NEVER or (beat.open_cls in _WAITS and beat.open_peer not in beats):
+        return False  # it waits for a program, or a rank, of which nothing is known
     return _is_old(evidence, beat)
 
 

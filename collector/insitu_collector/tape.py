@@ -36,7 +36,10 @@ class Tape:
             return {name: np.zeros(0, kind) for name, kind in self._kinds.items()}
         return {name: np.concatenate([chunk[name] for chunk in found]) for name in self._kinds}
 
-    def trim(self, t_ns: int) -> None:
-        """Let go of chunks that lie wholly before `t_ns`."""
-        while self._chunks and self._chunks[0]["t"].max() < t_ns:
+    def trim(self, t0_ns: int, t1_ns: int | None = None) -> None:
+        """Let go of chunks that lie wholly before `t0_ns`, and of rows from `t1_ns` on."""
+        if t1_ns is not None:
+            kept = [{name: column[chunk["t"] < t1_ns] for name, column in chunk.items()} for chunk in self._chunks]
+            self._chunks = deque(chunk for chunk in kept if len(chunk["t"]))
+        while self._chunks and self._chunks[0]["t"].max() < t0_ns:
             self._chunks.popleft()

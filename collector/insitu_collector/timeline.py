@@ -45,11 +45,6 @@ class Ahead:
         allowed = DRIFT * np.diff(self.t_ns) + self.error_ns[:-1] + self.error_ns[1:]
         return np.where(np.abs(moved) > allowed, moved, 0)
 
-    @property
-    def is_steady(self) -> bool:
-        """Tell whether it never jumped and was measured once at a time, so that each time lies between two."""
-        return not self.jumps.any() and bool((np.diff(self.t_ns - self.ns) > 0).all())
-
     def at(self, t_ns: Int64) -> Int64:
         """Return how far it was ahead at times of its own; outside of what was measured, as at the nearest end."""
         zero = int(self.t_ns[0])
@@ -67,7 +62,7 @@ class Ahead:
         That is the error of the measurements before and after, of which the worse counts; before the first and after
         the last, what may have drifted; where the clock jumped, the jump.
         """
-        measured = np.maximum.accumulate(self.t_ns - self.ns)
+        measured = self._measured_ns()
         last = len(measured) - 1
         before = np.clip(np.searchsorted(measured, t_ns, side="right") - 1, 0, last)
         after = np.minimum(np.searchsorted(measured, t_ns), last)
@@ -80,12 +75,32 @@ class Ahead:
             error[(t_ns > begin) & (t_ns < end)] += abs(by_ns)
         return np.asarray(error, np.int64)
 
-    def points(self) -> NDArray[np.void]:
-        """Return what was measured, as one entry each, by the other clock's time."""
-        columns = np.stack([self.t_ns - self.ns, self.ns, self.error_ns], axis=1)
-        return np.sort(
-            np.ascontiguousarray(columns).view([("t", np.int64), ("ns", np.int64), ("error", np.int64)])[:, 0]
-        )
+    def differing(self, other: Ahead) -> list[tuple[int, int]]:
+        """Return the stretches of the other clock's time in which errors may be unlike those of another measurement."""
+        (first, last), (since, until) = self._ends(), other._ends()
+        found = [(_ALWAYS[0], max(first[0], since[0]))] if first != since else []
+        found += [(min(last[0], until[0]), _ALWAYS[1])] if last != until else []
+        edges = np.union1d(self._edges(), other._edges())
+        at = np.unique(np.concatenate([edges, edges[:-1] + 1, edges[1:] - 1]))  # between two edges nothing changes
+        unlike = at[self.error_at(at) != other.error_at(at)]
+        begin, end = edges[np.searchsorted(edges, unlike, side="right") - 1], edges[np.searchsorted(edges, unlike)]
+        return found + list(zip(begin.tolist(), (end + 1).tolist(), strict=True))
+
+    def _measured_ns(self) -> Int64:
+        """Return when it was measured, by the other clock; never earlier than the one before."""
+        return np.asarray(np.maximum.accumulate(self.t_ns - self.ns), np.int64)
+
+    def _edges(self) -> Int64:
+        """Return the times of the other clock at which the error changes."""
+        measured, jumps = self._measured_ns(), self.jumps
+        places = np.flatnonzero(jumps)
+        begin = measured[places] + np.minimum(jumps[places], 0)
+        return np.concatenate([measured, begin, measured[places + 1] + np.abs(jumps[places])])
+
+    def _ends(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (time of the other clock, error) of the first and the last; outside of them it drifts."""
+        measured = self._measured_ns()
+        return (int(measured[0]), int(self.error_ns[0])), (int(measured[-1]), int(self.error_ns[-1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +123,16 @@ class Timeline:
     """Boot id -> how far that host's clock is ahead of the reference, where it was measured."""
     shown_ns: Mapping[frozenset[str], int] = field(default_factory=dict)
     """Boot ids of two hosts -> how far apart messages between them show the clocks to be at least."""
+
+    @property
+    def num_hosts(self) -> int:
+        """Return how many hosts have processes in it."""
+        return len(set(self.boots.values()))
+
+    @property
+    def has_jumped(self) -> bool:
+        """Tell whether any host's clock was seen to jump."""
+        return any(bool(ahead.jumps.any()) for ahead in self.measured.values())
 
     def unix_ns(self, t_ns: int) -> int:
         """Return the Unix time of a time on this line."""
@@ -152,13 +177,7 @@ class Timeline:
             return [_ALWAYS]
         found: list[tuple[int, int]] = []
         for boot, ahead in self.measured.items():
-            mine, theirs = ahead.points(), other.measured[boot].points()
-            changed = np.setxor1d(mine, theirs)["t"]
-            if len(changed) and not (ahead.is_steady and other.measured[boot].is_steady):
-                return [_ALWAYS]
-            edges = np.concatenate([[_ALWAYS[0]], np.union1d(mine["t"], theirs["t"]), [_ALWAYS[1]]])
-            at = np.searchsorted(edges, changed)
-            found += zip(edges[at - 1].tolist(), edges[at + 1].tolist(), strict=True)
+            found += ahead.differing(other.measured[boot])
         return found
 
     def widened(self, shown_ns: Mapping[frozenset[str], int]) -> Timeline:
@@ -210,7 +229,8 @@ def _measured(clocks: pa.Table, reference: str) -> dict[str, Ahead]:
             continue
         if collector != reference:
             assert base is not None, "passed over above"
-            found[collector] = Ahead(base.t_ns - base.ns, -base.ns, base.error_ns)
+            by_third = _by_other(base)
+            found[collector] = Ahead(by_third.t_ns, -by_third.ns, by_third.error_ns)
         for boot, ahead in hosts.items():
             if boot != reference:
                 found[boot] = ahead if base is None else _less(ahead, base)
@@ -219,9 +239,15 @@ def _measured(clocks: pa.Table, reference: str) -> dict[str, Ahead]:
 
 def _less(ahead: Ahead, base: Ahead) -> Ahead:
     """Return how far a host is ahead of another, both measured against a third."""
-    theirs = Ahead(base.t_ns - base.ns, base.ns, base.error_ns)  # by the third clock's time
+    theirs = _by_other(base)
     at_ns = ahead.t_ns - ahead.ns
     return Ahead(ahead.t_ns, ahead.ns - theirs.at(at_ns), ahead.error_ns + base.error_at(at_ns))
+
+
+def _by_other(ahead: Ahead) -> Ahead:
+    """Return the same measurements by the other clock's time; their own may have gone back meanwhile."""
+    order = np.argsort(ahead.t_ns - ahead.ns, kind="stable")
+    return Ahead((ahead.t_ns - ahead.ns)[order], ahead.ns[order], ahead.error_ns[order])
 
 
 def measured_against(clocks: pa.Table) -> dict[str, dict[str, Ahead]]:

@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import VerdictKind
-from insitu_collector.evidence import HORIZON_NS
 from insitu_collector.judgement import Judgement
 from insitu_collector.ledger import rank_ledger
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.slices import seconds
 from insitu_collector.stalls import stalls
-from insitu_collector.verdicts import Verdict, standing
+from insitu_collector.verdicts import OPEN, Verdict, standing
 
 Tables = dict[str, pa.Table]
 
@@ -143,14 +142,46 @@ def test_clocks_that_leap_by_seconds_name_nobody_and_are_said(hosts: int, host: 
     told, last = revisions(tables)
     assert places(told) == set()
     assert {verdict.kind for verdict in last} < {VerdictKind.INCONCLUSIVE, VerdictKind.CLOCK_UNCERTAIN}
-    if abs(ms) < HORIZON_NS / 1e6:  # else what was before is forgotten
-        assert (last[0].kind == VerdictKind.INCONCLUSIVE) == (hosts == 1)
-        why = ("the clock of host", "its clock jumped by", "arrive before they were sent")
-        assert any(each in last[0].text for each in why)
+    assert (last[0].kind == VerdictKind.INCONCLUSIVE) == (hosts == 1)
+    why = ("the clock of host", "its clock jumped by", "arrive before they were sent")
+    assert any(each in last[0].text for each in why)
     sources, clocks = tables["sources"], tables.get("clocks")
     t0_ns = int(pc.min(tables["intervals"]["t0_ns"].filter(pc.equal(tables["intervals"]["rank"], 0))).as_py())
     found = rank_ledger(tables["intervals"], tables["health"], sources, t0_ns, t0_ns + 9 * 10**9, clocks)
     assert {found.ns(rank) for rank in found.ranks} == {9 * 10**9} and min(row.ns for row in found.rows) >= 0
+
+
+def at_the_leap(steady: Tables, leapt: Tables) -> tuple[Tables, Tables]:
+    """What was written before a clock leapt, and after. steady: the same run without the leap."""
+    before, after = dict(leapt), {}
+    for name, column in (("intervals", "t1_ns"), ("steps", "t0_ns"), ("health", "t_ns"), ("requests", "t_ns")):
+        same = pc.equal(steady[name][column], leapt[name][column])
+        before[name], after[name] = leapt[name].filter(same), leapt[name].filter(pc.invert(same))
+    return before, after
+
+
+@pytest.mark.parametrize("ms", [-100_000.0, -20_000.0, 20_000.0, 100_000.0])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_run_that_was_healthy_until_its_clock_leapt_is_no_longer_said_to_be(hosts: int, ms: float) -> None:
+    fault = Fault("clock_jump", 9.0, ms=ms, host=hosts - 1)
+    scenario = replace(RUN, seconds=14.0, hosts=hosts)
+    before, after = at_the_leap(simulate(scenario), simulate(replace(scenario, faults=(fault,))))
+    judgement = Judgement()
+    told = [verdict for part in seconds(before) for verdict in judgement.look(part)]
+    told += judgement.look(after) + judgement.look({}, final=True)
+    last = standing(told)
+    assert (VerdictKind.HEALTHY, OPEN) in {(verdict.kind, verdict.state) for verdict in told}
+    assert last and VerdictKind.HEALTHY not in {verdict.kind for verdict in last} and places(told) == set()
+    assert hosts == 2 or "the clock of host" in last[0].text
+    assert hosts == 2 or "a minute after" in last[0].remedy
+
+
+@pytest.mark.parametrize("ms", [-3_600_000.0, 3_600_000.0])
+def test_a_leap_of_an_hour_on_one_of_two_hosts_blinds_nobody(ms: float) -> None:
+    faults = Fault("clock_jump", 4.0, ms=ms, host=1), Fault("nan", 14.0, 1)
+    told, last = revisions(simulate(replace(RUN, seconds=20.0, hosts=2, faults=faults)))
+    assert places(told) == {(VerdictKind.FIRST_NONFINITE, 1)}
+    assert VerdictKind.CLOCK_UNCERTAIN in {verdict.kind for verdict in last}
 
 
 def half_of_the_segments(store: Path) -> None:

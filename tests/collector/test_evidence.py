@@ -42,7 +42,7 @@ def test_memory_is_bounded_to_the_horizon() -> None:
     evidence.add({"health": table("health", [{"rank": 0, "t_ns": later}])})
     assert held > 1000
     assert len(evidence.intervals.between(0)["t"]) == 0
-    assert [len(beats) for beats in evidence.beats.values()] == [1]
+    assert {len(beats) for beats in evidence.beats.values()} == {1}, "each rank's last: it may be dead"
 
 
 def test_a_step_has_the_shape_its_row_map_says() -> None:
@@ -105,6 +105,8 @@ def test_a_tape_gives_back_what_lies_between(chunks: list[list[int]], t0: int, t
     assert tape.between(t0, t1)["value"].tolist() == [2 * t for t in every if t0 <= t < t1]
     tape.trim(t0)
     assert tape.between(t0)["t"].tolist() == [t for t in every if t >= t0]
+    tape.trim(t0, t1)
+    assert tape.between(t0)["t"].tolist() == [t for t in every if t0 <= t < t1]
 
 
 def test_hosts_are_put_on_the_clock_of_the_first() -> None:
@@ -180,3 +182,58 @@ def test_dropped_rows_are_told_with_their_reason_and_when_they_last_grew() -> No
     (found,) = host.dropped(evidence)
     assert (found.on_rank, found.t0_ns, found.t1_ns, found.size) == (1, 2 * S, 4 * S, 9.0)
     assert "9 of intervals (ring_full)" in found.text
+
+
+def of_two_hosts(ahead_s: int) -> Evidence:
+    """A rank each, of 10 s, compared at 0; the second's clock leaps after 5 s."""
+    evidence = Evidence()
+    evidence.add({"sources": table("sources", [source(0, boot_id="a"), source(1, boot_id="b")]), "clocks": clocks(0)})
+    for n in range(10):
+        second(evidence, n, ahead_s * (n >= 5))
+    return evidence
+
+
+def second(evidence: Evidence, n: int, ahead_s: int) -> None:
+    t_ns = [n * S, (n + ahead_s) * S]
+    health = [{"rank": rank, "t_ns": t_ns[rank], "row_seq": n} for rank in (0, 1)]
+    intervals = [{"rank": rank, "cls": 4, "t0_ns": t_ns[rank] - S, "t1_ns": t_ns[rank]} for rank in (0, 1)]
+    evidence.add({"health": table("health", health), "intervals": table("intervals", intervals)})
+
+
+def clocks(at_s: int, ahead_s: int = 0) -> pa.Table:
+    row = {"host_a": "a", "host_b": "b", "t_ns": (at_s + ahead_s) * S, "offset_ns": ahead_s * S, "error_ns": 1000}
+    return table("clocks", [{"rank": 1, **row}])
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, -100, 100, 3600])
+def test_now_is_that_of_the_clock_that_did_not_leap_and_its_rows_are_kept(ahead_s: int) -> None:
+    evidence = of_two_hosts(ahead_s)
+    assert evidence.now_ns == 9 * S
+    evidence.add({"clocks": clocks(10, ahead_s)})
+    for n in range(11, 80):
+        second(evidence, n, ahead_s)
+        assert evidence.now_ns == n * S
+    rows = evidence.intervals.between(0)
+    assert [int((rows["rank"] == rank).sum()) for rank in (0, 1)] == [61, 61]
+    assert {len(beats) for beats in evidence.beats.values()} == {62}
+
+
+def test_now_is_right_once_a_host_that_believed_another_wall_clock_is_measured() -> None:
+    evidence = Evidence()
+    evidence.add({"sources": table("sources", [source(0, boot_id="a"), source(1, boot_id="b", unix=3600 * S)])})
+    for n in range(5):
+        second(evidence, n, 0)
+    assert evidence.now_ns == 3604 * S
+    evidence.add({"clocks": clocks(5)})
+    assert evidence.now_ns == 4 * S
+    assert evidence.last_beats()[1].t_ns == 4 * S
+
+
+def test_what_stood_still_on_one_host_does_not_move_now() -> None:
+    """A process that is stopped for 30 s while another one dies."""
+    evidence = Evidence()
+    evidence.add({"sources": table("sources", [source(0), source(1)])})
+    for n, t in enumerate([*range(5), *range(35, 40)]):
+        beats = [{"rank": rank, "t_ns": t * S, "row_seq": n} for rank in (0, 1) if rank == 0 or n < 5]
+        evidence.add({"health": table("health", beats)})
+        assert evidence.now_ns == t * S

@@ -132,3 +132,13 @@ def test_a_row_round_trips_and_the_last_revision_wins(drawn: list[tuple[str, int
     assert {v.verdict: v.revision for v in latest_revisions(told)} == {
         f"run-{name}": max(n for other, n in drawn if other == name) for name, _ in drawn
     }
+
+
+def test_a_time_that_is_taken_back_does_not_keep_an_incident_open() -> None:
+    kinds = incidents()
+    assert kinds.update([finding(at_s=3600)], 3600 * S, 3600 * S)[0].state == OPEN
+    kinds.set_back(4 * S)
+    assert kinds.update([], 5 * S, 5 * S) == [], "not found for 1 s"
+    assert [verdict.state for verdict in kinds.update([], 7 * S, 7 * S)] == [CLOSED]
+    (again,) = kinds.update([finding(at_s=9)], 9 * S, 9 * S)
+    assert (again.revision, again.state) == (2, OPEN), "the same one"

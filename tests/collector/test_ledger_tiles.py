@@ -384,6 +384,38 @@ def test_when_comparisons_of_clocks_come_changes_no_tile(first: int, then: int) 
     assert seen(late) == seen(early)
 
 
+def test_a_comparison_after_a_jump_makes_only_the_end_again() -> None:
+    """The clock of rank 1 leaps by 2 s at 7 s."""
+    begins = [(rank, n + 2 * (rank == 1 and n >= 7)) for rank in (0, 1) for n in range(25)]
+    rows = [interval(IntervalClass.COMPUTE, n * SECOND, (n + 1) * SECOND, rank=rank) for rank, n in begins]
+    common = {"rank": 1, "stage": 1, "host_a": "a", "host_b": "b", "error_ns": 0}
+    clocks = [
+        {**common, "t_ns": (t + by) * SECOND, "offset_ns": by * SECOND}
+        for t in range(0, 25, 5)
+        for by in [2 * (t >= 7)]
+    ]
+    found = TileLedger()
+    found.add({"sources": sources("ab"), "clocks": table("clocks", clocks[:-1])})
+    found.add({"intervals": table("intervals", rows)})
+    assert found.settle()[FINE_NS][0].t0_ns == 0
+    found.add({"clocks": table("clocks", clocks[-1:])})
+    assert [tile.t0_ns for tile in found.settle()[FINE_NS]] == list(range(15 * SECOND, 25 * SECOND, FINE_NS))
+
+
+def test_heartbeats_that_come_with_too_many_intervals_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is opened on a store that holds more intervals than are held."""
+    monkeypatch.setattr("insitu_collector.ledger_tiles.MOST_ROWS", 50)
+    rows = numbered(
+        interval(IntervalClass.COMPUTE, n * FINE_NS, (n + 1) * FINE_NS, rank=rank, cpu=0)
+        for rank in (0, 1)
+        for n in range(40)
+    )
+    health = [beat(n * SECOND, n * SECOND // 2, rank=rank) for rank in (0, 1) for n in range(5)]
+    found = fed(rows, health)
+    assert found.num_held_rows == 0, "they were too many"
+    assert [tile.ledger().ns(0, LedgerClass.CONTENDED) for tile in found.tiles(SECOND)] == [SECOND // 2] * 4
+
+
 @pytest.mark.parametrize("early", [0, MS])
 def test_messages_that_contradict_the_clocks_leave_splits_below_what_they_show_unattributed(early: int) -> None:
     """Rank 0 sends 10 ms before rank 1 has it, by clocks said to be exact; with `early`, so much after."""

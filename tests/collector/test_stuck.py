@@ -139,15 +139,56 @@ def test_a_rank_that_fell_silent_is_stuck_with_that_phase() -> None:
     assert "rank 0 waits 3.4 s for it" in found.text
 
 
-@pytest.mark.parametrize(("receiver", "is_silent"), [(0, False), (3, True)])
-def test_who_was_heard_by_a_rank_of_its_host_is_not_silent(receiver: int, is_silent: bool) -> None:
+XFER = IntervalClass.RECV_XFER
+
+
+@pytest.mark.parametrize(
+    ("receiver", "heard", "is_silent"),
+    [
+        (0, {"cls": int(XFER)}, False),
+        (0, {"cls": int(RECV), "bytes": 8}, False),
+        (0, {"cls": int(RECV), "step_id": 7}, False),
+        (0, {"cls": int(RECV)}, True),
+        (3, {"cls": int(XFER)}, True),
+    ],
+    ids=["transfer", "bytes", "wait of a step", "poll", "another host"],
+)
+def test_who_was_heard_by_a_rank_of_its_host_is_not_silent(
+    receiver: int, heard: dict[str, Any], is_silent: bool
+) -> None:
     """Its own rows may be on their way still, or lost: a collector stood still. Rank 3 has a clock of its own."""
     found = evidence([beat(0, RECV, 0.1, 1), beat(1, COMPUTE, 0.1, ago_s=3.5), beat(2, RECV, 0.1, 1)])
     other = {"rank": 3, "role": "rank", "boot_id": "c", "unix_anchor_ns": 0, "mono_anchor_ns": 0}
-    heard = {"rank": receiver, "cls": int(RECV), "peer": 1, "t0_ns": NOW - S, "t1_ns": NOW - S // 2}
-    found.add({"sources": table("sources", [other]), "intervals": table("intervals", [heard])})
+    row = {"rank": receiver, "peer": 1, "t0_ns": NOW - S, "t1_ns": NOW - S // 2, **heard}
+    found.add({"sources": table("sources", [other]), "intervals": table("intervals", [row])})
     found.add({"health": table("health", [beat(3, COMPUTE, 0.1)])})
     assert [finding.on_rank for finding in stuck.look(found)] == ([1] if is_silent else [])
+
+
+def test_a_rank_that_is_asked_again_and_again_for_one_step_is_not_heard() -> None:
+    found = evidence([beat(0, RECV, 0.1, 1), beat(1, COMPUTE, 0.1, ago_s=9), beat(2, IDLE, 9)])
+    polls = [
+        {"rank": 0, "cls": int(RECV), "peer": 1, "step_id": 7, "t0_ns": NOW - n * S, "t1_ns": NOW - n * S + S}
+        for n in range(9, 0, -1)
+    ]
+    found.add({"intervals": table("intervals", polls)})
+    assert [finding.on_rank for finding in stuck.look(found)] == [1]
+
+
+@pytest.mark.parametrize("after_s", [4, 61, 600])
+def test_a_rank_that_died_stays_silent_and_its_victim_is_not_named(after_s: int) -> None:
+    found = evidence([], num_ranks=2, boots="bb")
+    said = []
+    for at in range(after_s + 1):
+        rows = [beat(0, RECV, at, 1, ago_s=-at, row_seq=at)] + ([beat(1, COMPUTE, 0.1, row_seq=0)] if not at else [])
+        found.add({"health": table("health", rows)})
+        said.append([(one.on_rank, one.phase) for one in stuck.look(found)])
+    assert said == [[]] * 3 + [[(1, "silent")]] * (after_s - 2)
+    assert len(found.beats[2]) == 1 and len(found.beats[1]) <= 62
+
+
+def test_who_waits_for_a_rank_of_which_nothing_is_known_is_not_the_one_that_stands_still() -> None:
+    assert look([beat(0, RECV, 30, 1), beat(2, RECV, 30, 0)]) == []
 
 
 def of_process(rank: int, times_s: Iterable[float], **last: Any) -> list[dict[str, Any]]:
@@ -195,3 +236,50 @@ def test_a_rank_that_stops_while_others_of_its_host_go_on_is_silent_as_ever() ->
 
 def test_a_rank_that_closed_is_not_silent() -> None:
     assert look([beat(0, IDLE, 1), beat(1, None, ago_s=9, closing=True), beat(2, IDLE, 1)]) == []
+
+
+def of_hosts(one: Iterable[float], other: Iterable[float], compared_s: Iterable[float] = ()) -> list[list[int | None]]:
+    """Who is named in each second of two hosts, a rank each. compared_s: when the second's clock was, found equal."""
+    found = evidence([], num_ranks=2, boots="bc")
+    idle = {"open_cls": int(IDLE), "open_since_ns": NOW - 99 * S, "open_peer": -1}
+    health = [[row | idle for row in of_process(rank, times)] for rank, times in enumerate((one, other))]
+    clocks: list[dict[str, Any]] = [
+        {"rank": 1, "host_a": "b", "host_b": "c", "t_ns": NOW + int(t * S), "offset_ns": 0, "error_ns": 1000}
+        for t in compared_s
+    ]
+    said = []
+    for n in range(max(map(len, health))):
+        rows = [each[n] for each in health if n < len(each)]
+        there = [row for row in clocks if NOW + (n - 1) * S < row["t_ns"] <= NOW + n * S]
+        found.add({"health": table("health", rows), "clocks": table("clocks", there)})
+        said.append([one.on_rank for one in stuck.look(found)])
+    return said
+
+
+def test_a_host_that_died_is_silent_if_its_clock_was_compared() -> None:
+    said = of_hosts(range(40), range(10), [0, 8])
+    assert said == [[]] * 24 + [[1]] * 16, "15 s after its last heartbeat"
+    assert not any(of_hosts(range(40), range(10)))
+
+
+@pytest.mark.parametrize("compared_s", [[], [0, 4]], ids=["never", "not since"])
+@pytest.mark.parametrize("by_s", [-20, 20])
+def test_nobody_is_silent_where_a_clock_may_have_leapt_since_it_was_compared(
+    by_s: int, compared_s: list[float]
+) -> None:
+    """The leap itself is forgotten after a minute."""
+    leapt = [*range(5), *(n + by_s for n in range(5, 150))]
+    assert not any(of_hosts(range(150), leapt, compared_s))
+    assert not any(of_hosts(leapt, range(150), compared_s))
+
+
+def test_nobody_is_silent_by_wall_clocks_that_differ() -> None:
+    assert not any(of_hosts(range(40), range(30, 70)))
+
+
+def test_who_dies_after_its_host_leapt_is_silent_once_the_others_have_gone_on_for_a_while() -> None:
+    idle = {"open_cls": int(IDLE), "open_since_ns": NOW - 99 * S, "open_peer": -1}
+    leapt = [*range(5), *range(25, 40)]
+    (found,) = judged("bb", of_process(0, leapt, **idle), of_process(1, leapt[:8], **idle))
+    assert (found.on_rank, found.phase) == (1, "silent")
+    assert judged("bb", of_process(0, leapt[:7], **idle), of_process(1, leapt[:5], **idle)) == []

@@ -137,12 +137,15 @@ def test_a_jump_changes_no_duration_and_is_the_error_of_what_lies_around_it(
     assert apart[1] - apart[0] == SECOND
 
 
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(-3, 3), st.integers(0, 3)), min_size=2, max_size=12))
+aheads = st.one_of(st.integers(-3, 3), st.sampled_from([-7 * SECOND, 9 * SECOND]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), aheads, st.integers(0, 3)), min_size=2, max_size=12))
 def test_errors_differ_from_another_lines_only_where_it_says_so(measured: list[tuple[int, int, int]]) -> None:
     sources = table("sources", [source(1, "c"), source(2, "b")])
     rows = [compared("b", t * SECOND, ahead, error_ns=error) for t, ahead, error in measured]
     before, after = (timeline_of(sources, table("clocks", part)) for part in (rows[:-1], rows[1:]))
-    at = np.arange(-SECOND, 62 * SECOND, SECOND // 4)
+    at = np.arange(-20 * SECOND, 90 * SECOND, SECOND // 4)
     errors = [line.errors_ns(1, 2, at) for line in (before, after)]
     assert errors[0] is not None and errors[1] is not None
     said = np.zeros(len(at), bool)
@@ -150,6 +153,30 @@ def test_errors_differ_from_another_lines_only_where_it_says_so(measured: list[t
         said |= (at >= begin) & (at <= end)
     assert not (said[errors[0] != errors[1]] == 0).any()
     assert before.differing(before) == []
+
+
+@pytest.mark.parametrize("by_s", [-3600, 2, 3600])
+def test_a_jump_that_is_long_past_makes_no_later_comparison_change_more_than_the_end(by_s: int) -> None:
+    sources = table("sources", [source(1, "c"), source(2, "b")])
+    true = [0, 10, 20, 30, 40, 50]
+    rows = [compared("b", (t + ahead) * SECOND, ahead * SECOND) for t in true for ahead in [by_s * (t > 15)]]
+    before, after = (timeline_of(sources, table("clocks", part)) for part in (rows[:-1], rows))
+    stretches = after.differing(before)
+    assert stretches and min(begin for begin, _ in stretches) == 40 * SECOND
+
+
+def test_a_reference_whose_clock_went_back_is_related_through_a_third_all_the_same() -> None:
+    """True times are those of the third, c; b is 3 s ahead of it, and the reference 100 s, from 15 s on 75 s."""
+    sources = table("sources", [source(1, "a"), source(2, "b"), source(3, "c")])
+    rows = []
+    for t in range(0, 50, 10):
+        of_a = 100 if t < 15 else 75
+        rows += [compared("a", (t + of_a) * SECOND, of_a * SECOND), compared("b", (t + 3) * SECOND, 3 * SECOND)]
+    line = timeline_of(sources, table("clocks", rows))
+    at = [2, 8, 22, 28, 38]
+    expected = [(t + (100 if t < 15 else 75)) * SECOND for t in at]
+    assert line.moved(times(2, [(t + 3) * SECOND for t in at]), "t_ns").tolist() == expected
+    assert line.moved(times(3, [t * SECOND for t in at]), "t_ns").tolist() == expected
 
 
 def test_what_messages_show_widens_the_error_of_two_hosts_and_of_no_others() -> None:
