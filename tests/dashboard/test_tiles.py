@@ -26,7 +26,7 @@ def tile(t0_ns: int, entries: list[Entry]) -> Tile:
     rank = np.searchsorted(ranks, [rank for rank, _, _ in entries]).astype(np.int16)
     cls = np.array([PLACE[cls] for _, cls, _ in entries], np.int8)
     ns, none = np.array([ns for _, _, ns in entries], np.int64), np.zeros(len(ranks), np.int64)
-    grid = Grid(ranks, none, True, lambda _rank, _peer: 0)
+    grid = Grid(ranks, none, True, lambda _rank, _peer, t_ns: np.zeros_like(t_ns))
     return Tile(t0_ns, SECOND_NS, grid, rank, cls, np.full(len(entries), NOBODY, np.int32), ns, none, none)
 
 
