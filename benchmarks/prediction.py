@@ -133,7 +133,7 @@ def recorded(store: Path) -> WhatIf:
     evidence = Evidence()
     evidence.add(groups[group] if group else {})
     begin, end = evidence.traffic_ns or (0, 0)
-    found = what_if(evidence, begin + BEGIN_NS, end - END_NS, groups[group]) if group else None
+    found = what_if(evidence, begin + BEGIN_NS, end - END_NS) if group else None
     if found is None:
         raise ChildFailed(f"{store} holds too few steps; give more --seconds")
     return found

@@ -31,6 +31,7 @@ from insitu_collector.fail_slow import FailSlowWatch
 from insitu_collector.incidents import Incidents
 from insitu_collector.nonfinite import NonfiniteWatch
 from insitu_collector.plugins import PluginRules, Plugins
+from insitu_collector.request_queue import num_queued
 from insitu_collector.request_verdicts import RequestWatch
 from insitu_collector.slow_stage import (
     CLEAR_FACTOR,
@@ -213,7 +214,7 @@ class Judgement:
         self._replayed_ns = end
         self._replayed = None
         if graph is not None:
-            waits = underfilled.waiting(self.evidence, graph)
+            waits = num_queued(self.evidence, int(graph.begin_ns[0, 0]), int(graph.begin_ns[-1, 0]))
             self._replayed = WhatIf(graph, self.baseline, self.baseline, layers, waits)
 
     def _limiting(self, traffic: dict[int, StepTimes], contended: bool) -> tuple[list[Finding], dict[int, StageExcess]]:

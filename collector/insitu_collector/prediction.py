@@ -15,7 +15,7 @@ from insitu_collector.baseline import Baseline
 from insitu_collector.changes import NoPrediction, parse_changes
 from insitu_collector.evidence import Evidence, Tables
 from insitu_collector.healthy import layers_by_stage
-from insitu_collector.row_maps import WARMUP_PREFIX
+from insitu_collector.request_queue import num_queued
 from insitu_collector.step_graph import StepGraph
 from insitu_collector.step_times import step_times
 from insitu_collector.timeline import timeline_of
@@ -23,8 +23,6 @@ from insitu_collector.what_if import Prediction, WhatIf, recorded_graph, tokens_
 
 WINDOW_NS: Final = 20_000_000_000
 """How far back from its last step a run is replayed: what it was like in the end."""
-_BEGINS: Final = (RequestEvent.ARRIVED,)
-_ENDS: Final = (RequestEvent.FINISHED, RequestEvent.FAILED)
 UNRECORDED: Final = "it needs 12 steps of traffic through two or more stages, with every rank's intervals"
 
 
@@ -82,7 +80,7 @@ def ask(tables: Tables, texts: Sequence[str]) -> Asked:
     evidence = Evidence()
     evidence.add(tables)
     end = evidence.traffic_ns[1] + 1 if evidence.traffic_ns else 0
-    found = what_if(evidence, end - WINDOW_NS, end, tables)
+    found = what_if(evidence, end - WINDOW_NS, end)
     if found is None:
         raise Unrecorded(f"nothing can be predicted: {UNRECORDED}")
     prediction, graph = found.predict(change), found.graph
@@ -94,7 +92,7 @@ class Unrecorded(NoPrediction):
     """The change may be sound, but the store holds too little to say."""
 
 
-def what_if(evidence: Evidence, t0_ns: int, t1_ns: int, tables: Tables) -> WhatIf | None:
+def what_if(evidence: Evidence, t0_ns: int, t1_ns: int) -> WhatIf | None:
     """Return what changes can be asked of; None where a window holds no step graph."""
     graph = recorded_graph(evidence, t0_ns, t1_ns)
     if graph is None:
@@ -103,22 +101,8 @@ def what_if(evidence: Evidence, t0_ns: int, t1_ns: int, tables: Tables) -> WhatI
     for rank, times in step_times(evidence, 0).items():
         costs.learn(rank, times)
         healthy.learn(rank, times.only(times.warmup))
-    return WhatIf(graph, costs, healthy, layers_by_stage(evidence), waiting(tables, graph))
-
-
-def waiting(tables: Tables, graph: StepGraph) -> float:
-    """Return how many requests waited for a place during the graph's time, on average."""
-    rows = tables.get("requests")
-    if rows is None:
-        return 0.0
-    begin, end = int(graph.begin_ns[0, 0]), int(graph.begin_ns[-1, 0])
-    arrived, ended = (_times(tables, rows, *events) for events in (_BEGINS, _ENDS))
-    here = [
-        min(end, ended.get(name, end)) - max(begin, t)
-        for name, t in arrived.items()
-        if t < end and ended.get(name, end) > begin and not name.startswith(WARMUP_PREFIX)
-    ]
-    return max(0.0, sum(here) / (end - begin) - graph.num_requests)
+    waits = num_queued(evidence, int(graph.begin_ns[0, 0]), int(graph.begin_ns[-1, 0]))
+    return WhatIf(graph, costs, healthy, layers_by_stage(evidence), waits)
 
 
 def first_token_s(tables: Tables, graph: StepGraph) -> float | None:

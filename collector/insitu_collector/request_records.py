@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from insitu.records import schema_of
+from insitu.vocabulary import RequestEvent
 from insitu_collector.evidence import Evidence, Tables
 from insitu_collector.ledger import rank_stages
 from insitu_collector.row_maps import entries
@@ -87,3 +88,14 @@ def records_of_evidence(evidence: Evidence, since_ns: int) -> RequestRecords:
         until_ns=evidence.now_ns,
         lossy=lossy,
     )
+
+
+def of_other_replicas(events: Columns, entries: Columns) -> set[str]:
+    """Return the requests that were scheduled in a step whose row map is here and does not name them.
+
+    events: `request, event, step`; entries of row maps: `request, step`. A driver's events come to every replica of its
+    run, and step numbers repeat in each.
+    """
+    here = set(entries["request"].tolist())
+    known = (events["event"] == RequestEvent.SCHEDULED) & np.isin(events["step"], entries["step"])
+    return {name for name in events["request"][known].tolist() if name is not None} - here

@@ -12,7 +12,7 @@ from insitu.vocabulary import Phase, RequestClass, RequestEvent
 from insitu_collector.cover import expand
 from insitu_collector.request_ledger import NOBODY, PLACE, SPAN, RequestLedger, exclusive
 from insitu_collector.request_lives import lives_of, state_spans
-from insitu_collector.request_records import RequestRecords
+from insitu_collector.request_records import RequestRecords, of_other_replicas
 from insitu_collector.row_maps import WARMUP_PREFIX
 from insitu_collector.step_work import StepWork, doings, step_work, typical_ns
 from insitu_collector.tape import Columns
@@ -253,19 +253,9 @@ def _codes(records: RequestRecords) -> tuple[list[str], Int64, Int64]:
     both = pa.array([*records.events["request"].tolist(), *records.entries["request"].tolist()], pa.utf8())
     encoded = both.dictionary_encode()
     names: list[str] = encoded.dictionary.to_pylist()
-    elsewhere = _of_other_replicas(records)
+    elsewhere = of_other_replicas(records.events, records.entries)
     wanted = np.array([not name.startswith(WARMUP_PREFIX) and name not in elsewhere for name in names], bool)
     number = np.append(np.where(wanted, np.cumsum(wanted) - 1, -1), -1)
     code = number[np.asarray(encoded.indices.fill_null(len(names)))]
     num_events = len(records.events["request"])
     return [name for name, kept in zip(names, wanted, strict=True) if kept], code[:num_events], code[num_events:]
-
-
-def _of_other_replicas(records: RequestRecords) -> set[str]:
-    """Return the requests that were scheduled in a step whose row map is here and does not name them.
-
-    A driver's events come to every replica of its run, and step numbers repeat in each.
-    """
-    events, here = records.events, set(records.entries["request"].tolist())
-    known = (events["event"] == RequestEvent.SCHEDULED) & np.isin(events["step"], records.entries["step"])
-    return {name for name in events["request"][known].tolist() if name is not None} - here

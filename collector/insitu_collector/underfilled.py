@@ -10,11 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from insitu.vocabulary import RequestEvent, VerdictKind
+from insitu.vocabulary import VerdictKind
 from insitu_collector.changes import Change, NoPrediction
 from insitu_collector.evidence import Evidence
 from insitu_collector.slow_stage import wait_ns
-from insitu_collector.step_graph import StepGraph
 from insitu_collector.step_times import StepTimes
 from insitu_collector.tape import Columns
 from insitu_collector.verdicts import Finding
@@ -27,7 +26,6 @@ MIN_WAIT: Final = 0.15
 """Every rank must have waited for others for at least this share of the window."""
 MIN_GAIN: Final = 0.05
 """A gain below this, or below what the replay misses, is not worth the words."""
-_ENDS: Final = (RequestEvent.FINISHED, RequestEvent.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +60,6 @@ def look(evidence: Evidence, times: dict[int, StepTimes], replayed: WhatIf | Non
     except NoPrediction:
         return []
     return [_finding(evidence, filling, found, num_stages)] if found.gain > max(MIN_GAIN, found.residual) else []
-
-
-def waiting(evidence: Evidence, graph: StepGraph) -> float:
-    """Return how many requests waited for a place in a batch during the graph's time, on average.
-
-    How many are open at one moment would not tell: that wanders by more than wait. Who waits for memory has a place.
-    """
-    t0, t1 = int(graph.begin_ns[0, 0]), int(graph.begin_ns[-1, 0])
-    rows = evidence.requests.between(0)
-
-    def times(*events: RequestEvent) -> dict[str, int]:
-        found = np.flatnonzero(np.isin(rows["event"], events))
-        found = found[np.argsort(-rows["t"][found], kind="stable")]  # the first one stays
-        return dict(zip(rows["request"][found].tolist(), rows["t"][found].tolist(), strict=True))
-
-    until = times(*_ENDS) | times(RequestEvent.KV_WAIT, RequestEvent.SCHEDULED)
-    lives = [(t_ns, until.get(request, t1)) for request, t_ns in times(RequestEvent.ARRIVED).items()]
-    return sum(max(0, min(end, t1) - max(begin, t0)) for begin, end in lives) / max(1, t1 - t0)
 
 
 def measure(evidence: Evidence, times: dict[int, StepTimes], num_stages: int) -> Filling | None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from insitu.vocabulary import RequestEvent, VerdictKind
+from insitu.vocabulary import VerdictKind
 from insitu_collector.evidence import Evidence
 from insitu_collector.judgement import Judgement
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
 from insitu_collector.slices import seconds
 from insitu_collector.step_graph import record
 from insitu_collector.step_times import StepTimes, step_times
-from insitu_collector.underfilled import look, measure, waiting
+from insitu_collector.underfilled import look, measure
 from insitu_collector.verdicts import Verdict, standing
-from insitu_collector.what_if import recorded_graph, tokens_per_s
+from insitu_collector.what_if import tokens_per_s
 
 UNDERFILLED = Scenario(seed=1, seconds=15.0, base_ms=(9.0, 10.0), in_flight=1, requests_per_s=20.0)
 
@@ -104,24 +103,6 @@ def test_where_nobody_waits_for_a_place_nothing_is_promised(seed: int, per_s: fl
     scenario = Scenario(seed=seed, seconds=15.0, base_ms=(5.0, 5.5, 6.0), in_flight=2, requests_per_s=per_s)
     told = judged(scenario)
     assert {verdict.kind for verdict in told} == {VerdictKind.HEALTHY}
-
-
-@pytest.mark.parametrize("per_s", [4.0, 30.0])
-def test_only_who_waits_for_a_place_is_counted(per_s: float) -> None:
-    evidence, _ = taken(replace(UNDERFILLED, requests_per_s=per_s))
-    graph = recorded_graph(evidence, 0, evidence.now_ns)
-    assert graph is not None
-    begin, end = int(graph.begin_ns[0, 0]), int(graph.begin_ns[-1, 0])
-    rows = evidence.requests.between(0)
-    at = {
-        (request, event): t
-        for request, event, t in zip(*(rows[name].tolist() for name in ("request", "event", "t")), strict=True)
-    }
-    grid = np.linspace(begin, end, 2000)
-    waits = [(t, at.get((request, RequestEvent.SCHEDULED), end)) for (request, event), t in at.items() if event == 0]
-    seen = np.mean([sum(t <= now < until for t, until in waits) for now in grid])
-    assert waiting(evidence, graph) == pytest.approx(seen, rel=0.05, abs=0.05)
-    assert (waiting(evidence, graph) > 20) is (per_s > 20)
 
 
 def test_without_a_step_graph_there_is_no_gain_to_promise_and_nothing_is_said() -> None:

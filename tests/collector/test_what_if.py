@@ -20,10 +20,9 @@ SATURATED = Scenario(seed=3, seconds=8.0, requests_per_s=80.0, tail=0.0)
 
 def recorded(scenario: Scenario) -> WhatIf:
     evidence = Evidence()
-    tables = simulate(scenario)
-    evidence.add(tables)
+    evidence.add(simulate(scenario))
     assert evidence.traffic_ns is not None
-    found = what_if(evidence, evidence.traffic_ns[0] + 2 * SECOND, evidence.traffic_ns[1] - SECOND, tables)
+    found = what_if(evidence, evidence.traffic_ns[0] + 2 * SECOND, evidence.traffic_ns[1] - SECOND)
     assert found is not None
     return replace(found, shares_cores=False)  # in the simulation nobody does
 

@@ -43,7 +43,7 @@ def test_one_in_flight_on_two_ranks_is_underfilled_while_requests_wait(tmp_path:
     assert (filling.num_slots, filling.t1_ns - filling.t0_ns) == (1, WINDOW_NS)
     assert filling.in_flight <= 1.0
     assert filling.demand > 0.9
-    replayed = what_if(evidence, filling.t0_ns, filling.t1_ns, groups[group])
+    replayed = what_if(evidence, filling.t0_ns, filling.t1_ns)
     assert replayed is not None
     assert replayed.waiting > 3, "eight users, two places"
     (found,) = look(evidence, times, replayed)
