@@ -18,7 +18,7 @@ from insitu.sampling import is_sampled
 from insitu.vocabulary import IntervalClass
 from insitu_collector.simulate import RUN, SECOND, Fault, Scenario, simulate
 from insitu_collector.simulate.recorded import RecordedService, recorded_steps, shipped_steps
-from insitu_collector.timeline import numbers, timeline_of
+from insitu_collector.timeline import numbers
 
 CODE = Path(insitu_collector.simulate.__file__).parent
 GRID = Scenario(seed=5, seconds=4.0, base_ms=(4.0, 4.0), tensor_parallel=3, noise=0.02, tail=0.0)
@@ -214,28 +214,6 @@ def test_loads_are_of_the_steps_that_every_rank_samples_and_dense_layers_have_no
     sampled = {int(step) for step in np.unique(columns(tables["steps"])["step_id"]) if is_sampled(RUN, int(step), 16)}
     assert sampled == set(columns(tables["expert_loads"])["step_id"].tolist())
     assert "expert_loads" not in simulate(GRID)
-
-
-def test_ranks_of_hosts_with_clocks_of_their_own_come_together_on_one_line() -> None:
-    scenario = replace(GRID, hosts=2)
-    moved, true = simulate(scenario), simulate(GRID)
-    line = timeline_of(moved["sources"], moved["clocks"])
-    apart = line.moved(moved["intervals"], "t0_ns") - np.asarray(true["intervals"]["t0_ns"])
-    assert np.abs(apart).max() <= 300_000
-    assert np.abs(np.asarray(moved["intervals"]["t0_ns"]) - np.asarray(true["intervals"]["t0_ns"])).max() > SECOND
-    told = moved["clocks"].to_pylist()
-    assert {(row["host_a"], row["host_b"]) for row in told} == {("simulated", "simulated-1")}
-
-
-def test_what_clocks_say_of_a_host_that_is_off() -> None:
-    scenario = replace(GRID, hosts=2)
-    wrong = simulate(replace(scenario, faults=(Fault("clock_offset", host=1, ms=50.0),)))
-    true = np.asarray(simulate(GRID)["intervals"]["t0_ns"])
-    for clocks, least, most in ((wrong["clocks"], 0, 300_000), (None, 49_000_000, 51_000_000)):
-        apart = timeline_of(wrong["sources"], clocks).moved(wrong["intervals"], "t0_ns") - true
-        assert least <= np.abs(apart).max() <= most, "measured: right; by what the host believes: off"
-    unknown = simulate(replace(GRID, hosts=2, faults=(Fault("clock_unknown", host=1),)))
-    assert "clocks" not in unknown
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ _TIMES: Final = ("t_ns", "t0_ns", "t1_ns", "open_since_ns")
 
 
 class Clocks:
-    """Moves the true time of a run onto the clock of each host. The first host's clock is the true one."""
+    """Moves the true time of a run onto the clock of each host. The first host's is true until it jumps."""
 
     def __init__(self, scenario: Scenario, traffic_ns: int) -> None:
         random = np.random.default_rng([scenario.seed, 2])
@@ -77,7 +77,7 @@ class Clocks:
         return {
             "t_ns": t_ns,
             "error_ns": error_ns,
-            "offset_ns": self.local(host, t_ns) - t_ns + off_ns,
+            "offset_ns": self.local(host, t_ns) - self.local(0, t_ns) + off_ns,
             "host_a": self.host_name(0),
             "host_b": self.host_name(host),
         }
