@@ -18,15 +18,17 @@ LATE_MS: Final = (4.0, 10.0)
 """How late a straggler is; `straggler_rank` is told from 1 ms on, from 2 ms where the rank computes longer, and from
 20 and 30 % of a step without it, which takes about 1 ms here."""
 LATE_S: Final = 8.0
-PULL: Final = (0.08, 0.3)
-"""Weight by which a router favours an expert: five to twenty deviations of its other logits."""
+SHARES: Final = (0.8, 1.0)
+"""Of all tokens: what a router sends to the expert that it favours."""
 NUM_EXPERTS: Final = {"mixtral": 8, "qwen3-moe": 16}
 HOT_SHARE: Final = 0.7
 """Share of the tokens from which on `expert_imbalance` is told: each of these chooses a quarter of its experts."""
 MARGIN: Final = 1.1
-"""A trial's router is beyond it by this factor."""
+"""A trial's router must be beyond it by this factor; what is drawn is, by more than a sample of tokens is off."""
 SHARE_ERROR: Final = 0.05
 """By how much the share that is told may differ from the counted one: it is of one step in 16, without warm-up."""
+TOO_SHORT, CONTENDED = "inconclusive: too little traffic: ", "inconclusive: others use this host so much"
+"""How `inconclusive` begins where a run in which nothing was done may be called so."""
 SITES: Final = (("embed", "L0.mlp_out", "L1.mlp_out"), ("L2.mlp_out", "L3.mlp_out", "final_norm", "logits"))
 """By rank: the sites whose weights can be used without their module."""
 AHEAD_S: Final = (1_000, 1_000_000)
@@ -101,11 +103,11 @@ def _straggler(rng: random.Random, seed: int) -> Rig:
 
 def _experts(rng: random.Random, seed: int) -> Rig:
     model, layer = rng.choice(tuple(NUM_EXPERTS)), rng.randrange(4)
-    expert, pull = rng.randrange(NUM_EXPERTS[model]), rng.uniform(*PULL)
+    expert, share = rng.randrange(NUM_EXPERTS[model]), rng.uniform(*SHARES)
     return Rig(
         kind="experts",
-        did=f"{model}, layer {layer}: the router favours expert {expert} by {pull:.2f}",
-        options=("--model", model, "--seed", str(seed), "--favour", str(layer), str(expert), f"{pull:.3f}"),
+        did=f"{model}, layer {layer}: the router sends {100 * share:.0f} % of the tokens to expert {expert}",
+        options=("--model", model, "--seed", str(seed), "--favour", str(layer), str(expert), f"{share:.3f}"),
         rank=layer // 2,
         site=f"L{layer}.router_logits",
         says=f"expert {expert} is chosen by ",
@@ -201,22 +203,44 @@ _DRAWS: Final[Mapping[str, Callable[[random.Random, int], Rig]]] = {
 assert _DRAWS.keys() == EXPECTED.keys(), "every kind is drawn and ruled"
 
 
-def rule_rig(rig: Rig, verdicts: Sequence[Mapping[str, Any]], foreign_share: float, share: float | None) -> Ruling:
-    """Judge what was said. foreign_share: of the cores, what others used. share: what a witness counted at a router."""
+def rule_rig(
+    rig: Rig,
+    verdicts: Sequence[Mapping[str, Any]],
+    foreign_share: float,
+    share: float | None,
+    *,
+    revised: int = 0,
+) -> Ruling:
+    """Judge what was said. foreign_share: of the cores, what others used. share: what a witness counted at a router.
+
+    revised: how many verdicts were withdrawn.
+    """
     expected = EXPECTED[rig.kind]
-    allowed = set(QUIET)
-    if (
-        foreign_share >= MIN_FOREIGN_SHARE or rig.ahead_s is not None
-    ):  # to each of two hosts on one the other is foreign
-        allowed.add("host_contended")
     named = [verdict for verdict in verdicts if expected is not None and _is_it(verdict, rig, expected)]
+    allowed = _allowed(rig, foreign_share)
     wrong = [_told(verdict) for verdict in verdicts if verdict not in named and verdict["kind"] not in allowed]
     missed = [] if named or expected is None else [f"no {expected} that says {rig.says!r}"]
     if not verdicts:
         missed.append("nothing was said at all")
+    if expected is None:
+        missed += [_told(verdict) for verdict in verdicts if _is_unexcused(verdict, foreign_share)]
+    if revised:
+        missed.append(f"{revised} verdicts were withdrawn")
     if rig.least_share is not None:
         missed += _share_errors(rig, named, share)
     return Ruling(not wrong and not missed, wrong, missed)
+
+
+def _allowed(rig: Rig, foreign_share: float) -> frozenset[str]:
+    """Return the kinds that may be said of anything: to each of two hosts on one machine the other is foreign."""
+    shared = foreign_share >= MIN_FOREIGN_SHARE or rig.ahead_s is not None
+    return QUIET | (frozenset({"host_contended"}) if shared else frozenset())
+
+
+def _is_unexcused(verdict: Mapping[str, Any], foreign_share: float) -> bool:
+    """Tell whether it says that nothing can be said, though there were time and cores."""
+    excused = any(reason in verdict["text"] for reason in (TOO_SHORT, CONTENDED)) or foreign_share >= MIN_FOREIGN_SHARE
+    return verdict["kind"] == "inconclusive" and not excused
 
 
 def _is_it(verdict: Mapping[str, Any], rig: Rig, expected: VerdictKind) -> bool:

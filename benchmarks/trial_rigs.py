@@ -94,7 +94,7 @@ def rig_once(kind: str, seed: int, _world: World, folder: Path) -> Trial:
 
 def _judge(trial: Trial, rig: Rig, accounts: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> None:
     share = next((account["share"] for account in accounts if account.get("share") is not None), None)
-    ruling = rule_rig(rig, document["verdicts"], trial.foreign_share, share)
+    ruling = rule_rig(rig, document["verdicts"], trial.foreign_share, share, revised=document["revised"])
     trial.wrong, trial.missed = ruling.wrong, ruling.missed
     trial.told = [f"{verdict['kind']}: {verdict['text']}" for verdict in document["verdicts"]]
     if rig.program != TENSOR:  # that one is an example, and gives no account

@@ -1,8 +1,8 @@
 """Two pipeline ranks over gloo with insitu attached, one process each: each has half of the layers of a small model.
 
 A scoring service: each step is two prompts of 16 tokens, and the last rank answers how likely they are. What the trials
-(`trial_rigs.py`) make wrong is made here: a router that favours an expert, weights used without their module, too much
-asked of the probe.
+(`trial_rigs.py`) make wrong is made here and in `two_rank_models.py`: a router that favours an expert, weights used
+without their module, too much asked of the probe.
 
     MEETING=$(mktemp -u) INSITU_RUN=00112233445566aa
     for RANK in 0 1; do python benchmarks/two_ranks.py --rank $RANK --meeting $MEETING --to file://./store & done; wait
@@ -25,129 +25,14 @@ import torch
 import torch.distributed as dist
 from rig_plans import NUM_EXPERTS
 from torch import nn
-from torch.nn import functional as F
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from two_rank_models import HIDDEN, LENGTH, PROMPTS, Stage, Witness, favour, prompts_of, whole_model
 
 import insitu
 from insitu.identity import boot_id
 
-LAYERS: Final = 4
-PROMPTS, LENGTH, HIDDEN = 2, 16, 64
-"""A step's rows: prompts, and tokens of each."""
 MEET_S: Final = 120.0
 SEND_NS: Final = 1
 """Place in a header of when the sender handed the step on; before it stands the step's id."""
-
-
-def whole_model(name: str, vocab: int) -> Any:
-    """Return a whole small model with random weights: `llama`, `mixtral` or `qwen3-moe`."""
-    shape: dict[str, Any] = {
-        "vocab_size": vocab,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 2 * HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    if name == "mixtral":
-        return MixtralForCausalLM(MixtralConfig(**shape, num_local_experts=NUM_EXPERTS[name], num_experts_per_tok=2))
-    if name == "qwen3-moe":
-        moe = {"num_experts": NUM_EXPERTS[name], "num_experts_per_tok": 4, "moe_intermediate_size": HIDDEN}
-        return Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **moe, head_dim=16, decoder_sparse_step=1))
-    return LlamaForCausalLM(LlamaConfig(**shape))
-
-
-def favour(model: Any, layer: int, expert: int, pull: float) -> None:
-    """Let one router send too much to one expert: its weights pick up a direction that all tokens share.
-
-    Trained models have such a direction (a few channels that are large in every token); this one gets it in the
-    embedding, from where the residual stream carries it to every layer. Nothing else there sees it.
-    """
-    with torch.no_grad():
-        model.model.embed_tokens.weight[:, 0] = model.model.embed_tokens.weight.norm(dim=1).mean()
-        for name, weight in model.model.layers.named_parameters():
-            if weight.shape[-1] == HIDDEN and not name.endswith(("o_proj.weight", "down_proj")):
-                weight[..., 0] = 1.0 if weight.ndim == 1 else 0.0  # a norm's scale lets it through
-        model.model.layers[layer].mlp.gate.weight[expert, 0] = pull
-
-
-class InlinedMlp(LlamaDecoderLayer):  # type: ignore[misc]
-    """A layer that uses its MLP's weights without calling it, as fused kernels do."""
-
-    def forward(self, hidden_states: torch.Tensor, position_embeddings: Any = None, **_: Any) -> torch.Tensor:
-        x = self.input_layernorm(hidden_states)
-        attended, _weights = self.self_attn(
-            hidden_states=x, position_embeddings=position_embeddings, attention_mask=None
-        )
-        hidden_states = hidden_states + attended
-        x, mlp = self.post_attention_layernorm(hidden_states), self.mlp
-        x = mlp.act_fn(F.linear(x, mlp.gate_proj.weight)) * F.linear(x, mlp.up_proj.weight)
-        return hidden_states + F.linear(x, mlp.down_proj.weight)
-
-
-class Stage(nn.Module):
-    """A rank's half of the layers, under the names and numbers they have in the whole model."""
-
-    def __init__(self, whole: Any, rank: int, inlined: str) -> None:
-        """inlined: the site whose module is not called, its weights are used directly (`embed`, `L2.mlp_out`, ...)."""
-        super().__init__()
-        self.is_first, self.is_last = rank == 0, rank == 1
-        self.inlined = inlined
-        half = range(rank * LAYERS // 2, (rank + 1) * LAYERS // 2)
-        self.model = nn.Module()
-        if self.is_first:
-            self.model.embed_tokens = whole.model.embed_tokens
-        self.model.layers = nn.ModuleDict({str(number): whole.model.layers[number] for number in half})
-        if self.is_last:
-            self.model.norm, self.lm_head = whole.model.norm, whole.lm_head
-        self.model.rotary_emb = whole.model.rotary_emb
-        for number, layer in self.model.layers.items():
-            if inlined == f"L{number}.mlp_out":
-                layer.__class__ = InlinedMlp
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """inputs: token ids int64[prompts, length], or hidden states. Returns hidden states, at the end logits."""
-        model: Any = self.model
-        hidden = self._embed(inputs) if self.is_first else inputs
-        rotary = model.rotary_emb(hidden, torch.arange(hidden.shape[1])[None])
-        for layer in model.layers.values():
-            hidden = layer(hidden, position_embeddings=rotary, attention_mask=None)
-        return self._head(hidden) if self.is_last else hidden
-
-    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
-        embed: Any = self.model.embed_tokens
-        return F.embedding(ids, embed.weight) if self.inlined == "embed" else embed(ids)
-
-    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        norm: Any = self.model.norm
-        head: Any = self.lm_head
-        if self.inlined == "final_norm":
-            hidden = F.rms_norm(hidden, (HIDDEN,), norm.weight, norm.variance_epsilon)
-        else:
-            hidden = norm(hidden)
-        return F.linear(hidden, head.weight) if self.inlined == "logits" else head(hidden)
-
-
-class Witness:
-    """Counts what one router chooses, without the probe."""
-
-    def __init__(self, router: Any, expert: int) -> None:
-        self.num_tokens = self.num_chosen = 0
-        self._expert = expert
-        router.register_forward_hook(self._take)
-
-    def _take(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        chosen = output[-1]
-        self.num_tokens += chosen.shape[0]
-        self.num_chosen += int((chosen == self._expert).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,11 +49,6 @@ class Options:
     """The file that is made when `capture` begins."""
     burst: tuple[int, int]
     """In which step so many intervals are written at once."""
-
-
-def prompts_of(step: int, vocab: int) -> torch.Tensor:
-    """Return a step's token ids, int64[prompts, length]: random, and the same on every machine."""
-    return torch.randint(vocab, (PROMPTS, LENGTH), generator=torch.Generator().manual_seed(step))
 
 
 class Rank:
@@ -269,7 +149,7 @@ def meet(rank: int, meeting: Path) -> bool:
 @click.option("--steps", default=700, show_default=True)
 @click.option("--warmup", default=100, show_default=True, help="How many of them are warm-up.")
 @click.option("--period-ms", default=12.0, show_default=True, help="How often prompts come.")
-@click.option("--favour", "favoured", type=(int, int, float), help="LAYER EXPERT PULL: its router favours it.")
+@click.option("--favour", "favoured", type=(int, int, float), help="LAYER EXPERT SHARE: of all tokens.")
 @click.option("--inline", default="", metavar="SITE", help="Use its module's weights and do not call it.")
 @click.option("--rows", default="", metavar="SITES", help="Whose rows are taken in the steps of --capture.")
 @click.option("--capture", type=(int, int), default=(0, 0), metavar="STEP COUNT")
@@ -296,8 +176,8 @@ def main(
     whole = whole_model(model, vocab).eval()
     witness = None
     if favoured is not None:
-        layer, expert, pull = favoured
-        favour(whole, layer, expert, pull)
+        layer, expert, share_of_tokens = favoured
+        favour(whole, layer, expert, share_of_tokens)
         witness = Witness(whole.model.layers[layer].mlp.gate, expert)
     stage = Stage(whole, rank, inline)
     options = Options(

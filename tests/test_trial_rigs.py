@@ -12,14 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rig_plans import (
     EXPECTED,
+    CONTENDED,
     HOT_SHARE,
     LATE_MS,
     MARGIN,
     NUM_EXPERTS,
     PIPELINE,
+    SHARES,
     SITES,
     STOP_S,
     TENSOR,
+    TOO_SHORT,
     Rig,
     draw_rig,
     row_errors,
@@ -27,10 +30,12 @@ from rig_plans import (
 )
 from trial_plans import World
 from trial_rigs import RIGS, commands, left_out, rig_once
-from two_ranks import PROMPTS, Stage, prompts_of, whole_model
+from two_rank_models import PROMPTS, Stage, Witness, favour, prompts_of, whole_model
 from two_ranks import main as two_ranks
 
 from insitu_collector import slow_stage, straggler
+from insitu_collector.judgement import Judgement
+from insitu_collector.simulate import Fault, Scenario, simulate
 
 KINDS = st.sampled_from(sorted(EXPECTED))
 SEEDS = st.integers(0, 2**32)
@@ -139,12 +144,36 @@ def test_nothing_else_may_be_named(kind: str) -> None:
     assert rule_rig(rig, [*said, HEALTHY | {"kind": other_kind}], 0.9, share).wrong
 
 
-def test_two_hosts_are_healthy_or_short_and_nothing_else() -> None:
+def inconclusive(reason: str) -> dict[str, Any]:
+    return HEALTHY | {"kind": "inconclusive", "text": f"{reason} and so on."}
+
+
+def test_two_hosts_are_healthy_or_short_or_share_too_few_cores_and_nothing_else() -> None:
     rig = draw_rig("two-hosts", 1)
     assert rule_rig(rig, [HEALTHY], 0.0, None).right
-    assert rule_rig(rig, [HEALTHY | {"kind": "inconclusive"}], 0.0, None).right
+    for excused in (TOO_SHORT, CONTENDED):
+        assert rule_rig(rig, [inconclusive(excused)], 0.0, None).right
+    leapt = inconclusive("inconclusive: the clock of host b leapt by about 9.0 s")
+    assert rule_rig(rig, [leapt], 0.0, None).missed == [f"inconclusive at stage None rank None: {leapt['text']}"]
+    assert rule_rig(rig, [leapt], 0.2, None).right
     assert rule_rig(rig, [HEALTHY | {"kind": "clock_uncertain"}], 0.0, None).wrong
     assert rule_rig(rig, [], 0.0, None).missed
+
+
+@pytest.mark.parametrize(("fault", "excuse"), [(None, TOO_SHORT), (Fault("foreign", size=4.0, host=0), CONTENDED)])
+def test_a_judge_excuses_itself_in_the_words_that_are_looked_for(fault: Fault | None, excuse: str) -> None:
+    faults = () if fault is None else (fault,)
+    judgement = Judgement()
+    told = judgement.look(simulate(Scenario(seconds=2.0 if fault is None else 9.0, faults=faults)), final=True)
+    assert [verdict for verdict in told if verdict.text.startswith(excuse)], told
+
+
+@pytest.mark.parametrize("kind", sorted(EXPECTED))
+def test_a_withdrawn_verdict_is_not_right(kind: str) -> None:
+    rig, share = draw_rig(kind, 2), 0.9 if kind == "experts" else None
+    said = [verdict(rig)] if EXPECTED[kind] is not None else [HEALTHY]
+    assert rule_rig(rig, said, 0.0, share).right
+    assert rule_rig(rig, said, 0.0, share, revised=2).missed == ["2 verdicts were withdrawn"]
 
 
 def test_contention_is_allowed_where_others_were_seen_or_each_host_is_the_others_neighbour() -> None:
@@ -161,6 +190,29 @@ def test_the_share_of_an_expert_must_be_what_a_witness_counted() -> None:
     assert rule_rig(rig, [told], 0.0, 0.98).missed
     for weak in (None, MARGIN * HOT_SHARE - 0.01):
         assert any("no trial" in why for why in rule_rig(rig, [told], 0.0, weak).missed)
+
+
+@given(SEEDS)
+def test_a_router_that_is_drawn_is_beyond_the_limit(seed: int) -> None:
+    rig = draw_rig("experts", seed)
+    share = float(rig.options[-1])
+    assert rig.least_share is not None
+    assert rig.least_share + 0.02 < SHARES[0] <= share <= SHARES[1]
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize(("model", "layer", "expert", "share"), [("mixtral", 3, 7, 0.8), ("qwen3-moe", 0, 2, 0.9)])
+def test_a_router_sends_the_share_it_is_asked_for(seed: int, model: str, layer: int, expert: int, share: float) -> None:
+    """Of other tokens than those by which it was set."""
+    torch.manual_seed(seed)
+    whole = whole_model(model, 256).eval()
+    favour(whole, layer, expert, share)
+    witness = Witness(whole.model.layers[layer].mlp.gate, expert)
+    with torch.inference_mode():
+        for step in range(100):
+            whole.model(prompts_of(step, 256))
+    assert witness.num_tokens == 100 * 32
+    assert witness.num_chosen / witness.num_tokens == pytest.approx(share, abs=0.02)
 
 
 def source(**dropped: dict[str, int]) -> dict[str, Any]:
