@@ -95,13 +95,13 @@ def read_results(path: Path) -> tuple[World | None, list[Trial]]:
     if not path.exists():
         return None, []
     found = json.loads(path.read_text())
-    world = World(**{**found["world"], "stage_ms": tuple(found["world"]["stage_ms"])})
+    world = found["world"] and World(**{**found["world"], "stage_ms": tuple(found["world"]["stage_ms"])})
     return world, [Trial(**trial) for trial in found["trials"]]
 
 
-def write_results(path: Path, world: World, trials: Sequence[Trial]) -> None:
+def write_results(path: Path, world: World | None, trials: Sequence[Trial]) -> None:
     """Write what is known so far, whole or not at all."""
-    whole = {"schema": SCHEMA, "world": asdict(world), "trials": [asdict(trial) for trial in trials]}
+    whole = {"schema": SCHEMA, "world": world and asdict(world), "trials": [asdict(trial) for trial in trials]}
     part = path.with_suffix(".part")
     part.write_text(json.dumps(whole, indent=1) + "\n")
     part.replace(path)

@@ -73,7 +73,7 @@ def commands(rig: Rig, folder: Path, to: str) -> list[list[str]]:
     return ranks
 
 
-def rig_once(kind: str, seed: int, _world: World, folder: Path) -> Trial:
+def rig_once(kind: str, seed: int, _world: World | None, folder: Path) -> Trial:
     """Run and judge one trial; what it recorded is kept when it is not right. Raises Interrupted."""
     rig, mine = draw_rig(kind, seed), folder / f"{kind}-{seed}"
     trial = Trial(kind, seed, [rig.did])
@@ -186,7 +186,7 @@ def _wait_for(is_so: Callable[[], bool], ranks: Sequence[subprocess.Popen[str]],
             raise ChildFailed(f"the ranks took longer than {RANKS_S:.0f} s")
 
 
-RIGS: Final[Mapping[str, Callable[[str, int, World, Path], Trial]]] = dict.fromkeys(EXPECTED, rig_once)
+RIGS: Final[Mapping[str, Callable[[str, int, World | None, Path], Trial]]] = dict.fromkeys(EXPECTED, rig_once)
 """Kind of trial -> how it is run."""
 
 

@@ -134,6 +134,13 @@ def calibrate(folder: Path) -> World:
     return World(num_stages, num_layers(default_model()), stage_ms)
 
 
+def world_of(kinds: Sequence[str], known: World | None, folder: Path) -> World | None:
+    """Return what trials of the demo are drawn from, measured now if it is not known; None where none is asked for."""
+    if known is not None or PLANS.keys().isdisjoint(kinds):
+        return known
+    return calibrate(folder)
+
+
 def _busy_ms(store: Path, stage: int) -> float:
     """Return a stage's median busy time a step (compute, host, sample, gc): of its core, so that others cannot add."""
     rows = open_store(store).table("intervals").to_pylist()
@@ -156,8 +163,9 @@ def long_prompts(folder: Path) -> Path:
     return path
 
 
-def demo_once(kind: str, seed: int, world: World, folder: Path) -> Trial:
+def demo_once(kind: str, seed: int, world: World | None, folder: Path) -> Trial:
     """Run the demo once and judge what it said; its store is kept when that is not right."""
+    assert world is not None, "what a demo is to do is drawn from a run without a fault"
     plan = plan_of(kind, seed, world)
     trial = Trial(kind, seed, list(plan.specs))
     store = folder / f"{kind}-{seed}"
@@ -207,7 +215,7 @@ def _delays_s(kind: str, faults: Sequence[Any], verdicts: Sequence[Any]) -> list
     return delays
 
 
-Runner = Callable[[str, int, World, Path], Trial]
-"""Runs and judges a trial once: its kind and seed, what it is drawn from, and the folder where it keeps things."""
+Runner = Callable[[str, int, World | None, Path], Trial]
+"""Runs and judges a trial once: its kind and seed, what demos are drawn from, and the folder where it keeps things."""
 RUNNERS: Final[Mapping[str, Runner]] = {**dict.fromkeys(PLANS, demo_once), **RIGS}
 """Kind of trial -> how it is run."""

@@ -18,7 +18,7 @@ import click
 from trial_plans import World
 from trial_results import Trial, is_met, is_sample_met, read_results, table, write_results
 from trial_rigs import left_out
-from trial_runs import RUNNERS, calibrate
+from trial_runs import RUNNERS, world_of
 
 SAMPLE_SEED: Final = 2
 """CI's seed: its runs change the fault midway."""
@@ -26,7 +26,7 @@ MOST_ATTEMPTS: Final = 3
 """How often a trial is run that misses something on a host that others use."""
 
 
-def run_trial(kind: str, seed: int, world: World, folder: Path) -> Trial:
+def run_trial(kind: str, seed: int, world: World | None, folder: Path) -> Trial:
     """Run and judge one trial, again when the host was too noisy."""
     for attempt in range(1, MOST_ATTEMPTS + 1):
         trial = RUNNERS[kind](kind, seed, world, folder)
@@ -70,8 +70,9 @@ def main(kinds: str, seeds: str, sample: bool, resume: bool, out: Path) -> None:
     stores = out.parent / "trial-stores"
     stores.mkdir(exist_ok=True)
     world, trials = read_results(out) if resume else (None, [])
-    world = world or calibrate(stores)
-    click.echo(f"healthy stage times {', '.join(f'{ms:.1f} ms' for ms in world.stage_ms)}", err=True)
+    world = world_of(wanted, world, stores)
+    if world is not None:
+        click.echo(f"healthy stage times {', '.join(f'{ms:.1f} ms' for ms in world.stage_ms)}", err=True)
     done = {(trial.kind, trial.seed) for trial in trials}
     for seed, kind in ((seed, kind) for seed in numbers for kind in wanted):
         if (kind, seed) in done:

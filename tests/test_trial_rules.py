@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from trial_plans import FACTORS, FAULTS, PLANS, Burners, World, plan_of
 from trial_results import Trial, is_met, is_sample_met, read_results, table, write_results
 from trial_rules import EXPECTED, account_errors, rule
-from trial_runs import BURN, RUNNERS, burning
+from trial_runs import BURN, RUNNERS, burning, world_of
 from trials import parse_kinds, parse_seeds
 
 from insitu_collector.change_point import MIN_BEFORE, PERSIST
@@ -247,12 +247,19 @@ def test_every_kind_has_a_runner_and_others_are_refused() -> None:
         parse_kinds("gc,tea")
 
 
-def test_an_unfinished_round_is_read_as_it_was_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [WORLD, None])
+def test_an_unfinished_round_is_read_as_it_was_written(world: World | None, tmp_path: Path) -> None:
     trials = [Trial("gc", 1, ["gc=0@5"], right=True), Trial("none", 2, [], missed=["no verdict"], foreign_share=0.3)]
     path = tmp_path / "trials.json"
     assert read_results(path) == (None, [])
-    write_results(path, WORLD, trials)
-    assert read_results(path) == (WORLD, trials)
+    write_results(path, world, trials)
+    assert read_results(path) == (world, trials)
+
+
+def test_no_demo_is_run_to_draw_from_where_none_is_asked_for(tmp_path: Path) -> None:
+    assert world_of(["drops", "two-hosts"], None, tmp_path) is None
+    assert world_of(["drops", "gc"], WORLD, tmp_path) is WORLD
+    assert list(tmp_path.iterdir()) == []
 
 
 @given(st.integers(1, 200))
@@ -283,8 +290,9 @@ def test_a_burner_uses_a_core_and_ends_by_itself() -> None:
 
 
 def test_no_burner_outlives_its_context() -> None:
+    before = set(psutil.Process().children())
     with burning(Burners(2, 30.0, 40.0)) as burnt:
         assert burnt["end_unix_ns"] - burnt["unix_ns"] == 10 * NS
-        mine = psutil.Process().children()
+        mine = set(psutil.Process().children()) - before
         assert len(mine) == 2
     assert not any(process.is_running() for process in mine)
