@@ -18,13 +18,13 @@ LATE_MS: Final = (4.0, 10.0)
 """How late a straggler is; `straggler_rank` is told from 1 ms on, from 2 ms where the rank computes longer, and from
 20 and 30 % of a step without it, which takes about 1 ms here."""
 LATE_S: Final = 8.0
-SHARES: Final = (0.8, 1.0)
-"""Of all tokens: what a router sends to the expert that it favours."""
+SHARES: Final = (0.85, 1.0)
+"""Of all tokens: what a router is to send to the expert that it favours, to 5 points."""
 NUM_EXPERTS: Final = {"mixtral": 8, "qwen3-moe": 16}
 HOT_SHARE: Final = 0.7
 """Share of the tokens from which on `expert_imbalance` is told: each of these chooses a quarter of its experts."""
 MARGIN: Final = 1.1
-"""A trial's router must be beyond it by this factor; what is drawn is, by more than a sample of tokens is off."""
+"""A trial's router must be beyond it by this factor; what is drawn is, by more than it is off."""
 SHARE_ERROR: Final = 0.05
 """By how much the share that is told may differ from the counted one: it is of one step in 16, without warm-up."""
 TOO_SHORT, CONTENDED = "inconclusive: too little traffic: ", "inconclusive: others use this host so much"

@@ -79,7 +79,8 @@ def _pulls(model: Any, router: Any, expert: int) -> torch.Tensor:
     own = logits[:, expert].clone()
     logits[:, expert] = -torch.inf
     least = logits.topk(router.top_k).values[:, -1]
-    return (least - own) / hidden[:, 0]
+    needed: torch.Tensor = (least - own) / hidden[:, 0]
+    return needed
 
 
 class InlinedMlp(LlamaDecoderLayer):  # type: ignore[misc]

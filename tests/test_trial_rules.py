@@ -220,8 +220,8 @@ def test_of_a_sample_one_trial_may_miss_something_and_none_may_be_wrong() -> Non
     trials[1].right = False
     assert not is_sample_met(trials)
     trials[1].right = True
-    for fault in ("wrong", "account", "failure"):
-        mistaken = replace(trials[0], **{fault: ["it did not add up"]})
+    why, whole = "it did not add up", trials[0]
+    for mistaken in (replace(whole, wrong=[why]), replace(whole, account=[why]), replace(whole, failure=why)):
         assert not is_sample_met([mistaken, *trials[1:]])
     assert not is_sample_met(trials[:1])
     assert not is_sample_met([])

@@ -262,8 +262,8 @@ class Judgement:
         seen = evidence.intervals.between(evidence.now_ns - READ_NS)["rank"]
         if missing := sorted(set(evidence.stages) - set(seen.tolist())):
             return f"no intervals of rank {', '.join(map(str, missing))} came, so there is nothing to compare with"
-        if not excesses:
-            begin, end = evidence.traffic_ns
+        begin, end = evidence.traffic_ns
+        if not excesses or end - begin < HEALTHY_AFTER_NS or evidence.num_traffic_steps < HEALTHY_STEPS:
             return f"too little traffic: {evidence.num_traffic_steps} steps in {(end - begin) / 1e9:.1f} s"
         return "the steps of traffic are unlike those of warm-up, and vary too much to be learnt from"
 
