@@ -19,7 +19,7 @@ LATE_MS: Final = (4.0, 10.0)
 20 and 30 % of a step without it, which takes about 1 ms here."""
 LATE_S: Final = 8.0
 SHARES: Final = (0.85, 1.0)
-"""Of all tokens: what a router is to send to the expert that it favours, to 5 points."""
+"""Of all tokens: what a router is to send to the expert that it favours, to some points."""
 NUM_EXPERTS: Final = {"mixtral": 8, "qwen3-moe": 16}
 HOT_SHARE: Final = 0.7
 """Share of the tokens from which on `expert_imbalance` is told: each of these chooses a quarter of its experts."""
