@@ -11,15 +11,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from insitu import builders, health
+from insitu.concurrent_forwards import ConcurrentForwards
 from insitu.gc_pauses import GcPauses
 from insitu.guard import Guard
 from insitu.harvest import Harvest
+from insitu.health import SEVERAL
 from insitu.identity import Source
 from insitu.intervals import T1, Recorder, Rows64, carve
 from insitu.never_fired import ENOUGH_STEPS, NeverFired
@@ -50,11 +52,25 @@ class Inlet:
     rows: deque[tuple[str, dict[str, Any]]] = field(default_factory=deque)
     lost: Counter[str] = field(default_factory=Counter)
     """Rows by table that found the inlet full."""
+    num_concurrent: int = 0
+    """Forwards that ran while a step was open."""
     step_thread: int | None = None
+    """Native id of the thread that runs the steps; `SEVERAL` once it is not one."""
     step_ns: int = 0
     """Wall time inside steps, all together: what overhead is a share of."""
     enter_ns: int = 0
     """Host time spent by `step()` itself around the model's own."""
+
+    _counting: Lock = field(default_factory=Lock)
+
+    def count_concurrent(self) -> None:
+        with self._counting:
+            self.num_concurrent += 1
+
+    def note_thread(self, native_id: int) -> None:
+        """Remember which thread runs the steps, or that several do."""
+        if self.step_thread != native_id:
+            self.step_thread = native_id if self.step_thread is None else SEVERAL
 
     @property
     def is_filling(self) -> bool:
@@ -91,6 +107,7 @@ class Drain:
         """CPU time of all the threads this drain has had."""
         self.guard = Guard("drain")
         self.no_steps = NoSteps(source.model)
+        self._concurrent = ConcurrentForwards()
         self._never_fired = NeverFired()
         self._source = source
         self._outbox = outbox
@@ -262,6 +279,8 @@ class Drain:
     def beat(self, *, closing: bool) -> None:
         """Append one `health` row: the heartbeat."""
         observer, top = self._observer(), self._recorder.open
+        if (text := self._concurrent.look(self._inlet.num_concurrent)) is not None:
+            self._put_event("concurrent_forward", text)
         self._tell(observer)
         row: dict[str, Any] = dict(health.reading(self._inlet.step_thread))
         if top is not None:
@@ -296,8 +315,11 @@ class Drain:
             logger.warning("insitu: %s", text)
             told.append(("no_steps", text))
         for kind, text in told:
-            row = {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}
-            self._rows.setdefault("events", []).append(row)
+            self._put_event(kind, text)
+
+    def _put_event(self, kind: str, text: str) -> None:
+        row = {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}
+        self._rows.setdefault("events", []).append(row)
 
 
 def hook_ns(observer: Observer | None, inlet: Inlet) -> int:

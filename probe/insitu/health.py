@@ -9,6 +9,10 @@ import os
 import resource
 import time
 from pathlib import Path
+from typing import Final
+
+SEVERAL: Final = 0
+"""Instead of a thread's id: steps ran on several threads, so no one thread's counters say what the steps got."""
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -53,9 +57,14 @@ def _host_times_ns() -> tuple[int | None, int | None]:
 
 
 def reading(step_thread: int | None) -> dict[str, int | None]:
-    """Return the kernel's columns of one `health` row; `step_thread` is the step thread's native id."""
-    task = f"/proc/self/task/{step_thread or os.getpid()}"
-    on_cpu, delay, *_ = [int(field) for field in (_text(f"{task}/schedstat") or "0 0 0").split()]
+    """Return the kernel's columns of one `health` row.
+
+    step_thread: the step thread's native id; None: no step ran yet, so that it will be the main thread is assumed;
+    `SEVERAL`: the columns of the step thread are null.
+    """
+    task = f"/proc/self/task/{os.getpid() if step_thread is None else step_thread}"
+    times = [int(field) for field in (_text(f"{task}/schedstat") or "0 0 0").split()]
+    on_cpu, delay = (None, None) if step_thread == SEVERAL else times[:2]
     pages = (_text("/proc/self/statm") or "0 0").split()[1]
     busy, stolen = _host_times_ns()
     return {

@@ -1,6 +1,7 @@
 """Intervals of the step thread: recorded into a preallocated ring, exclusive by construction.
 
-One thread writes (the step thread, the first to open an interval), one reads (the drain). A ring row is nine
+One thread writes at a time, one reads (the drain). The writer is the thread whose step is open, so a server may run its
+steps on any of its threads; once a thread has opened an interval outside a step, it alone writes. A ring row is nine
 native int64: t0_ns, t1_ns, cls, step_id, mb, peer, bytes, cpu_ns, 0. When the ring is full the newest row is
 counted and not written: recording never waits.
 """
@@ -8,7 +9,7 @@ counted and not written: recording never waits.
 from __future__ import annotations
 
 import struct
-from threading import get_ident
+from threading import Lock, get_ident
 from time import monotonic_ns, thread_time_ns
 from types import TracebackType
 from typing import Final
@@ -119,10 +120,29 @@ class Recorder:
         self._head = 0
         self._tail = 0
         self._owner = 0
+        self._is_pinned = False
+        self._owning = Lock()
         self._none = _NoInterval(self, 0, -1, -1, NO_RANK, 0)
 
+    def follow(self, thread: int) -> None:
+        """Let the thread whose step has just opened be the writer, unless another writes outside of steps too."""
+        if self._owner != thread:
+            with self._owning:
+                if not self._is_pinned:
+                    self._owner = thread
+
+    def pin(self) -> None:
+        """Called before an interval outside a step: its thread stays the writer from now on, if it is."""
+        if not self._is_pinned:
+            with self._owning:
+                self._is_pinned = self._owner in (0, get_ident())
+                self._owner = self._owner or get_ident()
+
     def interval(self, cls: str, step_id: int, mb: int, peer: int, num_bytes: int) -> Interval:
-        """Return an interval to enter. Raises KeyError for an unknown class."""
+        """Return an interval to enter; one that records nothing on any thread but the writer's.
+
+        Raises KeyError for an unknown class.
+        """
         thread = get_ident()
         if self._owner != thread:
             if self._owner:

@@ -18,7 +18,7 @@ from insitu.sampling import is_sampled
 from insitu.sites import Site, require, resolve
 from insitu.slab import ControlBlock, Plan, RowSlabs, Slabs
 from insitu.step import StepRecord
-from insitu.taps import Current, Tap, Taps
+from insitu.taps import Current, Tap, Taps, left_to_observe
 from insitu.vocabulary import Variant
 
 ROW_BUDGET_BYTES: Final = 64 << 20
@@ -40,7 +40,7 @@ class Observer:
         run: str,
     ) -> None:
         """run: 16 hex digits; with a step's id it decides whether the step is sampled."""
-        sites = resolve(model, axes)
+        sites = left_to_observe(model, resolve(model, axes))
         for rule in rules:
             require(rule.sites, sites)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))

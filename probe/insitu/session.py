@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import get_ident, get_native_id
+from threading import Lock, get_ident, get_native_id
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +35,7 @@ logger = logging.getLogger("insitu")
 
 _EVENTS: Final = {event.name.lower(): int(event) for event in RequestEvent}
 EXIT_DEADLINE_S: Final = 2.0
+"""For all sessions of a process together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Stats:
     dropped: dict[str, dict[str, int]]
     num_steps: int
     concurrent_forward: int
+    """Forwards, or steps, that ran while another step was open: not observed, and in no other count."""
     overhead_share: float
     """(drain CPU + time in hooks and around steps) / wall time inside steps."""
     drain_cpu_s: float = 0.0
@@ -80,12 +82,14 @@ class Coverage:
 class Step:
     """An open step; a context manager."""
 
-    __slots__ = ("_began_ns", "_record", "_session")
+    __slots__ = ("_began_ns", "_record", "_session", "is_observed")
 
     def __init__(self, session: Session, record: StepRecord) -> None:
         self._session = session
         self._record = record
         self._began_ns = 0
+        self.is_observed = False
+        """Inside the block: whether this is the session's open step; False where another thread's is."""
 
     @property
     def step_id(self) -> int:
@@ -93,16 +97,18 @@ class Step:
 
     def __enter__(self) -> Step:
         began = time.monotonic_ns()
-        self._session._begin(self._record)
-        self._began_ns = time.monotonic_ns()
-        self._session._inlet.enter_ns += self._began_ns - began
+        self.is_observed = self._session._begin(self._record)
+        if self.is_observed:
+            self._began_ns = time.monotonic_ns()
+            self._session._inlet.enter_ns += self._began_ns - began
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ended = time.monotonic_ns()
-        self._session._end(self._record)
+        if not self._session._end(self._record):
+            return
         inlet = self._session._inlet
         inlet.step_ns += ended - self._began_ns
         inlet.enter_ns += time.monotonic_ns() - ended
@@ -115,10 +121,8 @@ class Session:
         self.source = source
         self.to = to
         self._keep = keep
-        self.concurrent_forward = 0
         self._observer: Observer | None = None
         self._undo: list[Callable[[], None]] = []
-        self._open_thread = 0
         self._next_step = 0
         self._step_id = -1
         self._closed = False
@@ -128,6 +132,9 @@ class Session:
         _LIVE.add(self)
 
     def _assemble(self) -> None:
+        self._gate, self._numbering = Lock(), Lock()
+        self._open: StepRecord | None = None
+        self._open_thread = 0
         self._inlet = Inlet()
         self._recorder = Recorder()
         self._pauses = GcPauses()
@@ -175,9 +182,10 @@ class Session:
         stated from what really runs. num_rows: valid rows (default: what the row map covers; else all).
         phase: "prefill", "decode" or "mixed".
         """
-        if step_id is None:
-            step_id = self._next_step
-        self._next_step = max(self._next_step, step_id + 1)
+        with self._numbering:
+            if step_id is None:
+                step_id = self._next_step
+            self._next_step = max(self._next_step, step_id + 1)
         if num_rows is None and rows:
             num_rows = max(entry.start + entry.count for entry in rows)
         samples = sum(entry.sample_row >= 0 for entry in rows) if rows else 0
@@ -186,17 +194,18 @@ class Session:
         )
         return Step(self, record)
 
-    def _begin(self, record: StepRecord) -> None:
+    def _begin(self, record: StepRecord) -> bool:
+        """Open a step if none is; return whether it is observed. The gate makes sure of it, whoever calls when."""
         if not self._running:
             self._run()
-        if self._open_thread:
-            self.concurrent_forward += 1
-            record.observed = False
-            return
+        if not self._gate.acquire(blocking=False):
+            self._inlet.count_concurrent()
+            return False
+        self._open = record
         self._open_thread = get_ident()
         self._step_id = record.step_id
-        if self._inlet.step_thread is None:
-            self._inlet.step_thread = get_native_id()
+        self._recorder.follow(self._open_thread)
+        self._inlet.note_thread(get_native_id())
         observer = self._observer
         if observer is not None and not observer.guard.num_errors:
             try:
@@ -204,11 +213,21 @@ class Session:
             except Exception as error:
                 observer.silence()
                 observer.guard.contain(error)
+        return True
 
-    def _end(self, record: StepRecord) -> None:
-        if not record.observed:
-            return
-        self._open_thread = 0
+    def _end(self, record: StepRecord) -> bool:
+        """Close a step that is open; return whether it was. One that was open at a fork is the parent's alone."""
+        if self._open is not record:
+            return False
+        try:
+            self._hand_over(record)
+        finally:
+            self._open = None
+            self._open_thread = 0
+            self._gate.release()
+        return True
+
+    def _hand_over(self, record: StepRecord) -> None:
         observer = self._observer
         if observer is not None:
             try:
@@ -243,7 +262,9 @@ class Session:
         An inner interval takes its time from the outer one. Inside an open step it belongs to that step unless it says
         another. Other threads record nothing.
         """
-        if step_id == -1 and self.in_step:
+        if not self.in_step:
+            self._recorder.pin()
+        elif step_id == -1:
             step_id = self._step_id
         return self._recorder.interval(cls, step_id, mb, peer, num_bytes)
 
@@ -317,7 +338,7 @@ class Session:
             durable=dict(self._outbox.durable),
             dropped={table: dict(reasons) for table, reasons in self._outbox.dropped.items() if reasons},
             num_steps=observer.num_steps if observer else 0,
-            concurrent_forward=self.concurrent_forward,
+            concurrent_forward=inlet.num_concurrent,
             overhead_share=spent / inlet.step_ns if inlet.step_ns else 0.0,
             drain_cpu_s=self._drain.cpu_ns / 1e9,
         )
@@ -378,7 +399,6 @@ class Session:
         """Start over in a forked child: the same place in the grid, a new epoch, a thread of its own."""
         self._pauses.remove()
         self.source = self.source.after_fork()
-        self._open_thread = 0
         self._running = False
         self._assemble()
 
@@ -391,10 +411,12 @@ def _fork_child() -> None:
         session._after_fork()
 
 
-def _at_exit() -> None:
+def close_all() -> None:
+    """Close every session of this process within `EXIT_DEADLINE_S`: what its end does."""
+    deadline = time.monotonic() + EXIT_DEADLINE_S
     for session in list(_LIVE):
-        session.close(EXIT_DEADLINE_S)
+        session.close(max(0.1, deadline - time.monotonic()))
 
 
 os.register_at_fork(after_in_child=_fork_child)
-atexit.register(_at_exit)
+atexit.register(close_all)

@@ -33,6 +33,7 @@ class _SilentInterval(Interval):
 class _SilentStep(Step):
     def __init__(self, step_id: int) -> None:
         self._record = StepRecord(step_id, 0, None, 0, None, None, 0, 0)
+        self.is_observed = False
 
     def __enter__(self) -> Step:
         return self

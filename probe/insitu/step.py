@@ -33,8 +33,6 @@ class StepRecord:
     """Whether this step's expert loads are taken."""
     num_crowded: int = 0
     """Rows that were wanted and did not fit."""
-    observed: bool = True
-    """False for a forward that ran while another step was open."""
     ready: Any = None
     """CUDA event recorded after the step, or None on the host."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from threading import get_ident
 from typing import Any, Final
 
@@ -107,6 +108,16 @@ def give_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[],
             module.__class__ = original
 
     return undo
+
+
+def left_to_observe(model: nn.Module, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    """Return the sites of modules that no other session observes; a part with a session of its own keeps it."""
+    taken = {fqn for fqn, module in model.named_modules() if hasattr(type(module), MARK)}
+    if not taken:
+        return sites
+    parts = tuple(f"{fqn}." for fqn in taken)
+    left = [site for site in sites if site.fqn not in taken and not site.fqn.startswith(parts)]
+    return tuple(replace(site, number=number) for number, site in enumerate(left))
 
 
 class Taps:

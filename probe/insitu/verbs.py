@@ -157,8 +157,10 @@ def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Ca
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if session.in_step:
             return compute(self, *args, **kwargs)
-        with session.step():
-            return compute(self, *args, **kwargs)
+        with session.step() as step:
+            if step.is_observed:
+                return compute(self, *args, **kwargs)
+            return forward_of(self, *args, **kwargs)
 
     def compute(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if session.in_interval:  # the caller says itself where its time goes
