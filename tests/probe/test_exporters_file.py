@@ -70,6 +70,20 @@ def test_eight_mebibytes_are_due_at_once(tmp_path: Path) -> None:
     exporter.close(1)
 
 
+def test_each_writer_of_a_process_has_a_shard_and_leaves_it_to_the_next(tmp_path: Path) -> None:
+    first, second = (FileExporter(str(tmp_path), Source(host="h")) for _ in range(2))
+    first.export(events(0))
+    second.export(events(1))
+    first.close(1)
+    third = FileExporter(str(tmp_path), Source(host="h"))
+    third.export(events(2))
+    third.close(1)
+    second.close(1)
+    names = [name.shard for name in list_segments(tmp_path, "sealed")]
+    assert names == [f"h-{os.getpid()}", f"h-{os.getpid()}", f"h-{os.getpid()}.1"]
+    assert stored_seqs(tmp_path) == [0, 2, 1]
+
+
 def test_closing_seals_the_shard_named_after_host_and_process(tmp_path: Path) -> None:
     exporter = open_exporter(f"file://{tmp_path}", Source(host="a host/1"))
     exporter.export(events(0))

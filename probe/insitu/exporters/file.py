@@ -12,18 +12,20 @@ from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.identity import Source
 from insitu.retention import Keep
 from insitu.segment_expiry import Expiry, Tell
-from insitu.segments import Key, Limits, ShardWriter, StoreFull, shard_name
+from insitu.segments import Key, Limits, ShardLocked, ShardWriter, StoreFull, shard_name
 from insitu.vocabulary import DropReason
 
 COMMIT_S: Final = 0.05
 COMMIT_BYTES: Final = 8 << 20
 RETRY_S: Final = 1.0
+MAX_SHARDS: Final = 64
+"""Writers of one process and store."""
 
 _log = logging.getLogger("insitu")
 
 
 class FileExporter:
-    """Writes batches into shard `<host>-<pid>` of a store.
+    """Writes batches into shard `<host>-<pid>` of a store; a second writer of a process, into `<host>-<pid>.1`.
 
     No thread: a group commit happens in `export` or `durable` once the oldest uncommitted batch is 50 ms old or
     8 MiB are uncommitted, and in `flush`. A full disk raises `Retry` with reason `disk_full`, and goes on when room
@@ -52,19 +54,27 @@ class FileExporter:
         _log.info("insitu: %s keeps %s; INSITU_KEEP_BYTES and INSITU_KEEP_FOR change it", path, self._keep)
 
     def _begin(self) -> None:
-        pid = os.getpid()
-        shard = shard_name(self._source.host, pid)
-        self._writer = ShardWriter(self._path, shard, limits=self._limits, clock=self._clock)
+        self._pid = os.getpid()
+        shard, self._writer = self._open_shard(shard_name(self._source.host, self._pid))
         self._expiry = Expiry(
             self._path, shard, self._keep, self._tell, own_epoch=self._source.epoch, clock=self._clock
         )
-        self._pid = pid
         self._uncommitted_since: float | None = None
         self._pending: dict[int, set[int]] = {}
         self._last: dict[int, int] = {}
         self._refused: list[tuple[int, int, DropReason]] = []
         self._is_failing = False
         self._is_closed = False
+
+    def _open_shard(self, name: str) -> tuple[str, ShardWriter]:
+        """Return the first of the process's shards that nobody writes: each model of a process has its own."""
+        for number in range(MAX_SHARDS):
+            shard = f"{name}.{number}" if number else name
+            try:
+                return shard, ShardWriter(self._path, shard, limits=self._limits, clock=self._clock)
+            except ShardLocked as error:
+                locked = error
+        raise locked
 
     def export(self, batch: Batch) -> Ack:
         """Append one batch; see `Exporter.export`."""
