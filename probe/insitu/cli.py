@@ -47,6 +47,7 @@ COMMANDS: Final[dict[str, Entry]] = {
         "insitu_engine.demo:demo", "Serve a real model, slow one stage, and see the verdict name it.", "engine"
     ),
     "serve": Entry("insitu_engine.serve:serve", "Serve a Hugging Face decoder over HTTP on pipeline stages.", "engine"),
+    "run": Entry("insitu.run:run", "Run your own server with insitu attached to its model; its code stays as it is."),
     "load": Entry("insitu_engine.load:load", "Send prompts at random times to a server.", "engine", hidden=True),
     "collect": Entry("insitu_collector.collect:collect", "Receive records and store them as Arrow files.", "collector"),
     "judge": Entry(

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from insitu.exporters import Exporter
 
 PREFIX: Final = "INSITU_"
-NOT_FOR_PEOPLE: Final = "INSITU_ENGINE_"
-"""How the engine's processes speak to each other; no setting."""
+NOT_FOR_PEOPLE: Final = ("INSITU_ENGINE_", "INSITU_CHILD_")
+"""How the engine's processes, and `insitu run` and what it starts, speak to each other; no settings."""
+STAGE_VARIABLE: Final = "INSITU_CHILD_STAGE"
+"""How `insitu run --stage` reaches the processes it starts: a number, or "rank"."""
+MODEL_VARIABLE: Final = "INSITU_CHILD_MODEL"
+"""And `--model`: a glob of class names."""
 FILE: Final = "insitu.toml"
 PROJECT: Final = "pyproject.toml"
 DEFAULT_TO: Final = "file://./insitu-store"

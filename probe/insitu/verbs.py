@@ -7,12 +7,11 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from insitu.config import Config, Origin, is_on, load
 from insitu.exporters import Exporter
-from insitu.identity import Source, current_run
+from insitu.identity import Source
 from insitu.intervals import Interval
 from insitu.rules import Rule
 from insitu.session import Session
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from insitu.observer import Observer
-    from insitu.taps import Tap
-
 logger = logging.getLogger("insitu")
 
 T = TypeVar("T")
@@ -33,6 +29,9 @@ _said: set[str] = set()
 """Warnings this process has given."""
 _current: Session | None = None
 """The session that `tap` and `interval` speak to: the one attached or started last in this process."""
+_unasked: list[Session] = []
+"""Sessions that no code asked for (`insitu run`). They give way to the first one that code asks for."""
+_by_code = False
 
 
 def settings(**arguments: Any) -> Config:
@@ -59,6 +58,20 @@ def disabled() -> bool:
 
 def _switch(config: Config) -> str:
     return "INSITU_DISABLED" if config.origin("disabled") is Origin.ENVIRONMENT else f"`disabled` in {config.file}"
+
+
+def is_attached_by_code() -> bool:
+    """Tell whether code of this process has attached a model, or started a rank's session."""
+    return _by_code
+
+
+def _give_way() -> None:
+    """Close what no code asked for: a rank has one account of its time."""
+    global _by_code
+    _by_code = True
+    while _unasked:
+        logger.warning("insitu: the code attaches by itself, so what `insitu run` attached gives way")
+        _unasked.pop().close()
 
 
 def off() -> Session:
@@ -90,6 +103,7 @@ def start(
     if rank is None:
         identity = Source.without_rank(Role(role or Role.CLIENT), model=model, **source)
     else:
+        _give_way()
         identity = Source(role=Role(role or Role.RANK), rank=rank, stage=stage or 0, model=model, **source)
     return _remember(Session(identity, config.to, config.keep))
 
@@ -119,76 +133,22 @@ def attach(
     if config.disabled:
         logger.warning("insitu: %s is set; the model stays untouched", _switch(config))
         return off()
-    from insitu.observer import Observer
-    from insitu.taps import MARK
+    from insitu.attaching import attach_with
 
-    if hasattr(type(model), MARK):
-        raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
-    observer = Observer(model, rules, config.max_rows, config.axes, source.get("run") or current_run())
-    identity = Source(
-        role=Role(role),
-        rank=rank,
-        stage=stage,
-        model=model_name or type(model).__name__,
-        plan_digest=observer.plan.digest,
-        param_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        **source,
-    )
-    session = Session(identity, config.to, config.keep)
-    session.observe_with(observer)
-    try:
-        session.on_detach(_enter_forward(model, session, observer))
-    except TypeError:
-        session.close()
-        raise ValueError(f"a {type(model).__name__} cannot be observed: its class allows no subclass") from None
+    _give_way()
+    session, _ = attach_with(config, model, rules, role, name=model_name, rank=rank, stage=stage, **source)
     return _remember(session)
+
+
+def take_unasked(session: Session) -> None:
+    """Speak to a session that no code asked for, until code asks for one."""
+    _unasked.append(_remember(session))
 
 
 def _remember(session: Session) -> Session:
     global _current
     _current = session
     return session
-
-
-def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Callable[[], None]:
-    """Let the model's outermost forward be a step, timed as compute unless an interval is open; return the undo."""
-    forward_of, root_tap = type(model).forward, observer.root_tap
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if session.in_step:
-            return compute(self, *args, **kwargs)
-        with session.step() as step:
-            if step.is_observed:
-                return compute(self, *args, **kwargs)
-            return forward_of(self, *args, **kwargs)
-
-    def compute(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if session.in_interval:  # the caller says itself where its time goes
-            output = forward_of(self, *args, **kwargs)
-        else:
-            with session.interval("compute", step_id=session.step_id):
-                output = forward_of(self, *args, **kwargs)
-        _tap_root(root_tap, observer, output)
-        return output
-
-    from insitu.taps import give_forward
-
-    return give_forward(model, forward)
-
-
-def _tap_root(root_tap: Tap | None, observer: Observer, output: Any) -> None:
-    import torch
-
-    current = observer.current
-    if root_tap is None or current.thread != get_ident():
-        return
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    if isinstance(first, torch.Tensor):
-        try:
-            root_tap(first)
-        except Exception as error:
-            current.thread = 0
-            observer.guard.contain(error)
 
 
 @overload
@@ -250,6 +210,7 @@ def start_steps(
     config = settings(to=to)
     if config.disabled:
         return off()
+    _give_way()
     identity = Source(role=Role(role), rank=rank, stage=stage, **source)
     return _remember(Session(identity, config.to, config.keep))
 

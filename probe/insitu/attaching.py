@@ -1,0 +1,87 @@
+"""What attaching does to a model: an observer with its taps, a session, and a forward that is a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import nn
+
+from insitu.config import Config
+from insitu.identity import Source, current_run
+from insitu.observer import Observer
+from insitu.rules import Rule
+from insitu.session import Session
+from insitu.taps import MARK, Tap, give_forward
+from insitu.vocabulary import Role
+
+
+def attach_with(
+    config: Config, model: nn.Module, rules: Sequence[Rule], role: str, *, name: str | None = None, **source: Any
+) -> tuple[Session, Observer]:
+    """Attach as settled. name: the model's, its class if not told; `source`: further fields of `Source`.
+
+    Raises what `insitu.attach` does; the model is then as it was.
+    """
+    if hasattr(type(model), MARK):
+        raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
+    observer = Observer(model, rules, config.max_rows, config.axes, source.get("run") or current_run())
+    identity = Source(
+        role=Role(role),
+        model=name or type(model).__name__,
+        plan_digest=observer.plan.digest,
+        param_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        **source,
+    )
+    try:
+        session = Session(identity, config.to, config.keep)
+    except (OSError, ValueError):
+        observer.taps.remove()
+        raise
+    session.observe_with(observer)
+    try:
+        session.on_detach(_enter_forward(model, session, observer))
+    except TypeError:
+        session.close()
+        raise ValueError(f"a {type(model).__name__} cannot be observed: its class allows no subclass") from None
+    return session, observer
+
+
+def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Callable[[], None]:
+    """Let the model's outermost forward be a step, timed as compute unless an interval is open; return the undo."""
+    forward_of, root_tap = type(model).forward, observer.root_tap
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if session.in_step:
+            return compute(self, *args, **kwargs)
+        with session.step() as step:
+            if step.is_observed:
+                return compute(self, *args, **kwargs)
+            return forward_of(self, *args, **kwargs)
+
+    def compute(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if session.in_interval:  # the caller says itself where its time goes
+            output = forward_of(self, *args, **kwargs)
+        else:
+            with session.interval("compute", step_id=session.step_id):
+                output = forward_of(self, *args, **kwargs)
+        tap_root(root_tap, observer, output)
+        return output
+
+    return give_forward(model, forward)
+
+
+def tap_root(root_tap: Tap | None, observer: Observer, output: Any) -> None:
+    """Tap what the model itself returned, on the thread whose step is open."""
+    current = observer.current
+    if root_tap is None or current.thread != get_ident():
+        return
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(first, torch.Tensor):
+        try:
+            root_tap(first)
+        except Exception as error:
+            current.thread = 0
+            observer.guard.contain(error)

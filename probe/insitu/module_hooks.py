@@ -1,0 +1,94 @@
+"""What torch tells of its modules: which are called, in whose calls, which wrap others, which are put into `eval`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import wraps
+from types import FrameType
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+_HOOKS: Final = (
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+)
+"""Where torch keeps hooks of all modules."""
+_WRAPPERS: Final = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
+"""Modules that only call another, which is meant: by class, where they keep it."""
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module that wrappers of torch (compiled, data-parallel) call in the end."""
+    while (name := _WRAPPERS.get(type(module).__name__)) is not None and isinstance(
+        inner := getattr(module, name, None), nn.Module
+    ):
+        module = inner
+    return module
+
+
+def callers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules in whose calls this thread is now, innermost first, without `module`."""
+    call = nn.Module._call_impl.__code__
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is call and (caller := frame.f_locals["self"]) is not module:
+            yield caller
+        frame = frame.f_back
+
+
+def is_traced() -> bool:
+    """Tell whether this call records a graph, in which nothing of ours belongs."""
+    if torch._C._get_tracing_state() is not None:
+        return True
+    return bool(
+        torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        and torch.cuda.is_current_stream_capturing()
+    )
+
+
+def tell_of_calls(tell: Callable[[nn.Module, object], None]) -> Callable[[], None]:
+    """Call `tell` before the forward of each module; return the undo.
+
+    A compiled model warns its user of hooks like this; of ours it need not, which is gone before anything is compiled.
+    """
+    handle = torch_module.register_module_forward_pre_hook(tell)
+    has_any: Any = getattr(torch_module, "_has_any_global_hook", None)
+
+    def has_any_but_ours() -> bool:
+        return any(len(getattr(torch_module, name, ())) > (name == "_global_forward_pre_hooks") for name in _HOOKS)
+
+    if has_any is not None:
+        torch_module._has_any_global_hook = has_any_but_ours
+
+    def undo() -> None:
+        handle.remove()
+        if getattr(torch_module, "_has_any_global_hook", None) is has_any_but_ours:
+            torch_module._has_any_global_hook = has_any
+
+    return undo
+
+
+def tell_of_eval(tell: Callable[[nn.Module], None]) -> Callable[[], None]:
+    """Call `tell` with each module whose `eval` is called; return the undo. Submodules get `train`, not `eval`."""
+    eval_of = nn.Module.eval
+
+    @wraps(eval_of)
+    def eval_(self: Any) -> Any:
+        result = eval_of(self)
+        if not torch.compiler.is_compiling():
+            tell(self)
+        return result
+
+    nn.Module.eval = eval_  # type: ignore[method-assign]
+
+    def undo() -> None:
+        if nn.Module.eval is eval_:
+            nn.Module.eval = eval_of  # type: ignore[method-assign]
+
+    return undo
