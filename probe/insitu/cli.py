@@ -69,6 +69,7 @@ COMMANDS: Final[dict[str, Entry]] = {
         "Write a store as a run would have left it.",
         "collector",
     ),
+    "sites": Entry("insitu.sites_show:sites", "Show where a model can be observed, from its config alone.", "engine"),
     "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
     "plugins": Entry("insitu.plugins_list:plugins", "Say what other packages add, and whether it loads."),
     "doctor": Entry("insitu.doctor:doctor", "Check this machine and environment, and say what to fix."),

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from insitu.catalogue import resolve
 from insitu.guard import Guard
 from insitu.harvest import Harvest, captured, loads_of, read_steps, summarise
 from insitu.rules import Rule
 from insitu.sampling import is_sampled
-from insitu.sites import Site, require, resolve
+from insitu.sites import Site
 from insitu.slab import ControlBlock, Plan, RowSlabs, Slabs
 from insitu.step import StepRecord
 from insitu.taps import Current, Tap, Taps, left_to_observe
@@ -40,9 +41,7 @@ class Observer:
         run: str,
     ) -> None:
         """run: 16 hex digits; with a step's id it decides whether the step is sampled."""
-        sites = left_to_observe(model, resolve(model, axes))
-        for rule in rules:
-            require(rule.sites, sites)
+        sites = left_to_observe(model, resolve(model, axes, [rule.sites for rule in rules]))
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.plan = Plan(sites, tuple(rules), max_rows)
         self._run, self._has_routers = run, bool(self.plan.loads)

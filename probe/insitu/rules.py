@@ -35,10 +35,13 @@ def _body(glob: str) -> str:
     return translate(glob).removeprefix("(?s:").removesuffix(r")\z").removesuffix(r")\Z")
 
 
-def matches(glob: str, name: str, fqn: str) -> bool:
-    """Return whether a site glob (`L*.resid_post`, `L[0-7].attn_out`, `module:<fqn glob>`) names this site."""
+def matches(glob: str, name: str, fqn: str | None) -> bool:
+    """Return whether a site glob (`L*.resid_post`, `L[0-7].attn_out`, `module:<fqn glob>`) names this site.
+
+    fqn: the module all of whose output the site is; None where there is none.
+    """
     if glob.startswith("module:"):
-        return _pattern(glob.removeprefix("module:")).match(fqn) is not None
+        return fqn is not None and _pattern(glob.removeprefix("module:")).match(fqn) is not None
     return _pattern(glob).match(name) is not None
 
 

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from insitu.rules import Rule, matches
-from insitu.sites import Site
+from insitu.rules import Rule
+from insitu.sites import Site, is_named
 
 MAX_SLABS: Final = 256
 MAX_VIEWS: Final = 16_384
@@ -92,7 +92,7 @@ class Plan:
 
     def group_of(self, site: Site) -> Group | None:
         """Return the destination group of a site: the first rule that names it, on the site's axis."""
-        rule = next((rule for rule in self.rules if matches(rule.sites, site.name, site.fqn)), None)
+        rule = next((rule for rule in self.rules if is_named(rule.sites, site)), None)
         return None if rule is None else Group(rule, site.axis)
 
     @property

@@ -71,6 +71,10 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
 
 
+def _tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+
+
 def _absmax(x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor) -> None:
     """Write each row's largest magnitude; NaN where a row has one. `scratch`: as `out`, overwritten.
 
@@ -132,36 +136,51 @@ class Taps:
         self._guard = guard
         self._scratch = torch.empty(plan.max_rows)
         self._ones = torch.ones(plan.max_rows, dtype=torch.int32, device=step_id.device) if plan.loads else None
+        self._modules: dict[str, nn.Module] = {}
         self._undo: dict[int, Callable[[], None]] = {}
         self._unfit: set[int] = set()
 
     def install(self, model: nn.Module) -> Tap | None:
         """Tap every site; return the tap of the model's own output, which the caller's root forward runs."""
-        modules = dict(model.named_modules())
+        self._modules = dict(model.named_modules())
         root = None
         for site in self.plan.sites:
-            tap = self.make(site)
             if site.fqn:
-                module = modules[site.fqn]
-                with suppress(TypeError):  # its class allows no subclass an instance: the site never fires
-                    make = self._router_forward if site.num_experts else self._forward
-                    self._undo[site.number] = give_forward(module, make(type(module), site, tap))
+                self._put_on(site)
             else:
-                root = tap
+                root = self.make(site)
         return root
 
+    def _put_on(self, site: Site) -> None:
+        module = self._modules[site.fqn]
+        if site.io == "in" or site.part is not None:
+            make = self._named_forward
+        else:
+            make = self._router_forward if site.num_experts else self._forward
+        with suppress(TypeError):  # its class allows no subclass an instance: the site never fires
+            self._undo[site.number] = give_forward(module, make(type(module), site, self.make(site)))
+
     def remove(self) -> None:
-        for number in list(self._undo):
+        for number in reversed(list(self._undo)):  # of a module with several sites, the outermost first
             self._undo.pop(number)()
+        self._modules.clear()
 
     def is_unfit(self, number: int) -> bool:
         """Tell whether a site's module was called and returned nothing a sum could be taken of."""
         return number in self._unfit
 
     def remove_unfit(self) -> None:
-        """After the first step: take the taps off sites that return nothing a sum could be taken of."""
-        for number in self._unfit & set(self._undo):
-            self._undo.pop(number)()
+        """After the first step: take the taps off sites that return nothing a sum could be taken of.
+
+        Sites of one module are classes around each other: all come off, and those that fit go on again.
+        """
+        of_modules = {site.fqn for site in self.plan.sites if site.number in self._unfit}
+        moved = [site for site in self.plan.sites if site.fqn in of_modules and site.number in self._undo]
+        for site in reversed(moved):
+            self._undo.pop(site.number)()
+        for site in moved:
+            if site.number not in self._unfit:
+                self._put_on(site)
 
     def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
         current, number, index, unfit = self.current, site.number, site.index, self._on_error(site)
@@ -213,6 +232,31 @@ class Taps:
 
         return forward
 
+    def _named_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
+        """As `_forward`, for sites that only rules name: a tensor the module is given, or part of what it returns."""
+        current, unfit, forward_of, index = self.current, self._on_error(site), original.forward, site.index
+        part = site.part.of if site.part is not None else None
+
+        def take(found: Any) -> None:
+            try:
+                x = found if isinstance(found, torch.Tensor) else found[index]
+                tap(x if part is None else part(x))
+            except Exception as error:
+                unfit(error)
+
+        def of_input(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if current.thread == get_ident():
+                take(_tensors_of(args, kwargs))
+            return forward_of(self, *args, **kwargs)
+
+        def of_output(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            output = forward_of(self, *args, **kwargs)
+            if current.thread == get_ident():
+                take(output)
+            return output
+
+        return of_input if site.io == "in" else of_output
+
     def _count_chosen(self, site: Site, chosen: torch.Tensor) -> None:
         """Count, for each expert, the valid rows that chose it. chosen: int64[tokens, top_k]."""
         views, ones = self.current.views, self._ones
@@ -239,7 +283,7 @@ class Taps:
             if valid >= 0 and x.numel() != valid * x.shape[-1]:
                 x = _flat(x)[:valid]
             torch.sum(x, _DIMS[x.ndim], dtype=_F32, out=views.canary[number])
-            if x.is_floating_point():
+            if x.is_floating_point() or not site.boundary:
                 self._take_rows(site, x, views)
             if current.host_stamp is None:
                 views.stamp[number].copy_(self._step_id)
