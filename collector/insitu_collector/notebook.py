@@ -18,6 +18,7 @@ from insitu_collector.selection import NothingFound, Selection, as_time, select,
 from insitu_collector.spans import CLASSES, lanes_of, ledger_classes, spans_of
 from insitu_collector.stalls import Stalls, stalls_of, traffic_window
 from insitu_collector.table_files import unix_schema, with_unix
+from insitu_collector.value_statistics import value_statistics
 from insitu_collector.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -58,6 +59,21 @@ def intervals(store: Store, t0: Time | None = None, t1: Time | None = None, run:
     names = np.array([str(cls) for cls in CLASSES])
     classes = ledger_classes(rows, chosen.clock, rank_stages(chosen.sources, rows))
     return found.append_column("ledger_class", pa.array(names[classes] if len(classes) else [], pa.utf8()))
+
+
+def statistics(
+    store: Store, t0: Time | None = None, t1: Time | None = None, run: str = "", *, by_step: bool = False
+) -> pa.Table:
+    """Return what the values at each site were like in the sampled steps that began in [t0, t1): docs/probe.md.
+
+    One row a site, or with `by_step` a site and step. Raises NothingFound where no statistics were taken.
+    """
+    chosen = select(store, run, _unix(t0), _unix(t1))
+    rows = chosen.rows("statistics")
+    if not rows.num_rows:
+        asked = 'insitu.attach(model, rules=[insitu.Rule(sites="*", take="summary")])'
+        raise NothingFound(f"run {chosen.run} has no statistics there; they are taken where a rule asks: {asked}")
+    return value_statistics(rows, chosen.rows("sites"), by_step=by_step)
 
 
 def timeline(

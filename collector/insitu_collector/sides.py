@@ -19,6 +19,7 @@ from insitu_collector.slices import JUDGED, Groups, latest
 from insitu_collector.stalls import traffic_window
 from insitu_collector.step_times import step_times
 from insitu_collector.timeline import numbers, timeline_of
+from insitu_collector.value_statistics import beside
 from insitu_collector.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Recorded:
 
     def __init__(self, store: Store, run: str = "") -> None:
         """Raises NothingToCompare when the store has no such run, or the run no traffic."""
-        found = Groups().sort({name: store.table(name) for name in JUDGED})
+        found = Groups().sort({name: store.table(name) for name in (*JUDGED, "statistics")})
         group = latest(found, run)
         if group is None:
             raise NothingToCompare(f"{store.path} holds no run {run + '...' if run else 'of any rank'}")
@@ -102,9 +103,9 @@ class Recorded:
         )
 
     def _sites(self, t0_ns: int, t1_ns: int, rank: int | None = None) -> dict[str, SiteStatistics]:
-        """Return the statistics of the steps that began in the window; summaries carry no time of their own."""
+        """Return the statistics of the steps that began in the window; rows of a site carry no time of their own."""
         steps = self._evidence.steps.between(t0_ns, t1_ns)
-        rows = self._table("summaries")
+        rows = beside(self._table("summaries"), self._table("statistics"))
         wanted = np.isin(numbers(rows, "step_id", -1), steps["step"][~self._evidence.is_warmup(steps)])
         if rank is not None:
             wanted &= numbers(rows, "rank", NO_RANK) == rank

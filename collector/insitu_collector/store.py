@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from insitu_collector.stalls import Stalls
     from insitu_collector.verdicts import Verdict
 
-TIME_TABLES: Final = frozenset(("intervals", "steps", "requests", "summaries", "expert_loads", "captures", "health"))
+TIME_TABLES: Final = frozenset(
+    ("intervals", "steps", "requests", "summaries", "expert_loads", "captures", "statistics", "health")
+)
 """Tables whose size follows time. The others say what those rows mean, and are small."""
 
 _log = logging.getLogger("insitu")
@@ -122,6 +124,14 @@ class Store:
         from insitu_collector import notebook
 
         return notebook.intervals(self, t0, t1, run)
+
+    def statistics(
+        self, t0: Time | None = None, t1: Time | None = None, run: str = "", *, by_step: bool = False
+    ) -> pa.Table:
+        """Return what the values at each site were like in sampled steps, one row a site (or a site and step)."""
+        from insitu_collector import notebook
+
+        return notebook.statistics(self, t0, t1, run, by_step=by_step)
 
     def timeline(
         self, step: int | None = None, window: tuple[Time, Time] | None = None, run: str = ""

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from insitu.harvest import Captures, Loads, Summaries
+from insitu.harvest import Captures, Loads, Statistics, Summaries
 from insitu.identity import Source
 from insitu.intervals import BYTES, CLS, CPU, MB, PEER, STEP, T0, T1, Rows64
 from insitu.records import ROW_MAP, schema_of
 from insitu.rows import Rows
 from insitu.sites import Site
+from insitu.statistic_columns import columns_of
+from insitu.statistics import concat
 
 # At its first conversion of Python objects pyarrow imports pandas, if there is one: half a second and dozens of garbage
 # collections, which belong here and not into the drain, beside a model that steps.
@@ -105,6 +107,13 @@ def expert_loads(source: Source, row_seq: range, parts: Sequence[Loads]) -> pa.R
         ),
     }
     return batch("expert_loads", source, row_seq, columns)
+
+
+def statistics(source: Source, row_seq: range, parts: Sequence[Statistics]) -> pa.RecordBatch:
+    """Return a batch of `statistics`."""
+    columns = columns_of(concat([part.parts for part in parts]))
+    whose = {"step_id": _join(parts, "step_id"), "site": _join(parts, "site")}
+    return batch("statistics", source, row_seq, whose | columns)
 
 
 def captures(source: Source, row_seq: range, parts: Sequence[Captures]) -> pa.RecordBatch:

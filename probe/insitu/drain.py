@@ -209,8 +209,10 @@ class Drain:
         self._put_parts("summaries", harvest.summaries, builders.summaries)
         self._put_parts("expert_loads", harvest.loads, builders.expert_loads)
         self._put_parts("captures", harvest.captures, builders.captures)
+        self._put_parts("statistics", harvest.statistics, builders.statistics)
         self._count_drops("captures", DropReason.SLAB_FULL, harvest.num_crowded)
         self._count_drops("summaries", DropReason.SLAB_FULL, harvest.num_unseen)
+        self._count_drops("statistics", DropReason.SLAB_FULL, harvest.num_unmeasured)
         if self._collected:
             rows = np.concatenate(self._collected)
             self._collected.clear()
@@ -324,4 +326,7 @@ class Drain:
 
 def hook_ns(observer: Observer | None, inlet: Inlet) -> int:
     """Return the time the step thread spent in the probe: measured around steps, calibrated inside taps."""
-    return inlet.enter_ns + (observer.num_steps * observer.hook_ns if observer else 0)
+    if observer is None:
+        return inlet.enter_ns
+    in_taps = observer.num_steps * observer.hook_ns + observer.num_measured * observer.statistics_ns
+    return inlet.enter_ns + in_taps

@@ -15,8 +15,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from insitu import statistic_layout
+from insitu.statistics import Partials, from_places
+
 if TYPE_CHECKING:
     from insitu.slab import Plan, RowSlabs, Slabs
+    from insitu.statistic_slabs import StatisticSlabs
     from insitu.step import StepRecord
 
 Ints = NDArray[np.int64]
@@ -66,6 +70,15 @@ class Captures:
     """[n, width x itemsize]."""
 
 
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Rows of `statistics` as columns."""
+
+    step_id: Ints
+    site: Ints
+    parts: Partials
+
+
 @dataclass
 class Harvest:
     """What was read from finished steps and is not shipped yet."""
@@ -73,10 +86,13 @@ class Harvest:
     summaries: list[Summaries] = field(default_factory=list)
     loads: list[Loads] = field(default_factory=list)
     captures: list[Captures] = field(default_factory=list)
+    statistics: list[Statistics] = field(default_factory=list)
     num_crowded: int = 0
     """Captures that were wanted and did not fit."""
     num_unseen: int = 0
     """Summaries of steps that found no free slab."""
+    num_unmeasured: int = 0
+    """Statistics that were due and found no place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +194,20 @@ def loads_of(reading: Reading, records: Sequence[StepRecord], plan: Plan) -> Ite
         if told.any():
             load = reading.load[told, at : at + num_experts]
             yield Loads(site, reading.step_id[told], reading.count[told, site], load)
+
+
+def measured(reading: Reading, records: Sequence[StepRecord], slabs: StatisticSlabs) -> Iterator[Statistics]:
+    """Yield the statistics that were taken in these steps, of the sites that fired."""
+    taken = np.array([i for i, record in enumerate(records) if record.statistic_slab is not None], np.int64)
+    if not len(taken):
+        return
+    ints, floats = slabs.read([record.statistic_slab for record in records if record.statistic_slab is not None])
+    step_id = reading.step_id[taken]
+    told = (ints[:, :, statistic_layout.STAMP] == step_id[:, None]) & reading.fired[taken][:, slabs.sites]
+    step, at = np.nonzero(told)
+    if len(step):
+        parts = from_places(step_id[step], ints[step, at], floats[step, at])
+        yield Statistics(step_id[step], slabs.sites[at], parts)
 
 
 def captured(reading: Reading, records: Sequence[StepRecord], slabs: RowSlabs, plan: Plan) -> Iterator[Captures]:

@@ -13,13 +13,14 @@ from torch import nn
 
 from insitu.catalogue import resolve
 from insitu.guard import Guard
-from insitu.harvest import Harvest, captured, loads_of, read_steps, summarise
+from insitu.harvest import Harvest, captured, loads_of, measured, read_steps, summarise
 from insitu.rules import Rule
 from insitu.sampling import is_sampled
 from insitu.sites import Site
-from insitu.slab import ControlBlock, Plan, RowSlabs, Slabs
+from insitu.slab import NEVER, ControlBlock, Plan, RowSlabs, Slabs
+from insitu.statistic_slabs import StatisticSlabs, periods
 from insitu.step import StepRecord
-from insitu.taps import Current, Tap, Taps, left_to_observe
+from insitu.taps import Current, Full, Tap, Taps, left_to_observe
 from insitu.vocabulary import Variant
 
 ROW_BUDGET_BYTES: Final = 64 << 20
@@ -51,12 +52,19 @@ class Observer:
         self.control = ControlBlock(self.device, max(1, len(self.plan.groups)), max_rows)
         self.taps = Taps(self.plan, self.current, self.control.step_id, self.guard)
         self.row_slabs: RowSlabs | None = None
+        self._periods = periods(sites, rules)
+        named = [site.number for each in self._periods.values() for site in each]
+        self.statistic_slabs = StatisticSlabs(named, self.device) if named else None
         self.num_fired = np.zeros(self.plan.num_sites, np.int64)
         self.num_steps = 0
         self.num_seen = {"all": 0, "sampling": 0}
         """Steps whose slab was read, and those of them that could have had logits."""
         self.hook_ns = 0
         """Measured cost of one step's taps (see `_calibrate`)."""
+        self.statistics_ns = 0
+        """As `hook_ns`, of the statistics of all their sites."""
+        self.num_measured = 0
+        """Steps whose statistics were read."""
         self.explicit: dict[str, Site] = {}
         self._explicit_taps: dict[str, Tap] = {}
         self._group_of = {site.number: self.plan.group_of(site) for site in sites}
@@ -74,8 +82,11 @@ class Observer:
         record.slab = self.slabs.ring.take()
         current = self.current
         if record.slab is None:
+            record.num_unmeasured = len(self._due(record))
             return
         wanted = self._choose_rows(record)
+        if self._periods:
+            self._choose_statistics(record)
         valid = current.num_valid
         valid["tokens"] = valid["batch"] = -1 if record.num_rows is None else record.num_rows
         valid["samples"] = -1 if record.num_rows is None else record.num_samples
@@ -90,7 +101,7 @@ class Observer:
         current.sampled = record.sampled = self._has_routers and is_sampled(self._run, record.step_id, LOAD_EVERY)
         current.special = (
             current.learning
-            or wanted is not None
+            or current.full is not None
             or record.num_padded > 0
             or current.host_stamp is None
             or torch.is_grad_enabled()
@@ -112,7 +123,7 @@ class Observer:
         current = self.current
         current.thread = 0
         current.views = None
-        current.rows = None
+        current.full = None
 
     def _choose_rows(self, record: StepRecord) -> list[list[int]] | None:
         """Pick the full variant and the row slab if any row of this step is wanted and there is room."""
@@ -128,13 +139,33 @@ class Observer:
         record.variant = Variant.FULL
         view = slabs.views[record.row_slab]
         groups = self.plan.groups
-        self.current.rows = {
+        areas = {
             site: (area, self._dest_rows[groups.index(group)])
             for site, area in view.items()
             if (group := self._group_of[site]) is not None
         }
+        self.current.full = Full(areas)
         everything = list(range(self.plan.max_rows))
         return [everything if places is None else [p.row for p in places] for places in record.places]
+
+    def _choose_statistics(self, record: StepRecord) -> None:
+        """Pick the full variant and places for the statistics that are due in this step, if there is room."""
+        due, slabs = self._due(record), self.statistic_slabs
+        if not due or slabs is None:
+            return
+        record.statistic_slab = slabs.ring.take()
+        if record.statistic_slab is None:
+            record.num_unmeasured = len(due)
+            return
+        record.variant = Variant.FULL
+        places = slabs.places[record.statistic_slab]
+        rows = self.current.full.rows if self.current.full is not None else {}
+        self.current.full = Full(rows, {site.number: places[site.number] for site in due}, slabs.work)
+
+    def _due(self, record: StepRecord) -> list[Site]:
+        """Return the sites whose statistics are taken in this step: on every rank the same."""
+        due = (sites for every, sites in self._periods.items() if is_sampled(self._run, record.step_id, every))
+        return [site for sites in due for site in sites]
 
     def _places(self, group: Any, record: StepRecord) -> Any:
         if not record.rows:
@@ -180,6 +211,22 @@ class Observer:
             total += best
         current.views = None
         self.hook_ns = total
+        self._calibrate_statistics()
+
+    def _calibrate_statistics(self) -> None:
+        slabs = self.statistic_slabs
+        if slabs is None or slabs.ring.num_taken == slabs.ring.size:
+            return
+        for number, place in slabs.places[slabs.ring.size - 1].items():
+            if number not in self.taps.shapes:
+                continue
+            width, dtype = self.taps.shapes[number]
+            sample, best = torch.zeros((4, width), dtype=dtype, device=self.device), 1 << 60
+            for _ in range(CALIBRATION_ROUNDS):
+                began = time.perf_counter_ns()
+                self.taps.statistics.take(self.plan.sites[number], sample, None, place, slabs.work, NEVER)
+                best = min(best, time.perf_counter_ns() - began)
+            self.statistics_ns += best
 
     def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:
         """Tap a tensor named inside model code; the site is made when it first fires."""
@@ -223,6 +270,7 @@ class Observer:
         crowded = sum(record.num_crowded for record in records)
         into.num_crowded += crowded * len(self.row_slabs.areas if self.row_slabs else ())
         seen = [record for record in records if record.slab is not None]
+        into.num_unmeasured += sum(record.num_unmeasured for record in records)
         into.num_unseen += (len(records) - len(seen)) * len(self.plan.boundaries)
         if not seen:
             return
@@ -236,7 +284,12 @@ class Observer:
                 into.loads += loads_of(reading, seen, self.plan)
             if self.row_slabs is not None:
                 into.captures += captured(reading, seen, self.row_slabs, self.plan)
+            if self.statistic_slabs is not None:
+                into.statistics += measured(reading, seen, self.statistic_slabs)
+                self.num_measured += sum(record.statistic_slab is not None for record in seen)
         finally:
             self.slabs.ring.free(len(seen))
             if self.row_slabs is not None:
                 self.row_slabs.ring.free(sum(record.row_slab is not None for record in seen))
+            if self.statistic_slabs is not None:
+                self.statistic_slabs.ring.free(sum(record.statistic_slab is not None for record in seen))

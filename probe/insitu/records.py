@@ -38,6 +38,10 @@ ROW_MAP = pa.list_(
 )
 ROW_COUNTS = pa.list_(pa.struct([("table", pa.utf8()), ("rows", pa.int64())]))
 DROP_COUNTS = pa.list_(pa.struct([("table", pa.utf8()), ("reason", pa.utf8()), ("rows", pa.int64())]))
+CHANNEL = pa.struct([("channel", pa.int32()), ("absmax", pa.float32())])
+FIGURE = pa.struct(
+    [("num", pa.int64()), ("mean", pa.float64()), ("m2", pa.float64()), ("low", pa.float64()), ("high", pa.float64())]
+)
 
 Columns = tuple[tuple[str, pa.DataType], ...]
 
@@ -218,6 +222,39 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("site", pa.uint16()),
         ("num_rows", pa.int32()),
         ("load", pa.list_(pa.int32())),
+    ),
+    "statistics": (
+        ("step_id", pa.int64()),
+        ("site", pa.uint16()),
+        ("num_rows", pa.int32()),
+        ("num_values", pa.int64()),
+        ("num_nan", pa.int64()),
+        ("num_inf", pa.int64()),
+        ("num_zero", pa.int64()),
+        ("num_near_zero", pa.int64()),
+        ("num_outlier", pa.int64()),
+        ("num_beyond", pa.int64()),
+        ("num_e4m3_over", pa.int64()),
+        ("num_e4m3_under", pa.int64()),
+        ("num_e5m2_over", pa.int64()),
+        ("num_e5m2_under", pa.int64()),
+        ("first_bad_row", pa.int32()),
+        ("absmax", pa.float32()),
+        ("absmax_row", pa.int32()),
+        ("smallest", pa.float32()),
+        ("mean", pa.float64()),
+        ("m2", pa.float64()),
+        ("m3", pa.float64()),
+        ("m4", pa.float64()),
+        ("octaves", pa.list_(pa.int64())),
+        ("channels", pa.list_(CHANNEL)),
+        ("entropy", FIGURE),
+        ("top1", FIGURE),
+        ("margin", FIGURE),
+        ("topk_mass", FIGURE),
+        ("logsumexp", FIGURE),
+        ("residual_ratio", FIGURE),
+        ("residual_cosine", FIGURE),
     ),
 }
 

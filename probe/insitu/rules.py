@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
+from typing import Final
 
 from insitu.rows import Place, Rows, places
+
+ROWS: Final = "rows"
+SUMMARY: Final = "summary"
+"""What a rule may take."""
+EVERY: Final = 16
+"""Statistics are taken in one step of so many, unless a rule says otherwise: such a step costs many times a canary."""
 
 
 class RuleError(ValueError):
@@ -47,25 +54,38 @@ def matches(glob: str, name: str, fqn: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Take the rows of some sites for some requests.
+    """Take the rows of some sites for some requests, or statistics of all their rows in some steps.
 
-    sites: glob over site names. take: "rows" (raw tensors; T0 is always on and needs no rule).
+    sites: glob over site names. take: "rows" (raw tensors) or "summary" (statistics, docs/probe.md); T0 is always on
+    and needs no rule. every: of a summary, one step in so many (16); the same steps on every rank.
     requests: "opt-in" (entries with `capture=True`) or "all".
     rows: which of a request's rows in a step: "all", "last", "first:k" or "every:k" (by token position).
     """
 
     sites: str
-    take: str = "rows"
+    take: str = ROWS
     requests: str = "opt-in"
     rows: str = "all"
+    every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.take != "rows":
-            raise RuleError(f'take={self.take!r} is not known; it may be "rows"')
+        if self.take not in (ROWS, SUMMARY):
+            raise RuleError(f'take={self.take!r} is not known; it may be "rows" or "summary"')
+        if self.take == SUMMARY and (self.rows != "all" or self.requests != "opt-in"):
+            raise RuleError('a summary is of all valid rows of a step; rows= and requests= are for take="rows"')
+        if self.take == ROWS and self.every is not None:
+            raise RuleError(f'every={self.every!r} is for take="summary"; rows= says which rows of a step are taken')
+        if self.period < 1:
+            raise RuleError(f"every={self.every!r} is not known; it may be 1 (each step) or more")
         if self.requests not in ("opt-in", "all"):
             raise RuleError(f'requests={self.requests!r} is not known; it may be "opt-in" or "all"')
         _selection(self.rows)
         _pattern(self.sites.removeprefix("module:"))
+
+    @property
+    def period(self) -> int:
+        """One step in so many is taken."""
+        return (EVERY if self.take == SUMMARY else 1) if self.every is None else self.every
 
     def wants(self, rows: Sequence[Rows]) -> bool:
         """Return whether any row of a step with this row map may be wanted."""

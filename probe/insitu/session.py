@@ -235,8 +235,11 @@ class Session:
             except Exception as error:
                 observer.silence()
                 observer.guard.contain(error)
-            if 2 * observer.slabs.ring.num_taken >= observer.slabs.ring.size or (
-                observer.row_slabs and 2 * observer.row_slabs.ring.num_taken >= observer.row_slabs.ring.size
+            rows, statistics = observer.row_slabs, observer.statistic_slabs
+            if (
+                observer.slabs.ring.is_filling
+                or (rows and rows.ring.is_filling)
+                or (statistics and statistics.ring.is_filling)
             ):
                 self._drain.wake()
         self._inlet.put_step(record)

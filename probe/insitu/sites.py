@@ -58,6 +58,11 @@ class Site:
         """Return the path of the module all of whose output this is; None where it is something else of it."""
         return self.fqn if self.io == "out" and self.index == 0 and self.part is None else None
 
+    @property
+    def is_residual(self) -> bool:
+        """True for what a whole layer returns: it has what the layer read to compare with."""
+        return self.name.endswith(".resid_post")
+
 
 class SiteError(ValueError):
     """A requested site is nowhere, or nothing would ever come from it; the message says why, and names the nearest."""

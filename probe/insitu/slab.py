@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from insitu.rules import Rule
+from insitu.rules import ROWS, Rule
 from insitu.sites import Site, is_named
 
 MAX_SLABS: Final = 256
@@ -91,8 +91,8 @@ class Plan:
         return tuple(tuple(s.number for s in self.sites if self.group_of(s) == group) for group in self.groups)
 
     def group_of(self, site: Site) -> Group | None:
-        """Return the destination group of a site: the first rule that names it, on the site's axis."""
-        rule = next((rule for rule in self.rules if is_named(rule.sites, site)), None)
+        """Return the destination group of a site: the first rule for rows that names it, on the site's axis."""
+        rule = next((r for r in self.rules if r.take == ROWS and is_named(r.sites, site)), None)
         return None if rule is None else Group(rule, site.axis)
 
     @property
@@ -148,6 +148,11 @@ class Ring:
     @property
     def num_taken(self) -> int:
         return self._taken - self._freed
+
+    @property
+    def is_filling(self) -> bool:
+        """True when half the places are taken: the drain is to be woken."""
+        return 2 * (self._taken - self._freed) >= self.size
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,16 @@ class StepRecord:
     slab: int | None = None
     """Place in the ring of slabs; None: there was no free one."""
     row_slab: int | None = None
+    statistic_slab: int | None = None
+    """Place in the ring of statistics; None: none are due, or there was no free one."""
     places: list[list[Place] | None] = field(default_factory=list)
     """By destination group: the wanted rows, in the order of their places; None: every row, anonymous."""
     sampled: bool = False
     """Whether this step's expert loads are taken."""
     num_crowded: int = 0
     """Rows that were wanted and did not fit."""
+    num_unmeasured: int = 0
+    """Sites whose statistics were due and found no place."""
     ready: Any = None
     """CUDA event recorded after the step, or None on the host."""
 

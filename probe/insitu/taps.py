@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from threading import get_ident
 from typing import Any, Final
 
@@ -20,15 +20,29 @@ import torch
 from torch import nn
 
 from insitu.guard import Guard
+from insitu.reductions import Place, Workspace
 from insitu.sites import Site
 from insitu.slab import Plan, Views
+from insitu.statistic_taps import StatisticTaps, rows_of, source_of
 
 _DIMS: Final = tuple(tuple(range(n)) for n in range(9))
 _INF: Final = float("inf")
 _F32: Final = torch.float32
 MARK: Final = "__insitu_observed__"
 """Attribute of the private classes."""
-Tap = Callable[[torch.Tensor], None]
+Tap = Callable[..., None]
+"""`tap(x)`; at a residual stream `tap(x, source)` where the input of its layer is at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """What the taps of one step of the full variant take besides their canaries."""
+
+    rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """Site -> (row area [max_rows + 1, width], destination vector [max_rows])."""
+    places: dict[int, Place] = field(default_factory=dict)
+    """Site -> where its statistics go."""
+    work: Workspace | None = None
 
 
 class Current:
@@ -36,10 +50,10 @@ class Current:
 
     __slots__ = (
         "canary",
+        "full",
         "host_stamp",
         "learning",
         "num_valid",
-        "rows",
         "sampled",
         "special",
         "step_id",
@@ -57,18 +71,14 @@ class Current:
         self.step_id = -1
         self.num_valid = {"tokens": -1, "samples": -1, "batch": -1}
         """Valid rows by axis; -1: all are."""
-        self.rows: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
-        """Full variant only: site -> (row area [max_rows + 1, width], destination vector [max_rows])."""
+        self.full: Full | None = None
+        """None in a quiet step."""
         self.sampled = False
         """Whether routers count what they choose in this step."""
         self.special = True
-        """True where a tap must do more than its canary: padding, raw rows, autograd, or the first step."""
+        """True where a tap must do more than its canary: padding, raw rows, statistics, autograd, or the first step."""
         self.learning = True
         """True in the first step: shapes and dtypes are noted, on the host."""
-
-
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
 
 
 def _tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -139,6 +149,7 @@ class Taps:
         self._modules: dict[str, nn.Module] = {}
         self._undo: dict[int, Callable[[], None]] = {}
         self._unfit: set[int] = set()
+        self.statistics = StatisticTaps(step_id)
 
     def install(self, model: nn.Module) -> Tap | None:
         """Tap every site; return the tap of the model's own output, which the caller's root forward runs."""
@@ -184,7 +195,7 @@ class Taps:
 
     def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
         current, number, index, unfit = self.current, site.number, site.index, self._on_error(site)
-        always, forward_of = site.boundary, original.forward
+        always, forward_of, has_source = site.boundary, original.forward, site.is_residual
         tensor, total, dims = torch.Tensor, torch.sum, _DIMS
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -193,7 +204,10 @@ class Taps:
                 try:
                     x = output if isinstance(output, tensor) else output[index]
                     if always or current.special:
-                        tap(x)
+                        if has_source and current.full is not None:
+                            tap(x, source_of(x, args, kwargs))
+                        else:
+                            tap(x)
                     else:
                         total(x, dims[x.ndim], dtype=_F32, out=current.canary[number])
                         current.host_stamp[number] = current.step_id  # type: ignore[index]
@@ -262,7 +276,7 @@ class Taps:
         views, ones = self.current.views, self._ones
         assert views is not None and ones is not None, "a router taps inside an open step, of a plan that has routers"
         valid = self.current.num_valid[site.axis]
-        chosen = _flat(chosen)[: self.plan.max_rows if valid < 0 else min(valid, self.plan.max_rows)]
+        chosen = rows_of(chosen)[: self.plan.max_rows if valid < 0 else min(valid, self.plan.max_rows)]
         load = views.load[site.number].zero_()
         for column in chosen.unbind(1):
             load.scatter_add_(0, column, ones[: chosen.shape[0]])
@@ -272,7 +286,7 @@ class Taps:
         """Return the whole tap of a site: a function of the tensor, to be called inside an open step."""
         current, number, axis = self.current, site.number, site.axis
 
-        def tap(x: torch.Tensor) -> None:
+        def tap(x: torch.Tensor, source: torch.Tensor | None = None) -> None:
             views = current.views
             assert views is not None, "a tap runs inside an open step only"
             if current.learning:
@@ -281,10 +295,12 @@ class Taps:
                 x = x.detach()
             valid = current.num_valid[axis]
             if valid >= 0 and x.numel() != valid * x.shape[-1]:
-                x = _flat(x)[:valid]
+                x = rows_of(x)[:valid]
             torch.sum(x, _DIMS[x.ndim], dtype=_F32, out=views.canary[number])
-            if x.is_floating_point() or not site.boundary:
-                self._take_rows(site, x, views)
+            if site.boundary and x.is_floating_point():
+                self._take_boundary(number, rows_of(x), views)
+            if current.full is not None:
+                self._take_full(site, x, source, current.full)
             if current.host_stamp is None:
                 views.stamp[number].copy_(self._step_id)
             else:
@@ -292,19 +308,28 @@ class Taps:
 
         return tap
 
-    def _take_rows(self, site: Site, x: torch.Tensor, views: Views) -> None:
-        """Take what needs single rows: a boundary's statistics, and the raw rows of the full variant."""
-        rows, number = self.current.rows, site.number
-        wanted = rows.get(number) if rows is not None else None
-        if not site.boundary and wanted is None:
-            return
-        x = _flat(x)
+    def _take_boundary(self, number: int, x: torch.Tensor, views: Views) -> None:
+        """Take the sum and the largest magnitude of each row."""
         views.count[number].fill_(x.shape[0])
         x = x[: self.plan.max_rows]
         n = x.shape[0]
-        if site.boundary:
-            torch.sum(x, 1, dtype=_F32, out=views.row_sum[number][:n])
-            _absmax(x, views.row_absmax[number][:n], self._scratch[:n])
-        if wanted is not None and wanted[0].shape[1] == x.shape[1]:
-            area, dest = wanted
-            area.index_copy_(0, dest[:n], x)
+        torch.sum(x, 1, dtype=_F32, out=views.row_sum[number][:n])
+        _absmax(x, views.row_absmax[number][:n], self._scratch[:n])
+
+    def _take_full(self, site: Site, x: torch.Tensor, source: torch.Tensor | None, full: Full) -> None:
+        """Take what the full variant adds: raw rows, and statistics."""
+        current, number = self.current, site.number
+        if (wanted := full.rows.get(number)) is not None and (x.is_floating_point() or not site.boundary):
+            self._take_rows(number, rows_of(x), *wanted)
+        if (place := full.places.get(number)) is not None:
+            assert full.work is not None, "places come with a workspace"
+            host_step = None if current.host_stamp is None else current.step_id
+            self.statistics.take(site, x, source, place, full.work, host_step)
+
+    def _take_rows(self, number: int, x: torch.Tensor, area: torch.Tensor, dest: torch.Tensor) -> None:
+        views = self.current.views
+        assert views is not None, "a tap runs inside an open step only"
+        views.count[number].fill_(x.shape[0])
+        x = x[: self.plan.max_rows]
+        if area.shape[1] == x.shape[1]:
+            area.index_copy_(0, dest[: x.shape[0]], x)

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 import insitu
+from insitu import statistic_layout
+from insitu.reductions import Place, Workspace, compute
+from insitu.statistics import finalise, from_places
 from insitu.testing import Recording
 
 pytestmark = [
@@ -55,3 +58,25 @@ def test_outputs_are_bit_identical_attached_and_detached() -> None:
         with insitu.attach(net, to=Recording()):
             during = [net(x) for _ in range(50)]
         assert all(torch.equal(before, output) for output in [*during, net(x)])
+
+
+def test_statistics_of_the_device_are_those_of_the_host_and_nothing_waits_for_it() -> None:
+    torch.manual_seed(1)
+    x, source = torch.randn(300, 70), torch.randn(300, 70)
+    x[7, 3], x[200, 0], x[5, 9] = float("nan"), float("inf"), 300.0
+    found = []
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        ints = torch.zeros(statistic_layout.NUM_INTS, dtype=torch.int64, device=device)
+        floats = torch.zeros(statistic_layout.NUM_FLOATS, dtype=torch.float64, device=device)
+        given, work = (x.to(device), source.to(device)), Workspace(device)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            compute(given[0], Place(ints, floats), work, is_logits=True, source=given[1])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append(finalise(from_places(np.zeros(1, np.int64), ints.cpu().numpy()[None], floats.cpu().numpy()[None])))
+    host, on_device = found
+    for name, values in host.items():
+        assert np.allclose(on_device[name], values, 1e-5, 1e-6, equal_nan=True), name

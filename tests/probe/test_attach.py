@@ -251,7 +251,7 @@ def test_an_error_of_the_probe_never_reaches_the_model(
     session = insitu.attach(net, to=insitu_records)
     monkeypatch.delenv("PYTEST_CURRENT_TEST")  # outside pytest errors are contained
     assert session._observer is not None
-    monkeypatch.setattr(session._observer.taps, "_take_rows", None)
+    monkeypatch.setattr(session._observer.taps, "_take_boundary", None)
     assert all(torch.equal(net(x), expected) for _ in range(3))
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
         "insitu: the taps failed and is switched off"

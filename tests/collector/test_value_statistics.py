@@ -1,0 +1,151 @@
+"""Statistics that ranks and steps told are read as one row a site, in order of execution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from insitu.records import schema_of
+from insitu_collector.selection import NothingFound
+from insitu_collector.sides import Recorded
+from insitu_collector.simulate import Scenario, simulate, write_store
+from insitu_collector.store import open_store
+from insitu_collector.value_statistics import beside, value_statistics
+
+ENTROPY = {"num": 2, "mean": 1.5, "m2": 0.5, "low": 1.0, "high": 2.0}
+ROW: dict[str, Any] = {
+    "stage": 0,
+    "num_rows": 2,
+    "num_values": 8,
+    "num_nan": 1,
+    "num_inf": 1,
+    "num_zero": 3,
+    "num_near_zero": 3,
+    "num_outlier": 0,
+    "num_beyond": 1,
+    "num_e4m3_over": 0,
+    "num_e4m3_under": 0,
+    "num_e5m2_over": 0,
+    "num_e5m2_under": 0,
+    "first_bad_row": 1,
+    "absmax": 8.0,
+    "absmax_row": 0,
+    "smallest": 2.0,
+    "mean": 1.0,
+    "m2": 6.0,
+    "m3": 0.0,
+    "m4": 18.0,
+    "octaves": [0] * 18 + [3] + [0] * 13,
+    "channels": [{"channel": 3, "absmax": 8.0}, {"channel": 0, "absmax": 2.0}],
+}
+
+
+def statistics(*rows: dict[str, Any]) -> pa.Table:
+    full = [{"rank": row["epoch"], "row_seq": at, **ROW, **row} for at, row in enumerate(rows)]
+    return pa.Table.from_pylist(full, schema=schema_of("statistics"))
+
+
+SITES = pa.Table.from_pylist(
+    [
+        {"epoch": epoch, "rank": epoch, "stage": stage, "row_seq": site, "site": site, "name": name}
+        for epoch, stage, site, name in (
+            (2, 1, 0, "L1.resid_post"),
+            (2, 1, 1, "logits"),
+            (1, 0, 4, "L0.resid_post"),
+            (1, 0, 3, "embed"),
+            (3, 1, 1, "logits"),
+        )
+    ],
+    schema=schema_of("sites"),
+)
+
+
+def test_ranks_and_steps_add_up_and_sites_come_in_order_of_execution() -> None:
+    rows = statistics(
+        {"epoch": 2, "step_id": 5, "site": 1, "entropy": ENTROPY},
+        {"epoch": 3, "step_id": 5, "site": 1, "mean": 3.0, "absmax": 16.0},
+        {"epoch": 1, "step_id": 5, "site": 4},
+        {"epoch": 1, "step_id": 9, "site": 4, "smallest": 1.0},
+    )
+    first, logits = value_statistics(rows, SITES).to_pylist()
+    assert (first["site"], first["num_parts"], first["num_values"]) == ("L0.resid_post", 2, 16)
+    assert (first["first_bad_step"], first["first_bad_row"], first["absmax_step"]) == (5, 1, 5)
+    assert first["dynamic_range"] == 3.0 and first["entropy"] is None
+    assert first["octaves"][18] == 6
+    assert (logits["site"], logits["mean"], logits["absmax"]) == ("logits", 2.0, 16.0)
+    assert logits["std"] == pytest.approx((2 * 6.0 / 12 + 1.0) ** 0.5)
+    assert (logits["entropy"], logits["entropy_std"], logits["entropy_max"]) == (1.5, 0.5, 2.0)
+    assert logits["zero_share"] == 0.5 and logits["beyond_channels"] == [3]
+
+
+def test_by_step_ranks_alone_add_up() -> None:
+    rows = statistics(
+        {"epoch": 3, "step_id": 7, "site": 1},
+        {"epoch": 2, "step_id": 5, "site": 1},
+        {"epoch": 2, "step_id": 7, "site": 1},
+    )
+    found = value_statistics(rows, SITES, by_step=True).to_pylist()
+    assert [(row["site"], row["step_id"], row["num_parts"]) for row in found] == [("logits", 5, 1), ("logits", 7, 2)]
+
+
+def test_what_nobody_can_tell_is_null() -> None:
+    nothing = dict.fromkeys(("first_bad_row", "absmax", "absmax_row", "smallest", "mean", "m2", "m3", "m4"))
+    none = dict.fromkeys(("num_zero", "num_near_zero", "num_beyond"), 0)
+    row = {"epoch": 1, "step_id": 1, "site": 3, "num_values": 2, "channels": [], "octaves": [0] * 32, **nothing, **none}
+    (found,) = value_statistics(statistics(row), SITES).to_pylist()
+    told = {name for name, value in found.items() if value is not None}
+    assert told == {
+        *("site", "num_parts", "num_rows", "num_values", "num_nan", "num_inf", "sum", "octaves"),
+        *("outlier_channels", "beyond_channels"),
+    }
+
+
+def test_a_site_nobody_named_and_an_empty_table_say_nothing() -> None:
+    assert value_statistics(statistics({"epoch": 8, "step_id": 1, "site": 1}), SITES).num_rows == 0
+    assert value_statistics(statistics(), SITES).num_rows == 0
+
+
+def test_a_store_without_statistics_says_how_to_get_them(tmp_path: Path) -> None:
+    write_store(simulate(Scenario(seed=1, seconds=1.0)), str(tmp_path))
+    with pytest.raises(NothingFound, match=r'take="summary"'):
+        open_store(tmp_path).statistics()
+
+
+def test_two_sides_are_compared_by_sites_that_only_sampled_steps_tell(tmp_path: Path) -> None:
+    tables = simulate(Scenario(seed=2, seconds=6.0))
+    step_ids = sorted(set(tables["steps"]["step_id"].to_pylist()))
+    source = next(row for row in tables["sources"].to_pylist() if row["rank"] == 0)
+    inner = next(row for row in tables["sites"].to_pylist() if row["rank"] == 0 and row["name"].endswith("mlp_out"))
+    told = next(row for row in tables["summaries"].to_pylist())
+    whose = {"epoch": source["epoch"], "rank": 0}
+    rows = [
+        {
+            **whose,
+            "step_id": step,
+            "site": inner["site"],
+            "num_nan": 0,
+            "num_inf": 0,
+            "mean": float(step > step_ids[-40]),
+        }
+        for step in step_ids[-80:]
+    ]
+    rows.append({"epoch": told["epoch"], "rank": told["rank"], "step_id": told["step_id"], "site": told["site"]})
+    write_store({**tables, "statistics": statistics(*rows)}, str(tmp_path))
+    sites = Recorded(open_store(tmp_path)).whole().sites
+    assert sites[inner["name"]].num_steps == 80
+    assert sites[inner["name"]].row_sum.mean == pytest.approx(8 / 2 * 39 / 80)
+    assert sites[inner["name"]].num_nonfinite == 0
+
+
+def test_a_step_that_summaries_tell_is_not_told_again() -> None:
+    flagged = {"epoch": 1, "rank": 1, "stage": 0, "row_seq": 0, "step_id": 4, "site": 3, "canary": float("nan")}
+    boundary = {**flagged, "site": 4, "canary": 1.0, "absmax": 2.0}
+    summaries = pa.Table.from_pylist([flagged, boundary], schema=schema_of("summaries"))
+    rows = [{"epoch": 1, "step_id": step, "site": site} for step in (4, 5) for site in (3, 4)]
+    found = beside(summaries, statistics(*rows))
+    assert [(row["step_id"], row["site"]) for row in found.to_pylist()] == [(4, 3), (4, 4), (5, 3)]
+    assert beside(summaries, statistics()).num_rows == 2
+    assert beside(summaries.slice(0, 0), statistics(*rows)).num_rows == 4

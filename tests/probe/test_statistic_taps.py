@@ -1,0 +1,305 @@
+"""Statistics are taken of the sites a rule names, in the steps that every rank samples, and in no other."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from value_kit import assert_told
+
+import insitu
+from insitu.records import schema_of
+from insitu.rules import RuleError
+from insitu.sampling import is_sampled
+from insitu.sites import Site
+from insitu.statistic_columns import partials_of
+from insitu.statistic_slabs import periods
+from insitu.statistics import finalise
+from insitu.testing import Recording
+
+RUN = "0123456789abcdef"
+STEPS = 40
+
+
+@pytest.fixture(autouse=True)
+def run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSITU_RUN", RUN)
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model: nn.Module = LlamaForCausalLM(config).eval()
+    return model
+
+
+def summary(sites: str = "*", **fields: Any) -> insitu.Rule:
+    return insitu.Rule(sites=sites, take="summary", **fields)
+
+
+def told(recording: Recording) -> dict[tuple[int, str], dict[str, Any]]:
+    """Return what the table says, by step and site."""
+    rows = recording.table("statistics")
+    names = {row["site"]: row["name"] for row in recording.rows("sites")}
+    found = finalise(partials_of(rows))
+    keys = zip(rows["step_id"].to_pylist(), rows["site"].to_pylist(), strict=True)
+    return {
+        (step, names[site]): {name: values[at].tolist() for name, values in found.items()}
+        for at, (step, site) in enumerate(keys)
+    }
+
+
+class Seen:
+    """Keeps what modules return and layers read, by hooks of its own."""
+
+    def __init__(self, model: nn.Module, paths: dict[str, str]) -> None:
+        self.step = -1
+        self.values: dict[tuple[int, str], torch.Tensor] = {}
+        self.sources: dict[tuple[int, str], torch.Tensor] = {}
+        modules = dict(model.named_modules())
+        for name, path in paths.items():
+            modules[path].register_forward_hook(lambda _m, args, out, name=name: self._keep(name, args, out))
+
+    def _keep(self, name: str, args: Any, output: Any) -> None:
+        x = output[0] if isinstance(output, tuple) else output
+        self.values[self.step, name] = x.reshape(-1, x.shape[-1]).clone()
+        if args:
+            self.sources[self.step, name] = args[0].reshape(-1, args[0].shape[-1]).clone()
+
+
+PATHS = {
+    "embed": "model.embed_tokens",
+    "L0.attn_out": "model.layers.0.self_attn",
+    "L0.resid_post": "model.layers.0",
+    "L1.mlp_out": "model.layers.1.mlp",
+    "L1.resid_post": "model.layers.1",
+    "logits": "lm_head",
+}
+
+
+def test_sampled_steps_tell_the_sites_of_the_rule(insitu_records: Recording) -> None:
+    model = llama()
+    seen = Seen(model, PATHS)
+    with insitu.attach(model, to=insitu_records, rules=[summary(every=4)]) as session, torch.inference_mode():
+        for step in range(STEPS):
+            seen.step = step
+            with session.step(step):
+                model(torch.randint(48, (2, 1 + step % 3)))
+        sites = {site.name for site in session.sites()}
+        assert session.flush().dropped == 0
+    found = told(insitu_records)
+    sampled = [step for step in range(STEPS) if is_sampled(RUN, step, 4)]
+    fired = sites - {"output"}
+    assert found.keys() == {(step, site) for step in sampled for site in fired} and sampled
+    for (step, site), row in found.items():
+        if site in PATHS:
+            assert_told(row, seen.values[step, site].numpy().astype(np.float64))
+            assert np.isnan(row["entropy"]) == (site != "logits")
+    for step in sampled:
+        assert_change(found[step, "L1.resid_post"], seen, step)
+        chance = seen.values[step, "logits"].softmax(1)
+        assert found[step, "logits"]["top1"] == pytest.approx(float(chance.amax(1).mean()), rel=1e-5)
+    full = {row["step_id"] for row in insitu_records.rows("steps", variant=1)}
+    assert full == set(sampled)
+
+
+def assert_change(row: dict[str, Any], seen: Seen, step: int) -> None:
+    before, after = (kept[step, "L1.resid_post"].double() for kept in (seen.sources, seen.values))
+    cosine = torch.cosine_similarity(before, after, 1)
+    assert row["residual_cosine"] == pytest.approx(float(cosine.mean()))
+    assert row["residual_ratio"] == pytest.approx(float((after.norm(dim=1) / before.norm(dim=1)).mean()))
+
+
+def steps_of(recording: Recording, site: str) -> set[int]:
+    return {step for step, name in told(recording) if name == site}
+
+
+def test_the_first_rule_of_its_kind_that_names_a_site_is_followed(insitu_records: Recording) -> None:
+    rules = [summary("L0.*", every=2), summary("L*.resid_post", every=1), insitu.Rule(sites="L0.resid_post")]
+    model = llama()
+    seen = Seen(model, {"L0.resid_post": PATHS["L0.resid_post"]})
+    with insitu.attach(model, to=insitu_records, rules=rules) as session, torch.inference_mode():
+        for seen.step in range(STEPS):
+            step = seen.step
+            rows = [insitu.Rows("a", start=0, count=3, capture=step % 5 == 4)]
+            with session.step(step, rows=rows):
+                model(torch.randint(48, (1, 3)))
+    every, second = set(range(STEPS)), {step for step in range(STEPS) if is_sampled(RUN, step, 2)}
+    assert steps_of(insitu_records, "L1.resid_post") == every
+    assert steps_of(insitu_records, "L0.resid_post") == steps_of(insitu_records, "L0.mlp_out") == second
+    assert steps_of(insitu_records, "L1.mlp_out") == steps_of(insitu_records, "logits") == set()
+    captured = insitu_records.rows("captures")
+    assert {row["step_id"] for row in captured} == {step for step in range(STEPS) if step % 5 == 4}
+    for row in captured:
+        expected = seen.values[row["step_id"], "L0.resid_post"][row["row"]]
+        assert np.frombuffer(row["data"], np.float32).tolist() == expected.tolist()
+
+
+def test_what_a_module_is_given_and_part_of_what_it_returns_have_statistics_too(insitu_records: Recording) -> None:
+    model = llama()
+    seen = Seen(model, {"act": "model.layers.1.mlp.down_proj", "q": "model.layers.0.self_attn.q_proj"})
+    rules = [summary("L1.mlp_act", every=1), summary("L0.q", every=1)]
+    with insitu.attach(model, to=insitu_records, rules=rules) as session, torch.inference_mode():
+        for seen.step in range(3):
+            with session.step(seen.step):
+                model(torch.randint(48, (2, 3)))
+    found = told(insitu_records)
+    assert found.keys() == {(step, site) for step in range(3) for site in ("L1.mlp_act", "L0.q")}
+    for step in range(3):
+        assert_told(found[step, "L1.mlp_act"], seen.sources[step, "act"].numpy().astype(np.float64))
+        assert_told(found[step, "L0.q"], seen.values[step, "q"].numpy().astype(np.float64))
+
+
+def test_padding_is_not_counted(insitu_records: Recording) -> None:
+    net = nn.Sequential(nn.Identity())
+    x = torch.randn(6, 8)
+    x[4:] = float("nan")
+    with insitu.attach(net, to=insitu_records, rules=[summary(every=1)]) as session, torch.inference_mode():
+        for step, valid in enumerate((4, 4, 0)):
+            with session.step(step, num_rows=valid, num_padded=6 - valid):
+                net(x.clone())
+    found = told(insitu_records)
+    for step in (0, 1):
+        assert_told(found[step, "output"], x[:4].numpy().astype(np.float64))
+    assert_told(found[2, "output"], np.zeros((0, 8)))
+
+
+def test_what_a_sampled_step_poisoned_is_counted_and_the_rest_stays_readable(insitu_records: Recording) -> None:
+    net = nn.Sequential(nn.ReLU())
+    x = torch.randn(5, 8)
+    x[3, 2], x[4, 0] = float("nan"), float("inf")
+    with insitu.attach(net, to=insitu_records, rules=[summary(every=1)]), torch.inference_mode():
+        net(torch.randn(5, 8))
+        net(x)
+    assert_told(told(insitu_records)[1, "0"], torch.relu(x).numpy().astype(np.float64))
+
+
+def test_outputs_are_the_same_bits_with_grad_and_without(insitu_records: Recording) -> None:
+    model, ids = llama(), torch.arange(6)[None]
+    bare = model(ids).logits
+    with insitu.attach(model, to=insitu_records, rules=[summary(every=1)]):
+        observed = model(ids).logits
+        observed.sum().backward()
+        assert torch.equal(observed, bare)
+    assert all(p.grad is not None for p in model.parameters())
+    assert told(insitu_records)
+
+
+class InPlace(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2)
+
+
+class Stack(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_layer_that_overwrites_what_it_read_tells_no_change(insitu_records: Recording) -> None:
+    model = Stack(InPlace(), nn.Linear(4, 4), nn.Linear(4, 6))
+    with insitu.attach(model, to=insitu_records, rules=[summary(every=1)]), torch.inference_mode():
+        model(torch.randn(3, 4))
+    found = told(insitu_records)
+    assert np.isnan(found[0, "L0.resid_post"]["residual_ratio"]), "it shares memory with its input"
+    assert found[0, "L1.resid_post"]["residual_ratio"] > 0
+    assert np.isnan(found[0, "L2.resid_post"]["residual_ratio"]), "its input has another width"
+
+
+def test_a_site_without_statistics_is_said_once_and_disturbs_no_other(
+    insitu_records: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = nn.Sequential(nn.ReLU(), nn.ReLU())
+    with insitu.attach(net, to=insitu_records, rules=[summary(every=1)]) as session, torch.inference_mode():
+        observer = session._observer
+        assert observer is not None and observer.statistic_slabs is not None
+        for slab in observer.statistic_slabs.places:  # as if there were no memory for it
+            slab[0] = type(slab[0])(slab[0].ints[:3], slab[0].floats)
+        with caplog.at_level(logging.WARNING, "insitu"):
+            for _ in range(8):
+                net(torch.randn(2, 3))
+        assert session.coverage().never_fired == []
+    assert sum("no statistics of 0 (" in record.message for record in caplog.records) == 1
+    assert {site for _, site in told(insitu_records)} == {"1", "output"}
+
+
+def test_steps_that_find_no_place_are_counted(insitu_records: Recording) -> None:
+    net = nn.Sequential(nn.ReLU())
+    with insitu.attach(net, to=insitu_records, rules=[summary(every=1)]) as session, torch.inference_mode():
+        observer = session._observer
+        assert observer is not None and observer.statistic_slabs is not None
+        while observer.statistic_slabs.ring.take() is not None:
+            pass
+        for _ in range(3):
+            net(torch.ones(1, 2))
+        session.flush()
+        observer.statistic_slabs.ring.free(16)
+        net(torch.ones(1, 2))
+    assert session.stats().dropped["statistics"] == {"slab_full": 2 * 3}
+    assert steps_of(insitu_records, "output") == {3}
+    assert session.stats().produced["statistics"] == 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"take": "summary", "every": 0}, "every=0"),
+        ({"take": "summary", "rows": "last"}, "all valid rows"),
+        ({"take": "summary", "requests": "all"}, "all valid rows"),
+        ({"take": "rows", "every": 4}, 'for take="summary"'),
+    ],
+)
+def test_a_summary_that_cannot_be_followed_says_why(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        insitu.Rule(sites="*", **fields)
+
+
+def test_without_a_rule_there_is_no_row_and_no_memory(insitu_records: Recording) -> None:
+    with insitu.attach(llama(), to=insitu_records) as session:
+        observer = session._observer
+        assert observer is not None and observer.statistic_slabs is None
+    assert insitu_records.table("statistics").equals(schema_of("statistics").empty_table())
+
+
+def test_a_store_tells_them_by_site_and_by_step(tmp_path: Path) -> None:
+    from insitu_collector.store import open_store
+
+    model = llama()
+    with insitu.attach(model, to=f"file://{tmp_path}", rules=[summary(every=4)]) as session, torch.inference_mode():
+        for step in range(STEPS):
+            with session.step(step):
+                model(torch.randint(48, (2, 3)))
+    store = open_store(tmp_path)
+    by_site = store.statistics().to_pylist()
+    sampled = sum(is_sampled(RUN, step, 4) for step in range(STEPS))
+    assert [row["site"] for row in by_site][:2] == ["embed", "L0.attn_out"]
+    assert all(row["num_parts"] == sampled and row["num_rows"] == 6 * sampled for row in by_site)
+    by_step = store.statistics(by_step=True).to_pylist()
+    assert len(by_step) == sampled * len(by_site)
+    first = [row for row in by_step if row["site"] == "logits"]
+    assert by_site[-1]["absmax"] == max(row["absmax"] for row in first)
+    assert by_site[-1]["mean"] == pytest.approx(np.mean([row["mean"] for row in first]))
+
+
+def test_what_one_rank_holds_before_the_all_reduce_is_not_summarised() -> None:
+    sites = [Site(0, "L0.mlp_out", "a", shard="partial"), Site(1, "L0.resid_post", "b"), Site(2, "logits", "c")]
+    rules = [insitu.Rule(sites="*"), summary("L*", every=4), summary()]
+    assert periods(sites, rules) == {4: (sites[1],), 16: (sites[2],)}
