@@ -1,5 +1,7 @@
 """Step cost of T0: the same model bare and attached, interleaved at random step by step, with an A/A pair.
 
+With `--summary` also of a step whose statistics are taken (T1), against one with T0 alone.
+
 Prints the median of attached / bare step time with a bootstrap 95 % interval, and the same for two bare twins. An
 A/A interval wider than 0.02 means this machine is too noisy to judge: exit code 5.
 """
@@ -67,26 +69,34 @@ def build(size: str) -> Any:
 @click.option("--size", type=click.Choice(list(WIDTHS)), default="tiny")
 @click.option("--batch", default=8, help="Rows of one decode step.")
 @click.option("--rounds", default=600)
+@click.option("--summary", is_flag=True, help="Also a model whose every step is sampled, against T0.")
 @click.option("--seed", default=0)
 @click.option("--json", "as_json", is_flag=True)
-def main(size: str, batch: int, rounds: int, seed: int, as_json: bool) -> None:
-    """Measure what T0 adds to an eager step on the CPU, one thread."""
+def main(size: str, batch: int, rounds: int, summary: bool, seed: int, as_json: bool) -> None:
+    """Measure what T0 (and T1) adds to an eager step on the CPU, one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     bare = build(size)
     twin, attached = copy.deepcopy(bare), copy.deepcopy(bare)
     session = insitu.attach(attached, to=Recording(), max_rows=max(64, batch))
+    sessions = {"attached": session}
+    if summary:
+        sampled = copy.deepcopy(bare)
+        rule = insitu.Rule(sites="*", take="summary", every=1)
+        sessions["sampled"] = insitu.attach(sampled, to=Recording(), max_rows=max(64, batch), rules=[rule])
     x = torch.randn(batch, 1, bare.config.hidden_size)
     rows = [insitu.Rows(f"r{row}", start=row, count=1) for row in range(batch)]
     models: dict[str, Any] = {"bare": bare, "twin": twin, "attached": attached}
+    if summary:
+        models["sampled"] = sampled
     times: dict[str, list[float]] = {name: [] for name in models}
     order = random.Random(seed)
 
     def run(name: str) -> float:
         began = time.perf_counter()
-        if name == "attached":
-            with session.step(rows=rows, phase="decode"):
-                attached(inputs_embeds=x, use_cache=False)
+        if name in sessions:
+            with sessions[name].step(rows=rows, phase="decode"):
+                models[name](inputs_embeds=x, use_cache=False)
         else:
             models[name](inputs_embeds=x, use_cache=False)
         return time.perf_counter() - began
@@ -98,11 +108,14 @@ def main(size: str, batch: int, rounds: int, seed: int, as_json: bool) -> None:
                 if round_ >= 20:
                     times[name].append(spent)
     stats = session.stats()
-    session.close()
+    for each in sessions.values():
+        each.close()
     results = [
         ratio("A/A (bare twin)", times["bare"], times["twin"], seed),
         ratio("T0 (attached)", times["bare"], times["attached"], seed),
     ]
+    if summary:
+        results.append(ratio("T1 (every step)", times["attached"], times["sampled"], seed))
     noisy = results[0].high - results[0].low > TOO_NOISY
     if as_json:
         document = {"schema": "insitu.bench.step_cost/1", "size": size, "batch": batch, "noisy": noisy}
@@ -112,6 +125,8 @@ def main(size: str, batch: int, rounds: int, seed: int, as_json: bool) -> None:
         for r in results:
             click.echo(f"  {r.name:18} {r.median:.4f} [{r.low:.4f}, {r.high:.4f}]  step {r.step_ms:.2f} ms")
         click.echo(f"  self-measured share {stats.overhead_share:.4f}")
+    if summary and (lost := sessions["sampled"].stats().dropped.get("statistics")):
+        click.echo(f"statistics of {lost} sites found no place: those steps cost less", err=True)
     if noisy:
         click.echo("too noisy to judge", err=True)
         sys.exit(5)
