@@ -1,5 +1,7 @@
 """Rules pick sites by glob and rows by request, axis and position."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,7 +67,7 @@ def test_nothing_is_wanted_when_nobody_opted_in() -> None:
         ({"sites": "L[7-3].mlp_out"}, "range"),
     ],
 )
-def test_a_rule_that_cannot_be_followed_says_why(fields: dict[str, str], message: str) -> None:
+def test_a_rule_that_cannot_be_followed_says_why(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RuleError, match=message.replace("(", r"\(").replace("[", r"\[")):
         Rule(**{"sites": "*", **fields})
 
