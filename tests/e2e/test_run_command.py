@@ -101,6 +101,7 @@ def test_a_plain_model_is_observed_from_its_first_call_and_nothing_stays_on_the_
     assert program.rows("health")[-1]["closing"]
 
 
+@pytest.mark.soak
 def test_a_transformers_model_is_observed_while_it_generates(program: Program, model: Path) -> None:
     program.write(f"""
         from transformers import AutoModelForCausalLM
@@ -271,6 +272,7 @@ def test_each_model_is_a_replica_up_to_four_and_the_others_are_counted(program: 
     assert len(program.rows("steps")) == 12
 
 
+@pytest.mark.soak
 def test_parts_of_a_model_that_are_called_alone_do_not_share_a_site(program: Program) -> None:
     program.write("""
         model = Net().eval()
@@ -290,6 +292,7 @@ def test_parts_of_a_model_that_are_called_alone_do_not_share_a_site(program: Pro
     assert not [row for row in program.rows("events") if row["kind"] == "site_never_fired"]
 
 
+@pytest.mark.soak
 def test_training_is_left_alone_and_what_was_seen_is_said(program: Program) -> None:
     program.write("""
         import sys
@@ -310,6 +313,7 @@ def test_training_is_left_alone_and_what_was_seen_is_said(program: Program) -> N
     assert len(program.rows("steps")) == 2
 
 
+@pytest.mark.soak
 def test_the_models_class_can_be_chosen(program: Program) -> None:
     program.write("Net().eval()(x)\n")
     assert "attached to Sequential" in program.run(options=("--model", "Seq*")).stderr
@@ -317,7 +321,7 @@ def test_the_models_class_can_be_chosen(program: Program) -> None:
     assert "the Net was called and --model No* means another" in said
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.soak)])
 def test_workers_are_replicas_and_flush_when_they_end(program: Program, method: str) -> None:
     program.write(f"""
         import multiprocessing, threading
@@ -343,6 +347,7 @@ def test_workers_are_replicas_and_flush_when_they_end(program: Program, method: 
     assert [row["closing"] for row in program.rows("health")].count(True) == 2
 
 
+@pytest.mark.soak
 def test_a_worker_forked_from_an_observed_process_is_another_replica(program: Program) -> None:
     program.write("""
         import multiprocessing
@@ -359,6 +364,7 @@ def test_a_worker_forked_from_an_observed_process_is_another_replica(program: Pr
     assert len(program.rows("steps")) == 2
 
 
+@pytest.mark.soak
 def test_a_compiled_model_is_found_behind_its_wrapper_without_a_warning(program: Program) -> None:
     program.write("""
         model = Net().eval()
@@ -393,6 +399,7 @@ def test_a_python_without_insitu_serves_on_and_says_so(program: Program) -> None
     )
 
 
+@pytest.mark.soak
 def test_a_forward_that_was_replaced_on_the_instance_is_left_alone_and_said(program: Program) -> None:
     program.write("""
         model = Net().eval()
