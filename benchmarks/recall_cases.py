@@ -263,7 +263,7 @@ KINDS: Final = {
         "throughput it costs",
         (0.01, 1.0),
         _underfilled,
-        _of(0.05),
+        _of(0.10),
         drawn=(3.0, 40.0),
         measure=throughput_gain,
     ),

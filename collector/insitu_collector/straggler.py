@@ -127,35 +127,35 @@ def measure(evidence: Evidence, times: dict[int, StepTimes], group: tuple[int, .
     steps = _steps(evidence, times, group)
     if steps is None:
         return []
-    t0, t1 = int(steps.t_ns[0]), int(steps.t_ns[-1]) + 1
-    step_ns = float(np.median(np.median(steps.busy_ns + steps.wait_ns, axis=1)))
-    queued = np.array([slow_stage.run_delay_ns(evidence, rank, t0, t1) for rank in group]) / len(steps.t_ns)
-    inputs = _inputs_ns(evidence, group, t0, t1) / len(steps.t_ns)
-    found = []
-    for at, rank in enumerate(group):
-        late, deviation = _clipped(steps.late_ns[:, at])
-        held = float(_clipped(steps.held_ns[:, at])[0].mean())
-        off, queue = _beyond(steps.busy_ns - steps.cpu_ns, at), float(_beyond(queued[None], at)[0])
-        share = LATE_SHARE * (step_ns - max(0.0, held))
-        limit = max(MIN_LATE_NS, share, DEVIATIONS * deviation * math.sqrt(2 * WEIGHT / (2 - WEIGHT)))
-        found.append(
-            Lateness(
-                rank=rank,
-                peers=tuple(other for other in group if other != rank),
-                t0_ns=t0,
-                t1_ns=t1,
-                step_ns=step_ns,
-                late_ns=float(running_mean(late)[-NUM_STEPS:].min()),
-                held_ns=held,
-                queued_ns=queue,
-                on_core_ns=float(np.median(_beyond(steps.cpu_ns, at))),
-                off_core_ns=min(float(np.median(off)), float(off.mean()) - max(0.0, queue)),
-                input_ns=float(_beyond(inputs[None], at)[0]),
-                limit_ns=limit,
-                support=_support(steps.t_ns, steps.late_ns[:, at], limit),
-            )
-        )
-    return found
+    return [_lateness(evidence, steps, group, at) for at in range(len(group))]
+
+
+def _lateness(evidence: Evidence, steps: _Steps, group: tuple[int, ...], at: int) -> Lateness:
+    """Return how late one rank is, and why: the reasons are looked for only while it has been late."""
+    late, deviation = _clipped(steps.late_ns[:, at])
+    share = LATE_SHARE * (steps.step_ns - max(0.0, steps.held(at)))
+    limit = max(MIN_LATE_NS, share, DEVIATIONS * deviation * math.sqrt(2 * WEIGHT / (2 - WEIGHT)))
+    support, since = _support(steps.t_ns, steps.late_ns[:, at], limit)
+    lasting = steps.since(since)
+    t0, t1, count = int(lasting.t_ns[0]), int(lasting.t_ns[-1]) + 1, len(lasting.t_ns)
+    queued = np.array([slow_stage.run_delay_ns(evidence, rank, t0, t1) for rank in group]) / count
+    inputs = _inputs_ns(evidence, group, t0, t1) / count
+    off, queue = _beyond(lasting.busy_ns - lasting.cpu_ns, at), float(_beyond(queued[None], at)[0])
+    return Lateness(
+        rank=group[at],
+        peers=tuple(other for other in group if other != group[at]),
+        t0_ns=int(steps.t_ns[0]),
+        t1_ns=t1,
+        step_ns=lasting.step_ns,
+        late_ns=float(running_mean(late)[-NUM_STEPS:].min()),
+        held_ns=lasting.held(at),
+        queued_ns=queue,
+        on_core_ns=float(np.median(_beyond(lasting.cpu_ns, at))),
+        off_core_ns=min(float(np.median(off)), float(off.mean()) - max(0.0, queue)),
+        input_ns=float(_beyond(inputs[None], at)[0]),
+        limit_ns=limit,
+        support=support,
+    )
 
 
 def running_mean(values: Float64) -> Float64:
@@ -178,10 +178,17 @@ def _beyond(values: Float64, at: int) -> Float64:
     return difference
 
 
-def _support(t_ns: Int64, late_ns: Float64, limit_ns: float) -> float:
+def _support(t_ns: Int64, late_ns: Float64, limit_ns: float) -> tuple[float, int]:
+    """Return the share of tiles that show half the limit, and the first step of those at the end that all do.
+
+    Of the window where the last one does not, and never so late that fewer than `NUM_STEPS` are left.
+    """
     tile = (int(t_ns[-1]) - t_ns) // TILE_NS
-    shown = [float(np.median(late_ns[tile == number])) > limit_ns / 2 for number in np.unique(tile)]
-    return sum(shown) / len(shown)
+    numbers = np.unique(tile)  # the last tile first
+    shown = np.array([float(np.median(late_ns[tile == number])) > limit_ns / 2 for number in numbers])
+    lasting = len(shown) if shown.all() else int(np.argmin(shown))
+    since = int(np.argmax(tile <= numbers[lasting - 1])) if lasting else 0
+    return float(shown.mean()), min(since, len(t_ns) - NUM_STEPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +201,19 @@ class _Steps:
     wait_ns: Float64
     busy_ns: Float64
     cpu_ns: Float64
+
+    @property
+    def step_ns(self) -> float:
+        """What a step takes on these ranks, collectives included."""
+        return float(np.median(np.median(self.busy_ns + self.wait_ns, axis=1)))
+
+    def held(self, at: int) -> float:
+        """Return by how much a step would end sooner had this rank come with its peers, on average."""
+        return float(_clipped(self.held_ns[:, at])[0].mean())
+
+    def since(self, first: int) -> _Steps:
+        """Return the steps from one on."""
+        return _Steps(*(getattr(self, name)[first:] for name in self.__dataclass_fields__))
 
 
 def _steps(evidence: Evidence, times: dict[int, StepTimes], group: tuple[int, ...]) -> _Steps | None:

@@ -81,9 +81,11 @@ class Family:
     """Names that mean nothing here, and why."""
 
     def holds(self, module: nn.Module) -> bool:
-        """Return whether a module is a layer of this family. Classes of the same name that others wrote are not."""
-        cls = type(module)
-        if cls.__name__ not in self.layers or not cls.__module__.startswith("transformers."):
+        """Return whether a module is a layer of this family: whose forward it runs. Others may bear the same name."""
+        cls, forward = type(module), type(module).forward  # transformers wraps the forward of each subclass
+        of_forward = forward.__qualname__.rpartition(".")[0]
+        written = ((cls.__module__, cls.__name__), (forward.__module__, of_forward))
+        if not any(where.startswith("transformers.") and name in self.layers for where, name in written):
             return False
         if any(hasattr(module, child) for child in self.without):
             return False

@@ -50,12 +50,17 @@ class Stack:
 def stacks_of(modules: Mapping[str, nn.Module]) -> list[Stack]:
     """Return the stacks of layers, in order of their modules; of one without known layers those that look like it."""
     found: dict[str, dict[int, tuple[str, Family | None]]] = {}
-    for fqn, module in modules.items():
-        head, _, number = fqn.rpartition(".")
-        family = family_of(module) if number.isdigit() else None
+    bases: dict[str, str] = {}
+    numbered = {fqn: module for fqn, module in modules.items() if fqn.rpartition(".")[2].isdigit()}
+    for fqn, module in numbered.items():
+        family, head = family_of(module), fqn.rpartition(".")[0]
         if family is not None and f".{head}".endswith(f".{family.holder}"):
-            base = head.removesuffix(family.holder).removesuffix(".")
-            found.setdefault(base, {})[int(number)] = (fqn, family)
+            bases[head] = head.removesuffix(family.holder).removesuffix(".")
+            found.setdefault(bases[head], {})[int(fqn.rpartition(".")[2])] = (fqn, family)
+    for fqn, module in numbered.items():  # layers of another class among those that are known; not placeholders
+        head, _, number = fqn.rpartition(".")
+        if head in bases and any(True for _ in module.children()):
+            found[bases[head]].setdefault(int(number), (fqn, None))
     if not found:
         alike = {int(match[1]): (fqn, None) for fqn in modules if (match := _LAYERS.match(fqn))}
         return [Stack("", dict(sorted(alike.items())))] if alike else []
@@ -86,9 +91,12 @@ class NamedSites:
         self.sites = [site for site in self.sites if site.name != "logits"]
         self._add(family.embed, stack.prefix, stack.base)
         for number, (fqn, of_layer) in stack.layers.items():
-            for place in (of_layer or family).places:
+            if of_layer is None:
+                self._take_alike_layer(stack.prefix, number, fqn)
+                continue
+            for place in of_layer.places:
                 self._add(place, f"{stack.prefix}L{number}.", fqn, number)
-            self._say_absent(of_layer or family, f"{stack.prefix}L{number}.")
+            self._say_absent(of_layer, f"{stack.prefix}L{number}.")
         if family.final_norm is not None:
             self._add(family.final_norm, stack.prefix, stack.base)
         there = [place for place in family.logits if place.path in self.modules]
@@ -130,22 +138,25 @@ class NamedSites:
         for name, fqns in _OUTSIDE[:1]:
             self.sites += [self._alike(name, fqn) for fqn in fqns if fqn in self.modules]
         for number, (fqn, _) in stack.layers.items():
-            self.sites += self._alike_in_layer(number, fqn)
-            present = {site.name for site in self.sites}
-            unverified = f"where it is in a {type(self.modules[fqn]).__name__} was never verified; name its module"
-            names = {f"L{number}.{name}": unverified for name in MEANINGS}
-            self.absent |= {name: reason for name, reason in names.items() if name not in present}
+            self._take_alike_layer("", number, fqn)
         for name, fqns in _OUTSIDE[1:]:
             self.sites += [self._alike(name, fqn) for fqn in fqns if fqn in self.modules]
 
-    def _alike_in_layer(self, number: int, fqn: str) -> Iterator[Site]:
+    def _take_alike_layer(self, prefix: str, number: int, fqn: str) -> None:
+        self.sites += self._alike_in_layer(prefix, number, fqn)
+        present = {site.name for site in self.sites}
+        unverified = f"where it is in a {type(self.modules[fqn]).__name__} was never verified; name its module"
+        names = {f"{prefix}L{number}.{name}": unverified for name in MEANINGS}
+        self.absent |= {name: reason for name, reason in names.items() if name not in present}
+
+    def _alike_in_layer(self, prefix: str, number: int, fqn: str) -> Iterator[Site]:
         for name, children in _IN_LAYER:
             found = [f"{fqn}.{child}" for child in children if f"{fqn}.{child}" in self.modules]
             for child in found[:1]:
                 num_experts = _num_experts(name, self.modules[child])
                 if name != "router_logits" or num_experts:
-                    yield self._alike(f"L{number}.{name}", child, number, num_experts)
-        yield self._alike(f"L{number}.resid_post", fqn, number)
+                    yield self._alike(f"{prefix}L{number}.{name}", child, number, num_experts)
+        yield self._alike(f"{prefix}L{number}.resid_post", fqn, number)
 
     def _alike(self, name: str, fqn: str, layer: int | None = None, num_experts: int = 0) -> Site:
         return Site(0, name, fqn, layer, num_experts=num_experts, dtype=dtype_of(self.modules[fqn], self.model))

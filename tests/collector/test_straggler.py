@@ -48,6 +48,24 @@ def test_the_late_rank_is_named_with_why_and_what_it_costs(
     assert (found.detected_unix_ns - found.window_start_unix_ns) / 1e9 < 5.0
 
 
+@pytest.mark.parametrize("on_cpu", [False, True])
+@pytest.mark.parametrize("at_s", [3.0, 3.3, 3.7])
+def test_the_cause_is_that_of_the_late_steps_from_the_first_look_on(at_s: float, on_cpu: bool) -> None:
+    """Half of a first window are steps from before: shorter ones, so there are more of them."""
+
+    def extra(rank: int, now_s: float) -> tuple[float, float]:
+        ms = 5.0 if rank == 1 and now_s > at_s else 0.0
+        return (0.0, ms) if on_cpu else (ms, 0.0)
+
+    told = [verdict for verdict in judged(Grid(1, 2, extra=extra)) if verdict.kind is VerdictKind.STRAGGLER_RANK]
+    said = "; computing: " if on_cpu else "; kept from computing: "
+    assert told
+    assert all(said in verdict.text for verdict in told)
+    gain = re.search(r"would take (\d+\.\d) ms instead of (\d+\.\d) ms", told[0].text)
+    assert gain is not None
+    assert float(gain[2]) - float(gain[1]) == pytest.approx(5.0, rel=0.1)
+
+
 def test_what_all_ranks_of_a_stage_share_limits_the_stage_and_makes_no_straggler() -> None:
     def extra(rank: int, at_s: float) -> tuple[float, float]:
         return (6.0 if rank in (2, 3) and at_s > 4 else 0.0), 0.0

@@ -12,6 +12,7 @@ import transformers as hf
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import insitu
 from insitu.catalogue import MAX_MODULE_SITES, catalogue, resolve
@@ -267,6 +268,34 @@ def test_a_module_that_ranks_share_out_says_so() -> None:
     sites = {site.name: site.shard for site in resolve(llama(), globs=["module:*.0.mlp.*_proj"])}
     found = {name.rpartition(".")[2]: shard for name, shard in sites.items() if name.startswith("module:")}
     assert found == {"gate_proj": "column", "up_proj": "column", "down_proj": "replicated"}
+
+
+class _OwnForward(LlamaDecoderLayer):  # type: ignore[misc]
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+        found: torch.Tensor = hidden_states + self.mlp(hidden_states)
+        return found
+
+
+class _SameForward(LlamaDecoderLayer):  # type: ignore[misc]
+    """As those who quantise or shard a layer make them."""
+
+
+def test_a_layer_with_a_forward_of_its_own_among_known_ones_keeps_the_sites_of_its_modules() -> None:
+    model: Any = llama()
+    model.model.layers[1].__class__ = _OwnForward
+    found = catalogue(model)
+    names = [site.name for site in found.plan()]
+    assert names == ["embed", *[f"L{n}.{name}" for n in (0, 1) for name in INSIDE], "final_norm", "logits"]
+    assert found.find("L0.resid_mid")
+    with pytest.raises(SiteError, match="where it is in a _OwnForward was never verified; name its module"):
+        found.find("L1.resid_mid")
+
+
+def test_a_subclass_that_runs_the_forward_of_a_known_layer_has_all_its_sites() -> None:
+    model: Any = llama()
+    expected = catalogue(model).sites
+    model.model.layers[1].__class__ = _SameForward
+    assert catalogue(model).sites == expected
 
 
 def test_a_layer_that_only_has_the_name_of_a_known_one_is_not_taken_for_it() -> None:
