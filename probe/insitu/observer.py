@@ -183,7 +183,7 @@ class Observer:
         widths = {
             site.number: shapes[site.number]
             for site in self.plan.sites
-            if site.number in shapes and self.plan.group_of(site) is not None
+            if self.taps.can_hold(site.number) and self.plan.group_of(site) is not None
         }
         if widths:
             self.row_slabs = RowSlabs(widths, self.plan.max_rows, ROW_BUDGET_BYTES, self.device)
@@ -199,7 +199,7 @@ class Observer:
         current.host_stamp = current.views.host_stamp
         total = 0
         for site in self.plan.sites:
-            if site.number not in self.taps.shapes:
+            if not self.taps.can_hold(site.number):
                 continue
             width, dtype = self.taps.shapes[site.number]
             sample = torch.zeros((4, width), dtype=dtype, device=self.device)
@@ -218,7 +218,7 @@ class Observer:
         if slabs is None or slabs.ring.num_taken == slabs.ring.size:
             return
         for number, place in slabs.places[slabs.ring.size - 1].items():
-            if number not in self.taps.shapes:
+            if not self.taps.can_hold(number):
                 continue
             width, dtype = self.taps.shapes[number]
             sample, best = torch.zeros((4, width), dtype=dtype, device=self.device), 1 << 60

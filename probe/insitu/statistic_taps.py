@@ -8,16 +8,12 @@ from typing import Any
 
 import torch
 
+from insitu.plain import rows_of
 from insitu.reductions import Place, Workspace, compute
 from insitu.sites import Site
 from insitu.statistic_layout import STAMP
 
 logger = logging.getLogger("insitu")
-
-
-def rows_of(x: torch.Tensor) -> torch.Tensor:
-    """Return a tensor as [rows, width]: leading dims flattened; a single dim is rows of one value."""
-    return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
 
 
 def source_of(x: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:

@@ -20,12 +20,14 @@ import torch
 from torch import nn
 
 from insitu.guard import Guard
+from insitu.plain import bits_of, can_hold, is_plain, plain, rows_of, width_of
 from insitu.reductions import Place, Workspace
 from insitu.sites import Site
 from insitu.slab import Plan, Views
-from insitu.statistic_taps import StatisticTaps, rows_of, source_of
+from insitu.statistic_taps import StatisticTaps, source_of
 
-_DIMS: Final = tuple(tuple(range(n)) for n in range(9))
+_DIMS: Final = tuple(tuple(range(n)) for n in range(65))
+"""All dims of a tensor, by how many it has: torch adds up at most 64."""
 _INF: Final = float("inf")
 _F32: Final = torch.float32
 MARK: Final = "__insitu_observed__"
@@ -90,14 +92,16 @@ def _absmax(x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor) -> None:
 
     One kernel on a device; on the host the norm is scalar code: 87 us for 4 x 8192 values, the two extremes take 8.
     """
-    if x.is_cuda:
+    if not x.shape[1]:
+        out.zero_()
+    elif x.is_cuda and x.is_floating_point():
         torch.linalg.vector_norm(x, _INF, 1, dtype=_F32, out=out)
     elif x.dtype is _F32:
         torch.amax(x, 1, out=out)
         torch.amin(x, 1, out=scratch)
         torch.maximum(out, scratch.neg_(), out=out)
     else:  # reductions do not convert: through values of its own, a few bytes a row
-        out.copy_(torch.maximum(torch.amax(x, 1), torch.amin(x, 1).neg_()))
+        torch.maximum(torch.amax(x, 1).to(_F32), torch.amin(x, 1).to(_F32).neg_(), out=out)
 
 
 def give_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
@@ -149,6 +153,8 @@ class Taps:
         self._modules: dict[str, nn.Module] = {}
         self._undo: dict[int, Callable[[], None]] = {}
         self._unfit: set[int] = set()
+        self._odd: set[int] = set()
+        """Sites of which torch takes no sum as they are."""
         self.statistics = StatisticTaps(step_id)
 
     def install(self, model: nn.Module) -> Tap | None:
@@ -180,6 +186,10 @@ class Taps:
         """Tell whether a site's module was called and returned nothing a sum could be taken of."""
         return number in self._unfit
 
+    def can_hold(self, number: int) -> bool:
+        """Tell whether memory for rows of a site can be made: it is known what it returns, and it has sums."""
+        return number in self.shapes and number not in self._unfit and can_hold(self.shapes[number][1])
+
     def remove_unfit(self) -> None:
         """After the first step: take the taps off sites that return nothing a sum could be taken of.
 
@@ -195,7 +205,7 @@ class Taps:
 
     def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
         current, number, index, unfit = self.current, site.number, site.index, self._on_error(site)
-        always, forward_of, has_source = site.boundary, original.forward, site.is_residual
+        always, forward_of, has_source, odd = site.boundary, original.forward, site.is_residual, self._odd
         tensor, total, dims = torch.Tensor, torch.sum, _DIMS
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -203,7 +213,7 @@ class Taps:
             if current.thread == get_ident():
                 try:
                     x = output if isinstance(output, tensor) else output[index]
-                    if always or current.special:
+                    if always or current.special or number in odd:
                         if has_source and current.full is not None:
                             tap(x, source_of(x, args, kwargs))
                         else:
@@ -290,15 +300,18 @@ class Taps:
             views = current.views
             assert views is not None, "a tap runs inside an open step only"
             if current.learning:
-                self.shapes.setdefault(number, (x.shape[-1] if x.ndim > 1 else 1, x.dtype))
+                self.shapes.setdefault(number, (width_of(x), x.dtype))
+                if not is_plain(x):
+                    self._odd.add(number)
             if x.requires_grad:
                 x = x.detach()
             valid = current.num_valid[axis]
-            if valid >= 0 and x.numel() != valid * x.shape[-1]:
+            if valid >= 0 and x.numel() != valid * width_of(x):
                 x = rows_of(x)[:valid]
-            torch.sum(x, _DIMS[x.ndim], dtype=_F32, out=views.canary[number])
-            if site.boundary and x.is_floating_point():
-                self._take_boundary(number, rows_of(x), views)
+            numbers = plain(x)
+            torch.sum(numbers, _DIMS[numbers.ndim], dtype=_F32, out=views.canary[number])
+            if site.boundary:
+                self._take_boundary(number, rows_of(numbers), views)
             if current.full is not None:
                 self._take_full(site, x, source, current.full)
             if current.host_stamp is None:
@@ -319,7 +332,7 @@ class Taps:
     def _take_full(self, site: Site, x: torch.Tensor, source: torch.Tensor | None, full: Full) -> None:
         """Take what the full variant adds: raw rows, and statistics."""
         current, number = self.current, site.number
-        if (wanted := full.rows.get(number)) is not None and (x.is_floating_point() or not site.boundary):
+        if (wanted := full.rows.get(number)) is not None:
             self._take_rows(number, rows_of(x), *wanted)
         if (place := full.places.get(number)) is not None:
             assert full.work is not None, "places come with a workspace"
@@ -332,4 +345,4 @@ class Taps:
         views.count[number].fill_(x.shape[0])
         x = x[: self.plan.max_rows]
         if area.shape[1] == x.shape[1]:
-            area.index_copy_(0, dest[: x.shape[0]], x)
+            bits_of(area).index_copy_(0, dest[: x.shape[0]], bits_of(x))
