@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from insitu import otel_names as names
 from insitu.identity import package_version
 from insitu.vocabulary import VerdictKind
 from insitu_collector.alerts import Alert
@@ -23,7 +24,6 @@ ATTEMPT_S: Final = 5.0
 """Of one export, retries of the exporter's own within it; what fails after that is tried again by us."""
 PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 """Variables that say `grpc` or `http/protobuf`; the first that is set counts."""
-EVENT_NAME: Final = "insitu.incident"
 _ERRORS: Final = (VerdictKind.STUCK, VerdictKind.FIRST_NONFINITE)
 _NOTES: Final = (VerdictKind.RECORDS_DROPPED, VerdictKind.SITE_NEVER_FIRED, VerdictKind.CLOCK_UNCERTAIN)
 
@@ -85,9 +85,9 @@ def record_of(alert: Alert) -> ReadableLogRecord:
         severity_number=SeverityNumber[name],
         body=alert.verdict.text,
         attributes=attributes_of(alert),
-        event_name=EVENT_NAME,
+        event_name=names.INCIDENT_NAME,
     )
-    resource = Resource({"service.name": "insitu", "service.version": package_version()})
+    resource = Resource({names.SERVICE_NAME: "insitu", names.SERVICE_VERSION: package_version()})
     return ReadableLogRecord(record, resource, InstrumentationScope("insitu.verdicts", package_version()))
 
 
@@ -102,20 +102,20 @@ def attributes_of(alert: Alert) -> dict[str, Any]:
     """Return what a query asks for; names without a value are left out."""
     verdict = alert.verdict
     found = {
-        "insitu.incident": alert.incident,
-        "insitu.alert": alert.id,
-        "insitu.state": alert.state,
-        "insitu.run": verdict.run,
-        "insitu.kind": str(verdict.kind),
-        "insitu.stage": verdict.on_stage,
-        "insitu.rank": verdict.on_rank,
-        "insitu.layer": verdict.layer,
-        "insitu.site": verdict.site,
-        "insitu.step": verdict.step_id,
-        "insitu.phase": verdict.phase,
-        "insitu.confidence": verdict.confidence,
-        "insitu.remedy": verdict.remedy,
-        "insitu.num_requests": verdict.num_requests,
-        "insitu.requests": verdict.requests or None,
+        names.INCIDENT: alert.incident,
+        names.ALERT: alert.id,
+        names.STATE: alert.state,
+        names.RUN: verdict.run,
+        names.KIND: str(verdict.kind),
+        names.STAGE: verdict.on_stage,
+        names.RANK: verdict.on_rank,
+        names.LAYER: verdict.layer,
+        names.SITE: verdict.site,
+        names.STEP: verdict.step_id,
+        names.PHASE: verdict.phase,
+        names.CONFIDENCE: verdict.confidence,
+        names.REMEDY: verdict.remedy,
+        names.NUM_REQUESTS: verdict.num_requests,
+        names.REQUESTS: verdict.requests or None,
     }
     return {name: value for name, value in found.items() if value is not None}

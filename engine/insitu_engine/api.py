@@ -15,13 +15,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+import insitu
 from insitu_engine.completions import (
     Answer,
     CompletionRequest,
     error_body,
     make_request,
     parse_body,
-    trace_id,
     wants_rows,
 )
 from insitu_engine.driver import Driver, End, Ticket
@@ -108,8 +108,8 @@ async def completions(http: HttpRequest) -> Response:
         end_ids=service.end_ids,
         max_len=service.max_len,
     )
-    request.capture = wants_rows(http.headers.get("insitu"))
-    request.trace_id = trace_id(http.headers.get("traceparent"))
+    request.trace = insitu.request_context(http.headers)
+    request.capture = wants_rows(http.headers.get("insitu")) or wants_rows(request.trace.baggage.get("insitu"))
     ticket = service.driver.submit(request)
     answer = Answer(request, service.model, body.return_token_ids)
     found = pieces(service.driver, ticket, service.tokenizer, body.stops)

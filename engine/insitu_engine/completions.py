@@ -17,7 +17,6 @@ from insitu_engine.text import Tokenizer
 
 COLDEST: Final = 1e-5
 """Temperatures below it are greedy."""
-_TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _WHERE: Final = re.compile(r"(.*) - at `\$\.(\w+).*`")
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -133,14 +132,8 @@ def make_request(
     )
 
 
-def trace_id(traceparent: str | None) -> str | None:
-    """Return the trace id of a W3C `traceparent` header, None where there is none."""
-    found = _TRACE.fullmatch(traceparent or "")
-    return found[1] if found else None
-
-
 def wants_rows(header: str | None) -> bool:
-    """Return whether the `insitu` request header opts in to raw rows (`capture=rows`)."""
+    """Return whether the `insitu` request header, or that member of `baggage`, opts in to raw rows (`capture=rows`)."""
     return "capture=rows" in [part.strip() for part in (header or "").split(",")]
 
 

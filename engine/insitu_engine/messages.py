@@ -41,6 +41,8 @@ class RowPlan(msgspec.Struct, array_like=True):
     tokens: list[int]
     """Token ids of the rows, length `count`."""
     sampling: Sampling
+    trace: str = ""
+    """The request's `traceparent`, "" where it has none."""
 
 
 class StepPlan(msgspec.Struct, array_like=True, tag="step"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import insitu
@@ -161,6 +162,13 @@ def row_map(rows: Sequence[RowPlan]) -> list[insitu.Rows]:
             phase=row.phase,
             sample_row=row.sample_row,
             capture=row.capture,
+            trace=_context(row.trace) if row.trace else None,
         )
         for row in rows
     ]
+
+
+@lru_cache(maxsize=1024)
+def _context(traceparent: str) -> insitu.RequestContext:
+    """Return a request's place in its trace: read once, not at each of its steps."""
+    return insitu.request_context({"traceparent": traceparent})

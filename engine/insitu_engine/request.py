@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import insitu
 from insitu_engine.messages import Sampling
 
 
@@ -20,7 +21,7 @@ class Request:
     """Token ids that end the output; empty where end-of-text is ignored."""
     capture: bool = False
     """Opted in to raw rows."""
-    trace_id: str | None = None
+    trace: insitu.RequestContext = field(default_factory=insitu.RequestContext)
 
     num_computed: int = 0
     """Positions whose keys and values are in the cache, as far as completed steps go."""
@@ -31,6 +32,10 @@ class Request:
     aborted: bool = False
     starved: bool = False
     """Had a place and no KV blocks at least once."""
+
+    @property
+    def trace_id(self) -> str | None:
+        return self.trace.trace_id
 
     @property
     def num_tokens(self) -> int:

@@ -231,6 +231,7 @@ def _rows(chunks: list[tuple[Request, int]]) -> list[RowPlan]:
                 blocks=request.blocks[: blocks_for(position + count)],
                 tokens=request.tokens(position, count),
                 sampling=request.sampling,
+                trace=request.trace.traceparent,
             )
         )
         start += count

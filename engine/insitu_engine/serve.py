@@ -139,7 +139,7 @@ def _one_thread_each() -> None:
 
 
 def _check_destination(to: str | None) -> None:
-    if to is not None and urlsplit(to).scheme not in ("grpc", "file", "memory"):
+    if to is not None and urlsplit(to).scheme not in ("grpc", "file", "otlp", "memory"):
         raise EngineError(f"--to {to!r} has no known scheme; use {DEFAULT_TO} or file://FOLDER")
 
 

@@ -18,15 +18,30 @@ if TYPE_CHECKING:
     from insitu.rows import Rows
     from insitu.rules import Rule
     from insitu.session import Session
+    from insitu.trace_context import RequestContext, request_context
     from insitu.verbs import attach, interval, observe, off, start, tap
 
-__all__ = ["Config", "Rows", "Rule", "Session", "attach", "interval", "observe", "off", "start", "tap"]
+__all__ = [
+    "Config",
+    "RequestContext",
+    "Rows",
+    "Rule",
+    "Session",
+    "attach",
+    "interval",
+    "observe",
+    "off",
+    "request_context",
+    "start",
+    "tap",
+]
 
 _HOMES = {
     "Config": "insitu.config",
     "Rows": "insitu.rows",
     "Rule": "insitu.rules",
     "Session": "insitu.session",
+    **dict.fromkeys(("RequestContext", "request_context"), "insitu.trace_context"),
     **dict.fromkeys(("attach", "interval", "observe", "off", "start", "tap"), "insitu.verbs"),
 }
 

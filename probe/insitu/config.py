@@ -114,7 +114,14 @@ class Setting:
 
 
 SETTINGS: Final = (
-    Setting("to", DEFAULT_TO, "where records go: grpc://HOST:PORT or file://STORE", _text, "INSITU_TO", "to"),
+    Setting(
+        "to",
+        DEFAULT_TO,
+        "where records go: grpc://HOST:PORT, file://STORE or otlp://HOST:PORT",
+        _text,
+        "INSITU_TO",
+        "to",
+    ),
     Setting("disabled", False, "true: nothing is observed", is_on, "INSITU_DISABLED", "disabled"),
     Setting("run", None, "16 hex digits all processes of a run share; the first makes them", _text, "INSITU_RUN"),
     Setting("max_rows", DEFAULT_MAX_ROWS, "most rows of a step that are kept", _count, "INSITU_MAX_ROWS", "max_rows"),
@@ -209,6 +216,9 @@ def load(folder: Path | None = None, environment: Mapping[str, str] | None = Non
         if found is not None:
             origins[setting.name], raw = found
             values[setting.name] = _value(setting, origins[setting.name], raw, path)
+    is_off = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if is_off and str(values.get("to")).startswith("otlp:"):
+        values["disabled"], origins["disabled"] = True, Origin.ENVIRONMENT
     known = {setting.variable for setting in SETTINGS}
     unknown = (name for name in environment if name.startswith(PREFIX) and not name.startswith(NOT_FOR_PEOPLE))
     return Config(**values, origins=origins, file=path, unknown=tuple(sorted(set(unknown) - known)))

@@ -16,7 +16,7 @@ from typing import Final
 import pyarrow as pa
 
 from insitu.exporters.base import Batch, Exporter, Refused, Retry
-from insitu.records import table_spec
+from insitu.records import TABLES, table_spec
 from insitu.vocabulary import DropReason
 
 logger = logging.getLogger("insitu")
@@ -48,6 +48,8 @@ class Outbox:
         self.dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._epoch = epoch
         self._exporter = exporter
+        self._partly_refused: Callable[[], list[tuple[int, int, DropReason]]]
+        self._partly_refused = getattr(exporter, "partly_refused", list)
         self._queue_bytes = queue_bytes
         self._clock = clock
         self._queue: deque[Batch] = deque()
@@ -95,13 +97,17 @@ class Outbox:
 
     def settle(self) -> None:
         """Move what is durable or was refused meanwhile out of pending."""
+        for number, seq, reason in self._exporter.refused():
+            table = TABLES[number]
+            self.drop(table, reason, self._streams[table].pending.pop(seq, 0))
+        for number, num_rows, reason in self._partly_refused():  # out of batches that are durable
+            self.durable[TABLES[number]] -= num_rows
+            self.drop(TABLES[number], reason, num_rows)
+        # Last: a batch that was refused holds those after it back until it is read.
         for table, stream in self._streams.items():
             durable = self._exporter.durable(table_spec(table).stream)
             for seq in [seq for seq in stream.pending if seq <= durable]:
                 self.durable[table] += stream.pending.pop(seq)
-        for number, seq, reason in self._exporter.refused():
-            table = next(table for table in self._streams if table_spec(table).stream == number)
-            self.drop(table, reason, self._streams[table].pending.pop(seq, 0))
 
     def flush(self, timeout_s: float) -> None:
         """Ship and wait until everything is durable, at most `timeout_s`."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from insitu.trace_context import RequestContext
 from insitu.vocabulary import Phase
 
 PHASE_NUMBERS: Final = {phase.name.lower(): int(phase) for phase in Phase}
@@ -28,6 +29,8 @@ class Rows:
     phase: str | None = None
     sample_row: int = -1
     capture: bool = False
+    trace: RequestContext | None = None
+    """Where the request stands in its trace (`insitu.request_context`)."""
 
     def phase_number(self) -> int | None:
         return None if self.phase is None else PHASE_NUMBERS[self.phase]

@@ -20,7 +20,7 @@ NOT_FOUND: Final = 127
 CANNOT_RUN: Final = 126
 """Exit statuses of a command that did not start, as shells and `env` have them."""
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
-_SCHEMES: Final = ("grpc://", "file://")
+_SCHEMES: Final = ("grpc://", "file://", "otlp://")
 
 
 def environment_of(
@@ -78,7 +78,12 @@ def become(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--to", metavar="DEST", callback=_destination, help="grpc://HOST:PORT or file://STORE.  [env: INSITU_TO]")
+@click.option(
+    "--to",
+    metavar="DEST",
+    callback=_destination,
+    help="grpc://HOST:PORT, file://STORE or otlp://HOST:PORT.  [env: INSITU_TO]",
+)
 @click.option("--stage", metavar="N", callback=_stage, help="The pipeline stage; `rank`: each rank is one.  [0]")
 @click.option("--model", metavar="GLOB", help="The model's class, where it is not the outermost module.  [*]")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

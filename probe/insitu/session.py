@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock, get_ident, get_native_id
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +22,8 @@ from insitu.outbox import Outbox
 from insitu.records import schema_of
 from insitu.rows import Rows
 from insitu.step import StepRecord, phase_of
+from insitu.step_traces import StepTraces
+from insitu.trace_context import bad_headers
 from insitu.vocabulary import RequestEvent
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class Stats:
     """(drain CPU + time in hooks and around steps) / wall time inside steps."""
     drain_cpu_s: float = 0.0
     """CPU-seconds of the drain's thread so far."""
+    bad_headers: dict[str, int] = field(default_factory=dict)
+    """By name, of the whole process: headers of requests that break their specification and were left out."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -138,8 +142,11 @@ class Session:
         self._inlet = Inlet()
         self._recorder = Recorder()
         self._pauses = GcPauses()
+        self._traces = StepTraces()
         to = self.to
-        self._exporter = open_exporter(to, self.source, self._keep, self._put_rows) if isinstance(to, str) else to
+        self._exporter = (
+            open_exporter(to, self.source, self._keep, self._put_rows, self._traces) if isinstance(to, str) else to
+        )
         self._outbox = Outbox(self.source.epoch, self._exporter)
         self._drain = Drain(
             self.source, self._outbox, self._inlet, self._recorder, self._pauses, lambda: self._observer
@@ -206,6 +213,7 @@ class Session:
         self._step_id = record.step_id
         self._recorder.follow(self._open_thread)
         self._inlet.note_thread(get_native_id())
+        self._traces.note(record)
         observer = self._observer
         if observer is not None and not observer.guard.num_errors:
             try:
@@ -344,6 +352,7 @@ class Session:
             concurrent_forward=inlet.num_concurrent,
             overhead_share=spent / inlet.step_ns if inlet.step_ns else 0.0,
             drain_cpu_s=self._drain.cpu_ns / 1e9,
+            bad_headers=bad_headers(),
         )
 
     # -- ending --------------------------------------------------------------------------------------------------

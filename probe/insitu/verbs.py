@@ -57,7 +57,9 @@ def disabled() -> bool:
 
 
 def _switch(config: Config) -> str:
-    return "INSITU_DISABLED" if config.origin("disabled") is Origin.ENVIRONMENT else f"`disabled` in {config.file}"
+    if config.origin("disabled") is Origin.ENVIRONMENT:
+        return "INSITU_DISABLED" if disabled() else "OTEL_SDK_DISABLED"
+    return f"`disabled` in {config.file}"
 
 
 def is_attached_by_code() -> bool:

@@ -16,7 +16,6 @@ from insitu_engine.completions import (
     error_body,
     make_request,
     parse_body,
-    trace_id,
     wants_rows,
 )
 from insitu_engine.errors import RequestError
@@ -121,10 +120,6 @@ def test_the_whole_context_may_be_used() -> None:
 
 
 def test_headers() -> None:
-    trace = "0af7651916cd43dd8448eb211c80319c"
-    assert trace_id(f"00-{trace}-b7ad6b7169203331-01") == trace
-    assert trace_id("nonsense") is None
-    assert trace_id(None) is None
     assert wants_rows("capture=rows")
     assert wants_rows("a=b, capture=rows")
     assert not wants_rows("capture=row")

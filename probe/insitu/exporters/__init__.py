@@ -1,4 +1,4 @@
-"""Exporters by destination: `grpc://host:port`, `file://STORE`, `memory://`."""
+"""Exporters by destination: `grpc://host:port`, `file://STORE`, `otlp://host:port`, `memory://`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from insitu.exporters.base import Ack, Batch, Exporter, Level, Refused, Retry
 if TYPE_CHECKING:
     from insitu.identity import Source
     from insitu.retention import Keep
+    from insitu.step_traces import StepTraces
 
 __all__ = ["Ack", "Batch", "Exporter", "Level", "Refused", "Retry", "open_exporter"]
 
-SCHEMES = ("grpc", "file", "memory")
+SCHEMES = ("grpc", "file", "otlp", "memory")
 
 Put = Callable[[str, Sequence[dict[str, Any]]], None]
 """Takes rows of a table into the session's own stream."""
 
 
-def open_exporter(to: str, source: Source, keep: Keep | None = None, put: Put | None = None) -> Exporter:
+def open_exporter(
+    to: str, source: Source, keep: Keep | None = None, put: Put | None = None, traces: StepTraces | None = None
+) -> Exporter:
     """Return the exporter for a destination URL.
 
     keep: what a store of this process's own keeps. put: takes rows that the exporter itself has to say:
-    `gaps` about what has gone from such a store, `clocks` about a collector on another host.
-    Raises ValueError for an unknown scheme, and OSError when a store cannot be written.
+    `gaps` about what has gone from such a store, `clocks` about a collector on another host. traces: of the session's
+    steps, for spans that link to them.
+    Raises ValueError for an unknown scheme or a missing extra, and OSError when a store cannot be written.
     """
     url = urlsplit(to)
     if url.scheme == "grpc":
@@ -37,6 +41,14 @@ def open_exporter(to: str, source: Source, keep: Keep | None = None, put: Put | 
         from insitu.exporters.file import FileExporter
 
         return FileExporter(url.netloc + url.path, source, keep=keep, tell=partial(put, "gaps") if put else None)
+    if url.scheme == "otlp":
+        try:
+            from insitu.exporters.otlp import OtlpExporter
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("opentelemetry"):
+                raise
+            raise ValueError(f"destination {to!r} needs the extra otlp: pip install 'insitu[otlp]'") from None
+        return OtlpExporter(url.netloc + url.path, source, traces=traces)
     if url.scheme == "memory":
         from insitu.exporters.memory import MemoryExporter
 

@@ -86,7 +86,11 @@ class Refused(Exception):
 
 
 class Exporter(Protocol):
-    """Where batches go. Called by one thread only. `export` raises `Retry` or `Refused`, nothing else."""
+    """Where batches go. Called by one thread only. `export` raises `Retry` or `Refused`, nothing else.
+
+    One that can lose some rows of a batch has `partly_refused` too: it returns, once each, the (stream, rows, reason)
+    of rows that were refused out of batches which are durable otherwise.
+    """
 
     def export(self, batch: Batch) -> Ack:
         """Take one batch; return the level its stream is known to have reached for `batch.seq`."""
