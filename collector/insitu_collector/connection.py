@@ -24,6 +24,7 @@ from insitu.wire.insitu_pb2 import (
     ToCollector,
     ToProbe,
 )
+from insitu_collector.flight_relay import FlightRelay
 from insitu_collector.ingest import Ingest
 
 PROTOCOL: Final = 1
@@ -50,12 +51,14 @@ class Connection:
     `read` runs on its own thread, `replies` on the call's; `notify` may be called by any.
     """
 
-    def __init__(self, ingest: Ingest, on_append: Callable[[], None]) -> None:
+    def __init__(self, ingest: Ingest, on_append: Callable[[], None], relay: FlightRelay) -> None:
         self.epoch: int | None = None
         self._ingest = ingest
         self._on_append = on_append
+        self._relay = relay
         self._changed = threading.Condition()
         self._refusals: deque[Refusal] = deque()
+        self._pushed: deque[ToProbe] = deque()
         self._streams: set[int] = set()
         self._told: dict[int, tuple[int, int]] = {}
         self._has_news = False
@@ -65,6 +68,7 @@ class Connection:
 
     def read(self, messages: Iterator[ToCollector]) -> None:
         """Take messages until the peer stops, or until one cannot be taken now."""
+        in_order = False
         try:
             self._hello(next(messages, None))
             for message in messages:
@@ -72,6 +76,8 @@ class Connection:
                     raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, "only frames may follow Hello")
                 if not self._take(message.frame):
                     break
+            else:
+                in_order = True
         except Rejected as rejected:
             self._rejected = rejected
         except grpc.RpcError:  # the peer went away: what it sent is stored, what it did not, it sends again
@@ -80,6 +86,7 @@ class Connection:
             _log.exception("insitu: a connection is ended; the others go on")
             self._must_end = True
         finally:
+            self._relay.left(self.epoch, self.push, in_order=in_order)
             self._no_more_frames = True
             self.notify()
 
@@ -91,6 +98,7 @@ class Connection:
             text = f"this collector speaks protocol {PROTOCOL}, the probe {hello.protocol}; update the older one"
             raise Rejected(grpc.StatusCode.FAILED_PRECONDITION, text)
         self.epoch = hello.epoch
+        self._relay.joined(hello, self.push)
         unknown = [digest.hex() for digest in hello.schemas if spec_by_digest(int.from_bytes(digest, "big")) is None]
         source = hello.source
         _log.log(
@@ -108,6 +116,7 @@ class Connection:
         try:
             self._ingest.take(self.epoch, frame)
             self._streams.add(frame.stream)
+            self._relay.took(self.epoch, frame)
             self._on_append()
         except Refused as refused:
             _log.warning("insitu: refused frame %d of stream %d: %s", frame.seq, frame.stream, refused)
@@ -128,6 +137,11 @@ class Connection:
         """A frame of this connection could not be made durable: ask for it again, on a new connection."""
         self._refuse(stream, seq, DropReason.DISK_FULL, retry=True)
         self.end()
+
+    def push(self, message: ToProbe) -> None:
+        """Say something that is no answer. Any thread."""
+        self._pushed.append(message)
+        self.notify()
 
     def notify(self) -> None:
         """Something was received or became durable."""
@@ -150,6 +164,8 @@ class Connection:
             acks = list(self._acks())
             while self._refusals:
                 yield ToProbe(refusal=self._refusals.popleft())
+            while self._pushed:
+                yield self._pushed.popleft()
             yield from acks
             if self._rejected is not None:
                 raise self._rejected

@@ -33,6 +33,7 @@ _MONOTONIC: Final = {
 """Table -> columns in which a row begins and ends."""
 _UNIX: Final = {
     "verdicts": ("window_start_unix_ns", "window_end_unix_ns"),
+    "incidents": ("window_start_unix_ns", "window_end_unix_ns"),
     "gaps": ("unix_ns", "unix_ns"),
     "spans": ("unix_ns", "unix_ns"),
     "metrics": ("unix_ns", "unix_ns"),
@@ -139,6 +140,8 @@ class Selection:
     def _is_mine(self, table: str, rows: pa.RecordBatch) -> pa.Array:
         if table in _OF_NO_RUN:
             return pa.array(np.ones(rows.num_rows, bool))
+        if table == "incidents":  # the collector closes one in rows of its own
+            return pc.equal(rows["run"], self.run)
         if table == "verdicts":
             prefixes = [name.partition("-")[0].partition(".")[0] for name in rows["verdict"].to_pylist()]
             return pa.array([self.run.startswith(prefix) for prefix in prefixes], pa.bool_())

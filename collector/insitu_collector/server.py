@@ -22,6 +22,7 @@ from insitu.segments import Key, ShardWriter
 from insitu.wire.insitu_pb2 import ClockQuery, ClockReading, ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorServicer, add_CollectorServicer_to_server
 from insitu_collector.connection import Connection, Rejected
+from insitu_collector.flight_relay import FlightRelay
 from insitu_collector.ingest import MAX_FRAME_BYTES, SHARD, Ingest
 
 COMMIT_S: Final = 0.05
@@ -91,6 +92,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         except BaseException:
             writer.close()
             raise
+        self.relay = FlightRelay(self.ingest.write_own)
         self.address = f"grpc://{host}:{self.port}"
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
@@ -126,7 +128,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
 
     def Ship(self, messages: Iterator[ToCollector], context: Any) -> Iterator[ToProbe]:
         """Serve one probe (see insitu.proto)."""
-        connection = Connection(self.ingest, self._appended)
+        connection = Connection(self.ingest, self._appended, self.relay)
         with self._lock:
             self._connections.add(connection)
         context.add_callback(connection.end)
@@ -158,6 +160,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
                 if self._has_uncommitted:
                     self._due.wait_for(self._is_commit_due, COMMIT_S)
                 self._has_uncommitted = False
+            self.relay.look()
             self._commit()
 
     def _is_commit_due(self) -> bool:
@@ -188,6 +191,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self._is_stopping = True
         self._appended()
         self._committer.join()
+        self.relay.finish()
         self._commit()
         with self._lock:
             connections = list(self._connections)

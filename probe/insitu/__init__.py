@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from insitu.config import Config
+    from insitu.flight import Flight
     from insitu.rows import Rows
     from insitu.rules import Rule
     from insitu.session import Session
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "Flight",
     "RequestContext",
     "Rows",
     "Rule",
@@ -38,6 +40,7 @@ __all__ = [
 
 _HOMES = {
     "Config": "insitu.config",
+    "Flight": "insitu.flight",
     "Rows": "insitu.rows",
     "Rule": "insitu.rules",
     "Session": "insitu.session",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any
@@ -10,12 +11,17 @@ import torch
 from torch import nn
 
 from insitu.config import Config
+from insitu.flight import Flight
 from insitu.identity import Source, current_run
 from insitu.observer import Observer
 from insitu.rules import Rule
 from insitu.session import Session
+from insitu.sites import is_named
+from insitu.slab import Plan
 from insitu.taps import MARK, Tap, give_forward
 from insitu.vocabulary import Role
+
+logger = logging.getLogger("insitu")
 
 
 def attach_with(
@@ -27,7 +33,9 @@ def attach_with(
     """
     if hasattr(type(model), MARK):
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
-    observer = Observer(model, rules, config.max_rows, config.axes, source.get("run") or current_run())
+    flight = config.flight
+    armed = [flight.rule] if flight is not None and flight.rule is not None else []
+    observer = Observer(model, [*rules, *armed], config.max_rows, config.axes, source.get("run") or current_run())
     identity = Source(
         role=Role(role),
         model=name or type(model).__name__,
@@ -36,7 +44,7 @@ def attach_with(
         **source,
     )
     try:
-        session = Session(identity, config.to, config.keep)
+        session = Session(identity, config.to, config.keep, flight)
     except (OSError, ValueError):
         observer.taps.remove()
         raise
@@ -46,7 +54,17 @@ def attach_with(
     except TypeError:
         session.close()
         raise ValueError(f"a {type(model).__name__} cannot be observed: its class allows no subclass") from None
+    _say_unheld(observer.plan, flight)
+    session.dump_on_signal()
     return session, observer
+
+
+def _say_unheld(plan: Plan, flight: Flight | None) -> None:
+    """Say which sites the flight recorder was asked for and has no rows of: one rule takes the rows of a site."""
+    glob = None if flight is None else flight.rows
+    named = [site for site in plan.sites if glob is not None and is_named(glob, site)]
+    if taken := [site.name for site in named if site.number not in plan.held_sites]:
+        logger.warning("insitu: no rows for the flight recorder of %s: a rule takes them", ", ".join(taken))
 
 
 def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Callable[[], None]:

@@ -58,6 +58,11 @@ COMMANDS: Final[dict[str, Entry]] = {
     ),
     "top": Entry("insitu_dashboard.top:top", "Show a store in a terminal, live while it is written.", "top"),
     "stalls": Entry("insitu_collector.stalls:stalls", "Say what a store's verdicts and ledger say.", "collector"),
+    "incidents": Entry(
+        "insitu_collector.flight_report:incidents",
+        "List what flight recorders kept, or show one incident.",
+        "collector",
+    ),
     "compare": Entry(
         "insitu_collector.compare:command",
         "Say how one run, rank or stretch of time differs from another.",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from insitu.flight import Flight, flight_text, parse_flight
 from insitu.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
 
 if TYPE_CHECKING:
@@ -127,6 +128,15 @@ SETTINGS: Final = (
     Setting("max_rows", DEFAULT_MAX_ROWS, "most rows of a step that are kept", _count, "INSITU_MAX_ROWS", "max_rows"),
     Setting("axes", {}, "site glob -> tokens, samples or batch", _axes, key="axes"),
     Setting(
+        "flight",
+        None,
+        "flight recorder: on, off, or like rows=L*.resid_post,pre_s=5",
+        parse_flight,
+        "INSITU_FLIGHT",
+        "flight",
+        flight_text,
+    ),
+    Setting(
         "keep_bytes",
         DEFAULT_BYTES,
         "most that a shard of a store keeps",
@@ -175,6 +185,7 @@ class Config:
     run: str | None = None
     max_rows: int = DEFAULT_MAX_ROWS
     axes: Mapping[str, str] = field(default_factory=dict)
+    flight: Flight | None = None
     keep_bytes: int | None = DEFAULT_BYTES
     keep_for: float | None = DEFAULT_AGE_S
     """Seconds."""

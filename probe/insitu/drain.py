@@ -18,6 +18,7 @@ import numpy as np
 
 from insitu import builders, health
 from insitu.concurrent_forwards import ConcurrentForwards
+from insitu.flight_recorder import FlightRecorder
 from insitu.gc_pauses import GcPauses
 from insitu.guard import Guard
 from insitu.harvest import Harvest
@@ -101,6 +102,7 @@ class Drain:
         recorder: Recorder,
         pauses: GcPauses,
         observer: Callable[[], Observer | None],
+        flight: FlightRecorder,
     ) -> None:
         self.produced: Counter[str] = Counter()
         self.cpu_ns = 0
@@ -115,6 +117,7 @@ class Drain:
         self._recorder = recorder
         self._pauses = pauses
         self._observer = observer
+        self._flight = flight
         self._lost_intervals = 0
         self._collected: list[Rows64] = []
         self._steps: list[StepRecord] = []
@@ -153,12 +156,13 @@ class Drain:
         while not self._stopping.is_set():
             is_asked = self._wake.wait(max(0.0, min(next_beat - time.monotonic(), BEAT_WHEN_OPEN_S)))
             self._wake.clear()
+            is_asked |= bool(self._flight.triggers)
             try:
                 now = time.monotonic()
                 due = now >= next_beat or self._long_open()
                 if due or is_asked or self._inlet.is_filling:  # a look that takes nothing costs the step thread nothing
                     self.collect()
-                if due:
+                if due or self._flight.is_urgent:
                     next_beat = now + SHIP_EVERY_S
                     self.beat(closing=False)
                     self.ship()
@@ -166,6 +170,8 @@ class Drain:
                 self.guard.contain(error)
             self.cpu_ns = before_ns + time.thread_time_ns()
         self.collect()
+        if self._closing:
+            self._flight.finish()
         self.beat(closing=self._closing)
         self.ship()
         self.cpu_ns = before_ns + time.thread_time_ns()
@@ -196,6 +202,7 @@ class Drain:
         observer = self._observer()
         if observer is not None and finished:
             observer.harvest(finished, self._harvest)
+        self._flight.look(finished, self._harvest)
 
     def ship(self) -> None:
         """Make batches of what was collected and hand them to the outbox."""
@@ -205,6 +212,7 @@ class Drain:
             self._put(table, self._rows[table])
         self._rows.clear()
         harvest, self._harvest = self._harvest, Harvest()
+        self._flight.release(harvest, self._outbox.room_bytes // (1 if self._closing else 2))
         self._put_steps()
         self._put_parts("summaries", harvest.summaries, builders.summaries)
         self._put_parts("expert_loads", harvest.loads, builders.expert_loads)
@@ -218,6 +226,7 @@ class Drain:
             self._collected.clear()
             batch = builders.intervals(self._source, self._number("intervals", len(rows)), rows)
             self._outbox.put("intervals", batch)
+        self._put("incidents", self._flight.take_rows())  # after what they speak of
         self._outbox.ship()
 
     def _number(self, table: str, num_rows: int) -> range:

@@ -79,6 +79,22 @@ class Statistics:
     parts: Partials
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was read of some steps, whether it is shipped or not: for the flight recorder."""
+
+    records: Sequence[StepRecord]
+    reading: Reading
+    summaries: Summaries
+    held: Sequence[Captures]
+    """Rows of the sites that only the recorder wants."""
+    plan: Plan
+
+    def name_of(self, site: int) -> str:
+        sites = self.plan.sites
+        return sites[site].name if site < len(sites) else f"site {site}"
+
+
 @dataclass
 class Harvest:
     """What was read from finished steps and is not shipped yet."""
@@ -87,6 +103,7 @@ class Harvest:
     loads: list[Loads] = field(default_factory=list)
     captures: list[Captures] = field(default_factory=list)
     statistics: list[Statistics] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
     num_crowded: int = 0
     """Captures that were wanted and did not fit."""
     num_unseen: int = 0

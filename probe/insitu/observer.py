@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from insitu.catalogue import resolve
+from insitu.flight import FlightRule
 from insitu.guard import Guard
-from insitu.harvest import Harvest, captured, loads_of, measured, read_steps, summarise
+from insitu.harvest import Captures, Harvest, Seen, captured, loads_of, measured, read_steps, summarise
 from insitu.rules import Rule
 from insitu.sampling import is_sampled
 from insitu.sites import Site
@@ -168,7 +169,7 @@ class Observer:
         return [site for sites in due for site in sites]
 
     def _places(self, group: Any, record: StepRecord) -> Any:
-        if not record.rows:
+        if not record.rows or isinstance(group.rule, FlightRule):  # all of them: whose they are is worked out if asked
             return None
         found = group.rule.select(record.rows, group.axis, 0)
         fitting = [place for place in found if place.row < self.plan.max_rows][: self.plan.max_rows]
@@ -268,7 +269,7 @@ class Observer:
         """Read finished steps' slabs, in the order the steps ran, give their places back, and append what they say."""
         self.num_steps += len(records)
         crowded = sum(record.num_crowded for record in records)
-        into.num_crowded += crowded * len(self.row_slabs.areas if self.row_slabs else ())
+        into.num_crowded += crowded * len(self.row_slabs.areas.keys() - self.plan.held_sites if self.row_slabs else ())
         seen = [record for record in records if record.slab is not None]
         into.num_unmeasured += sum(record.num_unmeasured for record in records)
         into.num_unseen += (len(records) - len(seen)) * len(self.plan.boundaries)
@@ -279,14 +280,17 @@ class Observer:
             self.num_fired += reading.fired.sum(0)
             self.num_seen["all"] += len(seen)
             self.num_seen["sampling"] += sum(record.rows is None or record.num_samples > 0 for record in seen)
-            into.summaries.append(summarise(reading, self.plan))
+            summaries, held = summarise(reading, self.plan), list[Captures]()
+            into.summaries.append(summaries)
             if self.plan.loads:
                 into.loads += loads_of(reading, seen, self.plan)
             if self.row_slabs is not None:
-                into.captures += captured(reading, seen, self.row_slabs, self.plan)
+                for part in captured(reading, seen, self.row_slabs, self.plan):
+                    (held if part.site in self.plan.held_sites else into.captures).append(part)
             if self.statistic_slabs is not None:
                 into.statistics += measured(reading, seen, self.statistic_slabs)
                 self.num_measured += sum(record.statistic_slab is not None for record in seen)
+            into.seen.append(Seen(seen, reading, summaries, held, self.plan))
         finally:
             self.slabs.ring.free(len(seen))
             if self.row_slabs is not None:

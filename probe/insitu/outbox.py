@@ -149,6 +149,11 @@ class Outbox:
         return unacknowledged + sum(batch.num_rows for batch in self._queue)
 
     @property
+    def room_bytes(self) -> int:
+        """How much more may wait for the exporter."""
+        return self._queue_bytes - self._queued_bytes
+
+    @property
     def num_dropped(self) -> int:
         return sum(sum(reasons.values()) for reasons in self.dropped.values())
 

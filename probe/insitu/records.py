@@ -39,6 +39,7 @@ ROW_MAP = pa.list_(
 ROW_COUNTS = pa.list_(pa.struct([("table", pa.utf8()), ("rows", pa.int64())]))
 DROP_COUNTS = pa.list_(pa.struct([("table", pa.utf8()), ("reason", pa.utf8()), ("rows", pa.int64())]))
 CHANNEL = pa.struct([("channel", pa.int32()), ("absmax", pa.float32())])
+MEMBER = pa.struct([("epoch", pa.uint64()), ("replica", pa.int16()), ("rank", pa.int16()), ("answered", pa.bool_())])
 FIGURE = pa.struct(
     [("num", pa.int64()), ("mean", pa.float64()), ("m2", pa.float64()), ("low", pa.float64()), ("high", pa.float64())]
 )
@@ -255,6 +256,33 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("logsumexp", FIGURE),
         ("residual_ratio", FIGURE),
         ("residual_cosine", FIGURE),
+    ),
+    "incidents": (
+        ("incident", pa.utf8()),
+        ("state", pa.utf8()),
+        ("run", pa.utf8()),
+        ("reason", pa.utf8()),
+        ("text", pa.utf8()),
+        ("on_rank", pa.int16()),
+        ("on_stage", pa.int16()),
+        ("step_id", pa.int64()),
+        ("site", pa.utf8()),
+        ("trigger_unix_ns", pa.int64()),
+        ("window_start_unix_ns", pa.int64()),
+        ("window_end_unix_ns", pa.int64()),
+        ("first_step_id", pa.int64()),
+        ("last_step_id", pa.int64()),
+        ("since_unix_ns", pa.int64()),
+        ("num_summaries", pa.int64()),
+        ("num_full_steps", pa.int64()),
+        ("rows_since_unix_ns", pa.int64()),
+        ("num_captures", pa.int64()),
+        ("num_steps_without_rows", pa.int64()),
+        ("num_suppressed", pa.int64()),
+        ("num_further", pa.int64()),
+        ("further", pa.list_(pa.utf8())),
+        ("part_of", pa.utf8()),
+        ("asked", pa.list_(MEMBER)),
     ),
 }
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from insitu.segment_layout import SegmentName
 
-NOTES: Final = ("gaps", "verdicts", "clocks")
+NOTES: Final = ("gaps", "verdicts", "clocks", "incidents")
 """Small tables about rows of others: they go by age alone, and only when no row of their epochs is left."""
 NAMES: Final = ("sources", "sites")
 """What every other row is named by: the last of an epoch to go."""

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from insitu.drain import Drain, Inlet, hook_ns
 from insitu.exporters import Exporter, open_exporter
+from insitu.flight import ASKED_ONLY, Flight
+from insitu.flight_recorder import FlightRecorder
+from insitu.flight_signal import on_signal
 from insitu.gc_pauses import GcPauses
 from insitu.identity import Source
 from insitu.intervals import Interval, Recorder
@@ -69,6 +72,8 @@ class Stats:
     """CPU-seconds of the drain's thread so far."""
     bad_headers: dict[str, int] = field(default_factory=dict)
     """By name, of the whole process: headers of requests that break their specification and were left out."""
+    flight: dict[str, int] = field(default_factory=dict)
+    """What the flight recorder holds, bytes now, at most so far and at most ever, and what came of triggers."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -111,8 +116,11 @@ class Step:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ended = time.monotonic_ns()
+        self._record.t1_ns = ended
         if not self._session._end(self._record):
             return
+        if kind is not None:
+            self._session._flight.note_exception(kind, self._record)
         inlet = self._session._inlet
         inlet.step_ns += ended - self._began_ns
         inlet.enter_ns += time.monotonic_ns() - ended
@@ -121,10 +129,13 @@ class Step:
 class Session:
     """What `insitu.attach` and `insitu.start` return. Use from the step thread, except where said."""
 
-    def __init__(self, source: Source, to: str | Exporter, keep: Keep | None = None) -> None:
+    def __init__(
+        self, source: Source, to: str | Exporter, keep: Keep | None = None, flight: Flight | None = None
+    ) -> None:
         self.source = source
         self.to = to
         self._keep = keep
+        self._asked_flight = flight or ASKED_ONLY
         self._observer: Observer | None = None
         self._undo: list[Callable[[], None]] = []
         self._next_step = 0
@@ -143,13 +154,16 @@ class Session:
         self._recorder = Recorder()
         self._pauses = GcPauses()
         self._traces = StepTraces()
-        to = self.to
+        self._flight = FlightRecorder(self._asked_flight, self.source)
+        to, asked = self.to, self._flight.asked
         self._exporter = (
-            open_exporter(to, self.source, self._keep, self._put_rows, self._traces) if isinstance(to, str) else to
+            open_exporter(to, self.source, self._keep, self._put_rows, self._traces, asked)
+            if isinstance(to, str)
+            else to
         )
         self._outbox = Outbox(self.source.epoch, self._exporter)
         self._drain = Drain(
-            self.source, self._outbox, self._inlet, self._recorder, self._pauses, lambda: self._observer
+            self.source, self._outbox, self._inlet, self._recorder, self._pauses, lambda: self._observer, self._flight
         )
 
     def _put_rows(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -353,7 +367,21 @@ class Session:
             overhead_share=spent / inlet.step_ns if inlet.step_ns else 0.0,
             drain_cpu_s=self._drain.cpu_ns / 1e9,
             bad_headers=bad_headers(),
+            flight=self._flight.stats(),
         )
+
+    def dump(self, why: str) -> str | None:
+        """Ship what the flight recorder holds, and what comes in the next seconds; on every rank, through a collector.
+
+        Return the incident; None where the last was asked for less than `Flight.again_after_s` ago. Any thread.
+        """
+        return self._flight.ask(why, self._step_id)
+
+    def dump_on_signal(self) -> None:
+        """Listen to the signal that `Flight` names, until `detach`."""
+        number = self._asked_flight.signal_number
+        if number is not None:
+            self.on_detach(on_signal(number, lambda name: self._flight.signalled(name)))
 
     # -- ending --------------------------------------------------------------------------------------------------
 

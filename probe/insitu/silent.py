@@ -91,6 +91,9 @@ class SilentSession(Session):
     def flush(self, timeout_s: float = 5.0) -> FlushReport:
         return FlushReport(0, 0, 0)
 
+    def dump(self, why: str) -> str | None:
+        return None
+
     def detach(self) -> None:
         return None
 

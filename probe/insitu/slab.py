@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from insitu.flight import FlightRule
 from insitu.rules import ROWS, Rule
 from insitu.sites import Site, is_named
 
@@ -89,6 +90,12 @@ class Plan:
     def row_sites(self) -> tuple[tuple[int, ...], ...]:
         """By group: the numbers of its sites."""
         return tuple(tuple(s.number for s in self.sites if self.group_of(s) == group) for group in self.groups)
+
+    @cached_property
+    def held_sites(self) -> frozenset[int]:
+        """Row sites whose rows the flight recorder holds."""
+        found = zip(self.groups, self.row_sites, strict=True)
+        return frozenset(site for group, sites in found if isinstance(group.rule, FlightRule) for site in sites)
 
     def group_of(self, site: Site) -> Group | None:
         """Return the destination group of a site: the first rule for rows that names it, on the site's axis."""

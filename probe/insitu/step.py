@@ -37,6 +37,8 @@ class StepRecord:
     """Rows that were wanted and did not fit."""
     num_unmeasured: int = 0
     """Sites whose statistics were due and found no place."""
+    t1_ns: int = 0
+    """When it ended; 0 while it has not."""
     ready: Any = None
     """CUDA event recorded after the step, or None on the host."""
 

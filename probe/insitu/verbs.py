@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from insitu.config import Config, Origin, is_on, load
 from insitu.exporters import Exporter
+from insitu.flight import Flight
 from insitu.identity import Source
 from insitu.intervals import Interval
 from insitu.rules import Rule
@@ -107,7 +108,7 @@ def start(
     else:
         _give_way()
         identity = Source(role=Role(role or Role.RANK), rank=rank, stage=stage or 0, model=model, **source)
-    return _remember(Session(identity, config.to, config.keep))
+    return _remember(Session(identity, config.to, config.keep, config.flight))
 
 
 def attach(
@@ -121,6 +122,7 @@ def attach(
     model_name: str | None = None,
     max_rows: int | None = None,
     axes: Mapping[str, str] | None = None,
+    flight: Flight | None = None,
     **source: Any,
 ) -> Session:
     """Observe an existing model; every outermost forward is a step unless the caller opens `session.step(...)`.
@@ -128,10 +130,11 @@ def attach(
     max_rows: most rows of one step whose per-row statistics and raw rows are kept (a slab's size follows from it);
     2048 if not told, here or in `insitu config show`.
     axes: site glob -> "tokens" | "samples" | "batch", where the default is wrong (`{"logits": "samples"}`).
+    flight: what is kept of the last seconds, and shipped when something triggers (docs/probe.md, "Flight recorder").
     Raises ValueError for a bad rule or destination (a rule whose sites resolve nowhere lists the nearest), OSError
     for a destination that cannot be written; never after that.
     """
-    config = settings(to=to, max_rows=max_rows, axes=axes)
+    config = settings(to=to, max_rows=max_rows, axes=axes, flight=flight)
     if config.disabled:
         logger.warning("insitu: %s is set; the model stays untouched", _switch(config))
         return off()
@@ -214,7 +217,7 @@ def start_steps(
         return off()
     _give_way()
     identity = Source(role=Role(role), rank=rank, stage=stage, **source)
-    return _remember(Session(identity, config.to, config.keep))
+    return _remember(Session(identity, config.to, config.keep, config.flight))
 
 
 def _is_module(result: Any) -> bool:

@@ -153,6 +153,33 @@ def severity(kind: str) -> int:
     return len(SEVERITY) if known is None else SEVERITY.index(known)
 
 
+class Reason(StrEnum):
+    """What made a flight recorder ship what it holds (`incidents.reason`)."""
+
+    NONFINITE = "nonfinite"
+    """A boundary held a NaN or an infinity."""
+    SLOW_STEP = "slow_step"
+    """A step took many times what steps of its shape take."""
+    EXCEPTION = "exception"
+    """An exception left a step (`text`: its type)."""
+    SIGNAL = "signal"
+    ASKED = "asked"
+    """`session.dump` (`text`: why)."""
+    VERDICT = "verdict"
+    """The judge said that the run is stuck (`text`: its sentence)."""
+
+
+class IncidentState(StrEnum):
+    """What a row of `incidents` says of an incident."""
+
+    OPENED = "opened"
+    """Something triggered, here."""
+    ANSWERED = "answered"
+    """This process has shipped what it held of the window."""
+    CLOSED = "closed"
+    """The collector asked every rank; who answered, and who did not."""
+
+
 class LedgerClass(StrEnum):
     """Where a rank's wall time went: exactly one class for each nanosecond of a window."""
 

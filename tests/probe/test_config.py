@@ -138,7 +138,7 @@ def test_a_variable_that_means_nothing_is_a_warning_line(
     monkeypatch.setenv("INSITU_MAXROWS", "7")
     ran = CliRunner().invoke(command, ["config", "show"])
     assert ran.exit_code == 0
-    assert "INSITU_MAXROWS means nothing to insitu; those that do are INSITU_DISABLED, INSITU_KEEP_BYTES" in ran.stderr
+    assert "INSITU_MAXROWS means nothing to insitu; those that do are INSITU_DISABLED, INSITU_FLIGHT" in ran.stderr
     monkeypatch.setattr("insitu.verbs._said", set())
     for _ in range(2):
         insitu.start(to=insitu_records).close()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from insitu.identity import Source
     from insitu.retention import Keep
     from insitu.step_traces import StepTraces
+    from insitu.wire.insitu_pb2 import Dump
 
 __all__ = ["Ack", "Batch", "Exporter", "Level", "Refused", "Retry", "open_exporter"]
 
@@ -23,20 +24,25 @@ Put = Callable[[str, Sequence[dict[str, Any]]], None]
 
 
 def open_exporter(
-    to: str, source: Source, keep: Keep | None = None, put: Put | None = None, traces: StepTraces | None = None
+    to: str,
+    source: Source,
+    keep: Keep | None = None,
+    put: Put | None = None,
+    traces: StepTraces | None = None,
+    asked: Callable[[Dump], None] | None = None,
 ) -> Exporter:
     """Return the exporter for a destination URL.
 
     keep: what a store of this process's own keeps. put: takes rows that the exporter itself has to say:
     `gaps` about what has gone from such a store, `clocks` about a collector on another host. traces: of the session's
-    steps, for spans that link to them.
+    steps, for spans that link to them. asked: takes what a collector asks the flight recorder for.
     Raises ValueError for an unknown scheme or a missing extra, and OSError when a store cannot be written.
     """
     url = urlsplit(to)
     if url.scheme == "grpc":
         from insitu.exporters.collector import CollectorExporter
 
-        return CollectorExporter(url.netloc, source, tell=partial(put, "clocks") if put else None)
+        return CollectorExporter(url.netloc, source, tell=partial(put, "clocks") if put else None, asked=asked)
     if url.scheme == "file":
         from insitu.exporters.file import FileExporter
 

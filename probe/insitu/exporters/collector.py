@@ -21,7 +21,7 @@ from insitu.exporters.window import Pending, Window
 from insitu.identity import Source
 from insitu.records import TABLES, table_spec
 from insitu.vocabulary import DropReason
-from insitu.wire.insitu_pb2 import Hello, ToCollector, ToProbe
+from insitu.wire.insitu_pb2 import Dump, Hello, ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorStub
 
 PROTOCOL: Final = 1
@@ -62,12 +62,14 @@ class CollectorExporter:
         *,
         window_bytes: int = WINDOW_BYTES,
         tell: Callable[[Sequence[dict[str, Any]]], None] | None = None,
+        asked: Callable[[Dump], None] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         clock_every_s: float = EVERY_S,
     ) -> None:
         """tell: takes rows of `clocks`, where the collector is on another host. clock: ns, of this host, read for them.
 
         clock_every_s: how often.
+        asked: takes what the collector asks the flight recorder for, on the shipping thread.
         """
         if ":" not in target:
             raise ValueError(f"destination grpc://{target} has no port; the usual one is grpc://{target}:4317")
@@ -75,6 +77,7 @@ class CollectorExporter:
         self._source = source
         self._own_window_bytes = window_bytes
         self._tell = tell
+        self._asked = asked
         self._clock = clock
         self._clock_every_s = clock_every_s
         self._begin()
@@ -258,6 +261,8 @@ class CollectorExporter:
             with self._changed:
                 self._window.refuse(reply.refusal.stream, reply.refusal.seq, _reason(reply.refusal.reason))
                 self._changed.notify_all()
+        elif kind == "dump" and self._asked is not None:
+            self._asked(reply.dump)
 
     def _note_error(self, error: grpc.RpcError) -> None:
         status: Any = error  # what a call raises is itself the call

@@ -74,14 +74,16 @@ class Frame(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., seq: _Optional[int] = ..., schema: _Optional[int] = ..., num_rows: _Optional[int] = ..., crc32: _Optional[int] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class ToProbe(_message.Message):
-    __slots__ = ("ack", "refusal", "rules")
+    __slots__ = ("ack", "refusal", "rules", "dump")
     ACK_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    DUMP_FIELD_NUMBER: _ClassVar[int]
     ack: Ack
     refusal: Refusal
     rules: Rules
-    def __init__(self, ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ...) -> None: ...
+    dump: Dump
+    def __init__(self, ack: _Optional[_Union[Ack, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., rules: _Optional[_Union[Rules, _Mapping]] = ..., dump: _Optional[_Union[Dump, _Mapping]] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("stream", "seq", "level", "window_bytes")
@@ -114,3 +116,27 @@ class Rules(_message.Message):
     version: int
     toml: bytes
     def __init__(self, version: _Optional[int] = ..., toml: _Optional[bytes] = ...) -> None: ...
+
+class Dump(_message.Message):
+    __slots__ = ("incident", "reason", "text", "trigger_unix_ns", "start_unix_ns", "end_unix_ns", "rank", "stage", "step_id", "site")
+    INCIDENT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    START_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    END_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    STEP_ID_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    incident: str
+    reason: str
+    text: str
+    trigger_unix_ns: int
+    start_unix_ns: int
+    end_unix_ns: int
+    rank: int
+    stage: int
+    step_id: int
+    site: str
+    def __init__(self, incident: _Optional[str] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ..., trigger_unix_ns: _Optional[int] = ..., start_unix_ns: _Optional[int] = ..., end_unix_ns: _Optional[int] = ..., rank: _Optional[int] = ..., stage: _Optional[int] = ..., step_id: _Optional[int] = ..., site: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,149 @@
+"""Two ranks as real processes and a real collector: one incident of both, and of the one that is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from insitu_collector.flight_records import FlightIncident
+from insitu_collector.flight_report import incidents_in
+from insitu_collector.server import CollectorServer
+from insitu_collector.store import open_store
+
+pytestmark = pytest.mark.e2e
+
+RANK: Final = """
+import sys, threading, torch, insitu
+from insitu.testing import oracle_model
+
+rank, to = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+model, orders = oracle_model(num_layers=3, width=4), []
+flight = insitu.Flight(rows="L*.mlp_out", pre_s=5, post_s=0.5, again_after_s=0)
+session = insitu.attach(model, to=to, rank=rank, stage=rank, flight=flight)
+threading.Thread(target=lambda: orders.extend(line.strip() for line in sys.stdin), daemon=True).start()
+
+def poison(module, args, output):
+    return torch.full_like(output, float("nan"))
+
+pause, num_steps = threading.Event(), 0
+with torch.no_grad():
+    while "end" not in orders:
+        handle = None
+        if "nan" in orders:
+            orders.remove("nan")
+            handle = model.model.layers[1].self_attn.register_forward_hook(poison)
+        if "dump" in orders:
+            orders.remove("dump")
+            session.dump("again")
+        model(torch.zeros(3, 4))
+        if handle is not None:
+            handle.remove()
+        num_steps += 1
+        if num_steps == 20:
+            assert session.flush(20).pending == 0
+            print("ready", flush=True)
+        pause.wait(0.01)
+session.close()
+"""
+
+
+class Rank:
+    """A rank that steps until it is told to end."""
+
+    def __init__(self, number: int, to: str) -> None:
+        variables = os.environ | {"INSITU_RUN": "00112233445566ff"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RANK, str(number), to],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=variables,
+        )
+
+    def wait_until_ready(self) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def order(self, word: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.order("end")
+            self.process.wait(60)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CollectorServer]:
+    monkeypatch.setattr("insitu_collector.flight_relay.ANSWER_S", 4.0)
+    with CollectorServer(tmp_path / "store", port=0) as running:
+        yield running
+
+
+@pytest.fixture
+def ranks(server: CollectorServer) -> Iterator[list[Rank]]:
+    started = [Rank(number, server.address) for number in range(2)]
+    try:
+        for rank in started:
+            rank.wait_until_ready()
+        yield started
+    finally:
+        for rank in started:
+            rank.end()
+
+
+def wait_for(found: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    pause = threading.Event()
+    for _ in range(int(timeout_s / 0.1)):
+        if answer := found():
+            return answer
+        pause.wait(0.1)
+    raise AssertionError("it did not come in time")
+
+
+def closed(store: Path, count: int) -> list[FlightIncident] | None:
+    """Return the incidents once there are so many and the collector has closed them all."""
+    found = incidents_in(open_store(store))
+    return found if len(found) == count and all(incident.asked is not None for incident in found) else None
+
+
+def test_one_trigger_is_one_incident_of_every_rank_and_the_dead_are_missing(
+    server: CollectorServer, ranks: list[Rank]
+) -> None:
+    ranks[1].order("nan")
+    (found,) = wait_for(lambda: closed(server.store, 1))
+    assert (found.reason, found.site, found.on_rank, found.on_stage) == ("nonfinite", "L1.mlp_out", 1, 1)
+    assert (found.asked, found.missing) == ([(0, 0), (0, 1)], [])
+    assert [answer.rank for answer in found.answers] == [0, 1]
+    begin, end = found.window_unix_ns
+    for answer in found.answers:
+        assert answer.num_captures == answer.num_full_steps * 3 * 3
+        assert answer.rows_since_unix_ns is not None
+        assert begin <= answer.rows_since_unix_ns < found.trigger_unix_ns - 10**8, "from before the trigger"
+    store = open_store(server.store)
+    stored = store.table("captures").to_pylist()
+    for answer in found.answers:
+        assert sum(row["epoch"] == answer.epoch for row in stored) == answer.num_captures
+
+    os.kill(ranks[0].process.pid, signal.SIGKILL)
+    ranks[0].process.wait(20)
+    ranks[1].order("dump")
+    after = wait_for(lambda: closed(server.store, 2))[1]
+    assert (after.reason, after.text, after.asked, after.missing) == ("asked", "again", [(0, 0), (0, 1)], [(0, 0)])
+    assert [answer.rank for answer in after.answers] == [1]
+    assert after.sentence().endswith("1 of 2 ranks answered, rank 0 did not.")
+    assert found.window_unix_ns[1] < end + 10**9
