@@ -83,7 +83,9 @@ def main(size: str, batch: int, rounds: int, summary: bool, seed: int, as_json: 
     if summary:
         sampled = copy.deepcopy(bare)
         rule = insitu.Rule(sites="*", take="summary", every=1)
-        sessions["sampled"] = insitu.attach(sampled, to=Recording(), max_rows=max(64, batch), rules=[rule])
+        sessions["sampled"] = insitu.attach(
+            sampled, to=Recording(), max_rows=max(64, batch), rules=[rule], overhead_budget=1.0
+        )
     x = torch.randn(batch, 1, bare.config.hidden_size)
     rows = [insitu.Rows(f"r{row}", start=row, count=1) for row in range(batch)]
     models: dict[str, Any] = {"bare": bare, "twin": twin, "attached": attached}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from insitu_collector.verdicts import Verdict
 
 TIME_TABLES: Final = frozenset(
-    ("intervals", "steps", "requests", "summaries", "expert_loads", "captures", "statistics", "health")
+    ("intervals", "steps", "requests", "summaries", "expert_loads", "captures", "statistics", "sampling", "health")
 )
 """Tables whose size follows time. The others say what those rows mean, and are small."""
 

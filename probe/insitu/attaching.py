@@ -33,9 +33,10 @@ def attach_with(
     """
     if hasattr(type(model), MARK):
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
-    flight = config.flight
+    flight, run = config.flight, source.get("run") or current_run()
     armed = [flight.rule] if flight is not None and flight.rule is not None else []
-    observer = Observer(model, [*rules, *armed], config.max_rows, config.axes, source.get("run") or current_run())
+    budget = config.overhead_budget
+    observer = Observer(model, [*rules, *armed], config.max_rows, config.axes, run, budget, config.t0)
     identity = Source(
         role=Role(role),
         model=name or type(model).__name__,

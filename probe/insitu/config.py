@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ FILE: Final = "insitu.toml"
 PROJECT: Final = "pyproject.toml"
 DEFAULT_TO: Final = "file://./insitu-store"
 DEFAULT_MAX_ROWS: Final = 2048
+DEFAULT_BUDGET: Final = 0.01
+"""Of step time: what nobody notices in a latency. A server that must show more sets more."""
 
 
 class ConfigError(ValueError):
@@ -61,6 +64,25 @@ def _count(value: Any) -> int:
     if count < 1:
         raise ValueError(f"{value!r} is no count; write a whole number from 1")
     return count
+
+
+def _budget(value: Any) -> float:
+    try:
+        budget = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        budget = math.nan
+    if not 0 < budget <= 1:
+        raise ValueError(
+            f"{value!r} is no share of step time; write a number above 0 and up to 1, like 0.01. To take nothing "
+            "at all set INSITU_DISABLED=1"
+        )
+    return budget
+
+
+def _t0(value: Any) -> str:
+    if value not in ("all", "boundary"):
+        raise ValueError(f'{value!r} is not known; it may be "all" or "boundary"')
+    return str(value)
 
 
 def _axes(value: Any) -> dict[str, str]:
@@ -112,6 +134,8 @@ class Setting:
     variable: str | None = None
     key: str | None = None
     show: Callable[[Any], Any] = lambda value: value
+    is_checked: bool = False
+    """Whether `parse` sees arguments that are no text, too."""
 
 
 SETTINGS: Final = (
@@ -126,6 +150,16 @@ SETTINGS: Final = (
     Setting("disabled", False, "true: nothing is observed", is_on, "INSITU_DISABLED", "disabled"),
     Setting("run", None, "16 hex digits all processes of a run share; the first makes them", _text, "INSITU_RUN"),
     Setting("max_rows", DEFAULT_MAX_ROWS, "most rows of a step that are kept", _count, "INSITU_MAX_ROWS", "max_rows"),
+    Setting(
+        "overhead_budget",
+        DEFAULT_BUDGET,
+        "most of step time that the probe takes",
+        _budget,
+        "INSITU_OVERHEAD_BUDGET",
+        "overhead_budget",
+        is_checked=True,
+    ),
+    Setting("t0", "all", "sites with a canary in each step: all or boundary", _t0, "INSITU_T0", "t0", is_checked=True),
     Setting("axes", {}, "site glob -> tokens, samples or batch", _axes, key="axes"),
     Setting(
         "flight",
@@ -184,6 +218,8 @@ class Config:
     disabled: bool = False
     run: str | None = None
     max_rows: int = DEFAULT_MAX_ROWS
+    overhead_budget: float = DEFAULT_BUDGET
+    t0: str = "all"
     axes: Mapping[str, str] = field(default_factory=dict)
     flight: Flight | None = None
     keep_bytes: int | None = DEFAULT_BYTES
@@ -248,7 +284,7 @@ def _find(
 
 
 def _value(setting: Setting, origin: Origin, raw: Any, path: Path | None) -> Any:
-    if origin is Origin.ARGUMENT and not isinstance(raw, str):
+    if origin is Origin.ARGUMENT and not isinstance(raw, str) and not setting.is_checked:
         return raw  # the caller's own object
     try:
         return setting.parse(raw)

@@ -28,6 +28,7 @@ from insitu.intervals import T1, Recorder, Rows64, carve
 from insitu.never_fired import ENOUGH_STEPS, NeverFired
 from insitu.no_steps import NoSteps
 from insitu.outbox import Outbox
+from insitu.overhead import FULL_TABLES, Spent
 from insitu.step import StepRecord
 from insitu.vocabulary import DropReason
 
@@ -118,6 +119,8 @@ class Drain:
         self._pauses = pauses
         self._observer = observer
         self._flight = flight
+        self._table_ns: Counter[str] = Counter()
+        """CPU time spent on reading and building tables that only full steps fill."""
         self._lost_intervals = 0
         self._collected: list[Rows64] = []
         self._steps: list[StepRecord] = []
@@ -213,7 +216,9 @@ class Drain:
         self._rows.clear()
         harvest, self._harvest = self._harvest, Harvest()
         self._flight.release(harvest, self._outbox.room_bytes // (1 if self._closing else 2))
+        self._table_ns += harvest.cpu_ns
         self._put_steps()
+        self._put("sampling", harvest.sampling)
         self._put_parts("summaries", harvest.summaries, builders.summaries)
         self._put_parts("expert_loads", harvest.loads, builders.expert_loads)
         self._put_parts("captures", harvest.captures, builders.captures)
@@ -242,7 +247,9 @@ class Drain:
 
     def _put_parts(self, table: str, parts: list[Any], build: Callable[..., pa.RecordBatch]) -> None:
         if num_rows := sum(len(part.step_id) for part in parts):
+            began_ns = time.thread_time_ns()
             self._outbox.put(table, build(self._source, self._number(table, num_rows), parts))
+            self._table_ns[table] += time.thread_time_ns() - began_ns
 
     def _put_steps(self) -> None:
         records, self._steps = self._steps, []
@@ -322,11 +329,16 @@ class Drain:
         if observer is None:
             return
         told = self._never_fired.look(observer.silent_sites(ENOUGH_STEPS))
+        told += observer.overhead.look(self._spent())
         if (text := self.no_steps.look(observer.num_steps)) is not None:
             logger.warning("insitu: %s", text)
             told.append(("no_steps", text))
         for kind, text in told:
             self._put_event(kind, text)
+
+    def _spent(self) -> Spent:
+        of_full = {table: self._table_ns[table] + self._outbox.export_ns[table] for table in FULL_TABLES}
+        return Spent(self._inlet.enter_ns, self._inlet.step_ns, self.cpu_ns, of_full)
 
     def _put_event(self, kind: str, text: str) -> None:
         row = {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}
@@ -334,8 +346,7 @@ class Drain:
 
 
 def hook_ns(observer: Observer | None, inlet: Inlet) -> int:
-    """Return the time the step thread spent in the probe: measured around steps, calibrated inside taps."""
+    """Return the time the step thread spent in the probe: measured around steps, calibrated inside quiet taps."""
     if observer is None:
         return inlet.enter_ns
-    in_taps = observer.num_steps * observer.hook_ns + observer.num_measured * observer.statistics_ns
-    return inlet.enter_ns + in_taps
+    return inlet.enter_ns + observer.num_steps * observer.hook_ns + observer.overhead.taken_ns

@@ -6,9 +6,12 @@ thread, so what it does a row at a time in Python, the steps wait for.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
+from time import thread_time_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,8 +111,19 @@ class Harvest:
     """Captures that were wanted and did not fit."""
     num_unseen: int = 0
     """Summaries of steps that found no free slab."""
+    sampling: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of `sampling`."""
+    cpu_ns: Counter[str] = field(default_factory=Counter)
+    """CPU time that reading them took, by table."""
     num_unmeasured: int = 0
     """Statistics that were due and found no place."""
+
+    @contextmanager
+    def timed(self, table: str) -> Iterator[None]:
+        """Add the CPU time of a block to what reading a table took."""
+        began_ns = thread_time_ns()
+        yield
+        self.cpu_ns[table] += thread_time_ns() - began_ns
 
 
 @dataclass(frozen=True, slots=True)

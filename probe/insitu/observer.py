@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from insitu import canaries
 from insitu.catalogue import resolve
+from insitu.due_rows import followed
 from insitu.flight import FlightRule
 from insitu.guard import Guard
 from insitu.harvest import Captures, Harvest, Seen, captured, loads_of, measured, read_steps, summarise
+from insitu.overhead import CAPTURES, STATISTICS, Calibration, Overhead
 from insitu.rules import Rule
 from insitu.sampling import is_sampled
 from insitu.sites import Site
@@ -41,9 +44,15 @@ class Observer:
         max_rows: int,
         axes: Mapping[str, str] | None,
         run: str,
+        budget: float = 1.0,
+        t0: str = canaries.ALL,
     ) -> None:
-        """run: 16 hex digits; with a step's id it decides whether the step is sampled."""
-        sites = left_to_observe(model, resolve(model, axes, [rule.sites for rule in rules]))
+        """run: 16 hex digits; with a step's id it decides whether the step is sampled.
+
+        budget: share of step time that the probe may take. t0: of `canaries.TIERS`.
+        """
+        found = left_to_observe(model, resolve(model, axes, [rule.sites for rule in rules]))
+        sites = canaries.tapped(found, rules, t0)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.plan = Plan(sites, tuple(rules), max_rows)
         self._run, self._has_routers = run, bool(self.plan.loads)
@@ -51,7 +60,8 @@ class Observer:
         self.guard = Guard("taps")
         self.slabs = Slabs(self.plan, self.device)
         self.control = ControlBlock(self.device, max(1, len(self.plan.groups)), max_rows)
-        self.taps = Taps(self.plan, self.current, self.control.step_id, self.guard)
+        silent = self._without_canary = canaries.without_canary(sites, t0)
+        self.taps = Taps(self.plan, self.current, self.control.step_id, self.guard, silent)
         self.row_slabs: RowSlabs | None = None
         self._periods = periods(sites, rules)
         named = [site.number for each in self._periods.values() for site in each]
@@ -62,10 +72,7 @@ class Observer:
         """Steps whose slab was read, and those of them that could have had logits."""
         self.hook_ns = 0
         """Measured cost of one step's taps (see `_calibrate`)."""
-        self.statistics_ns = 0
-        """As `hook_ns`, of the statistics of all their sites."""
-        self.num_measured = 0
-        """Steps whose statistics were read."""
+        self.overhead = Overhead(budget, run, self.device.type, lambda record: self._periods)
         self.explicit: dict[str, Site] = {}
         self._explicit_taps: dict[str, Tap] = {}
         self._group_of = {site.number: self.plan.group_of(site) for site in sites}
@@ -80,10 +87,12 @@ class Observer:
 
     def begin(self, record: StepRecord) -> None:
         """Choose the slab and the variant of a step, and let its taps write."""
+        self.overhead.begin(record)
         record.slab = self.slabs.ring.take()
         current = self.current
         if record.slab is None:
             record.num_unmeasured = len(self._due(record))
+            self.overhead.start(record)
             return
         wanted = self._choose_rows(record)
         if self._periods:
@@ -108,13 +117,15 @@ class Observer:
             or torch.is_grad_enabled()
         )
         current.thread = get_ident()
+        self.overhead.start(record)
 
     def end(self, record: StepRecord) -> None:
         """Close the step: taps fall silent, and on CUDA an event marks when its slab may be read."""
+        self.overhead.stop(record)
         self.silence()
         current = self.current
         if self.device.type == "cuda":
-            record.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            record.ready = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             record.ready.record()
         if current.learning and self.taps.shapes:
             self._learned()
@@ -128,10 +139,10 @@ class Observer:
 
     def _choose_rows(self, record: StepRecord) -> list[list[int]] | None:
         """Pick the full variant and the row slab if any row of this step is wanted and there is room."""
-        rows, slabs = record.rows or (), self.row_slabs
-        if slabs is None or not any(group.rule.wants(rows) for group in self.plan.groups):
+        groups, slabs = self.plan.groups, self.row_slabs
+        if slabs is None or (rules := followed([group.rule for group in groups], record)) is None:
             return None
-        record.places = [self._places(group, record) for group in self.plan.groups]
+        record.places = [self._places(rule, group.axis, record) for rule, group in zip(rules, groups, strict=True)]
         record.row_slab = slabs.ring.take()
         if record.row_slab is None:
             record.num_crowded += sum(len(places or ()) for places in record.places)
@@ -139,7 +150,6 @@ class Observer:
             return None
         record.variant = Variant.FULL
         view = slabs.views[record.row_slab]
-        groups = self.plan.groups
         areas = {
             site: (area, self._dest_rows[groups.index(group)])
             for site, area in view.items()
@@ -158,20 +168,21 @@ class Observer:
         if record.statistic_slab is None:
             record.num_unmeasured = len(due)
             return
-        record.variant = Variant.FULL
+        record.variant, record.due = Variant.FULL, due
         places = slabs.places[record.statistic_slab]
         rows = self.current.full.rows if self.current.full is not None else {}
         self.current.full = Full(rows, {site.number: places[site.number] for site in due}, slabs.work)
 
     def _due(self, record: StepRecord) -> list[Site]:
         """Return the sites whose statistics are taken in this step: on every rank the same."""
-        due = (sites for every, sites in self._periods.items() if is_sampled(self._run, record.step_id, every))
+        step, doublings = record.step_id, record.doublings
+        due = (sites for every, sites in self._periods.items() if is_sampled(self._run, step, every << doublings))
         return [site for sites in due for site in sites]
 
-    def _places(self, group: Any, record: StepRecord) -> Any:
-        if not record.rows or isinstance(group.rule, FlightRule):  # all of them: whose they are is worked out if asked
+    def _places(self, rule: Rule, axis: str, record: StepRecord) -> Any:
+        if not record.rows or isinstance(rule, FlightRule):  # all of them: whose they are is worked out if asked
             return None
-        found = group.rule.select(record.rows, group.axis, 0)
+        found = rule.select(record.rows, axis, 0)
         fitting = [place for place in found if place.row < self.plan.max_rows][: self.plan.max_rows]
         record.num_crowded += len(found) - len(fitting)
         return fitting
@@ -198,7 +209,7 @@ class Observer:
             return
         current.views = self.slabs.views[place]
         current.host_stamp = current.views.host_stamp
-        total = 0
+        costs = {}
         for site in self.plan.sites:
             if not self.taps.can_hold(site.number):
                 continue
@@ -209,15 +220,17 @@ class Observer:
                 began = time.perf_counter_ns()
                 tap(sample)
                 best = min(best, time.perf_counter_ns() - began)
-            total += best
+            costs[site.number] = best
         current.views = None
-        self.hook_ns = total
-        self._calibrate_statistics()
+        self.hook_ns = sum(costs.values())
+        kept = frozenset(site.number for site in self.plan.sites if canaries.is_kept(site))
+        num_row_sites = len(self.row_slabs.areas) if self.row_slabs else 0
+        self.overhead.calibration = Calibration(costs, self._calibrate_statistics(), kept, num_row_sites)
 
-    def _calibrate_statistics(self) -> None:
-        slabs = self.statistic_slabs
+    def _calibrate_statistics(self) -> dict[int, int]:
+        slabs, costs = self.statistic_slabs, dict[int, int]()
         if slabs is None or slabs.ring.num_taken == slabs.ring.size:
-            return
+            return costs
         for number, place in slabs.places[slabs.ring.size - 1].items():
             if not self.taps.can_hold(number):
                 continue
@@ -227,7 +240,8 @@ class Observer:
                 began = time.perf_counter_ns()
                 self.taps.statistics.take(self.plan.sites[number], sample, None, place, slabs.work, NEVER)
                 best = min(best, time.perf_counter_ns() - began)
-            self.statistics_ns += best
+            costs[number] = best
+        return costs
 
     def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:
         """Tap a tensor named inside model code; the site is made when it first fires."""
@@ -261,6 +275,7 @@ class Observer:
             if not self.num_fired[site.number]
             and self.num_seen["sampling" if site.axis == "samples" else "all"] >= num_steps
             and not self.taps.is_unfit(site.number)
+            and site.number not in self._without_canary
         ]
 
     # -- drain ---------------------------------------------------------------------------------------------------
@@ -268,6 +283,7 @@ class Observer:
     def harvest(self, records: Sequence[StepRecord], into: Harvest) -> None:
         """Read finished steps' slabs, in the order the steps ran, give their places back, and append what they say."""
         self.num_steps += len(records)
+        self.overhead.take(records, into.sampling)
         crowded = sum(record.num_crowded for record in records)
         into.num_crowded += crowded * len(self.row_slabs.areas.keys() - self.plan.held_sites if self.row_slabs else ())
         seen = [record for record in records if record.slab is not None]
@@ -285,11 +301,12 @@ class Observer:
             if self.plan.loads:
                 into.loads += loads_of(reading, seen, self.plan)
             if self.row_slabs is not None:
-                for part in captured(reading, seen, self.row_slabs, self.plan):
-                    (held if part.site in self.plan.held_sites else into.captures).append(part)
+                with into.timed(CAPTURES):
+                    for part in captured(reading, seen, self.row_slabs, self.plan):
+                        (held if part.site in self.plan.held_sites else into.captures).append(part)
             if self.statistic_slabs is not None:
-                into.statistics += measured(reading, seen, self.statistic_slabs)
-                self.num_measured += sum(record.statistic_slab is not None for record in seen)
+                with into.timed(STATISTICS):
+                    into.statistics += measured(reading, seen, self.statistic_slabs)
             into.seen.append(Seen(seen, reading, summaries, held, self.plan))
         finally:
             self.slabs.ring.free(len(seen))

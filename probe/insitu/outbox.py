@@ -46,6 +46,8 @@ class Outbox:
     ) -> None:
         self.durable: Counter[str] = Counter()
         self.dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.export_ns: Counter[str] = Counter()
+        """CPU time of the thread that exports, by table."""
         self._epoch = epoch
         self._exporter = exporter
         self._partly_refused: Callable[[], list[tuple[int, int, DropReason]]]
@@ -79,7 +81,7 @@ class Outbox:
     def ship(self) -> None:
         """Hand over what the exporter takes now; never wait for it."""
         while self._queue and self._clock() >= self._retry_at:
-            batch = self._queue[0]
+            batch, began_ns = self._queue[0], time.thread_time_ns()
             try:
                 self._exporter.export(batch)
             except Retry as retry:
@@ -91,6 +93,7 @@ class Outbox:
             else:
                 self._streams[batch.table].pending[batch.seq] = batch.num_rows
                 self._blocked_by = DropReason.QUEUE_FULL
+            self.export_ns[batch.table] += time.thread_time_ns() - began_ns
             self._queue.popleft()
             self._queued_bytes -= batch.data.nbytes
         self.settle()

@@ -284,6 +284,13 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("part_of", pa.utf8()),
         ("asked", pa.list_(MEMBER)),
     ),
+    "sampling": (
+        ("step_id", pa.int64()),
+        ("take", pa.utf8()),
+        ("every", pa.int32()),
+        ("period", pa.int64()),
+        ("sites", pa.list_(pa.uint16())),
+    ),
 }
 
 TABLES: Final[tuple[str, ...]] = tuple(_COLUMNS)

@@ -74,6 +74,8 @@ class Stats:
     """By name, of the whole process: headers of requests that break their specification and were left out."""
     flight: dict[str, int] = field(default_factory=dict)
     """What the flight recorder holds, bytes now, at most so far and at most ever, and what came of triggers."""
+    governor: dict[str, float | int | None] | None = None
+    """The overhead budget, and what became of it in the last window (docs/probe.md); None without a model."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -368,6 +370,7 @@ class Session:
             drain_cpu_s=self._drain.cpu_ns / 1e9,
             bad_headers=bad_headers(),
             flight=self._flight.stats(),
+            governor=observer.overhead.report() if observer else None,
         )
 
     def dump(self, why: str) -> str | None:

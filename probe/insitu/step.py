@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from insitu.rows import PHASE_NUMBERS, Place, Rows
 from insitu.vocabulary import Variant
+
+if TYPE_CHECKING:
+    from insitu.sites import Site
 
 
 @dataclass(slots=True)
@@ -41,6 +44,18 @@ class StepRecord:
     """When it ended; 0 while it has not."""
     ready: Any = None
     """CUDA event recorded after the step, or None on the host."""
+    doublings: int = 0
+    """How often every period was doubled when it began (`insitu.governor`)."""
+    is_due: bool = True
+    """Whether rows that nobody asked for by name are taken in it, at that period."""
+    is_named: bool = False
+    """Whether rows of it were asked for by name: the governor leaves those alone."""
+    wants_more: bool = False
+    """Whether rules want rows of it that nobody asked for by name."""
+    due: Sequence[Site] = ()
+    """Sites whose statistics are due in it."""
+    mark: Any = None
+    """Of the clock that times steps (`insitu.step_costs`)."""
 
 
 def phase_of(phase: str | None, rows: Sequence[Rows] | None) -> int | None:

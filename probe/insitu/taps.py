@@ -141,8 +141,17 @@ def left_to_observe(model: nn.Module, sites: tuple[Site, ...]) -> tuple[Site, ..
 class Taps:
     """Installs and removes the taps of one model, and knows what they have learned about its sites."""
 
-    def __init__(self, plan: Plan, current: Current, step_id: torch.Tensor, guard: Guard) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        current: Current,
+        step_id: torch.Tensor,
+        guard: Guard,
+        without_canary: frozenset[int] = frozenset(),
+    ) -> None:
+        """without_canary: numbers of sites that take nothing in a quiet step."""
         self.plan = plan
+        self._without_canary = without_canary
         self.current = current
         self.shapes: dict[int, tuple[int, torch.dtype]] = {}
         """Site -> (width, dtype), learned when it first fires."""
@@ -205,7 +214,8 @@ class Taps:
 
     def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
         current, number, index, unfit = self.current, site.number, site.index, self._on_error(site)
-        always, forward_of, has_source, odd = site.boundary, original.forward, site.is_residual, self._odd
+        always = site.boundary or number in self._without_canary  # its tap does more, or nothing at all
+        forward_of, has_source, odd = original.forward, site.is_residual, self._odd
         tensor, total, dims = torch.Tensor, torch.sum, _DIMS
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -319,7 +329,11 @@ class Taps:
             else:
                 current.host_stamp[number] = current.step_id
 
-        return tap
+        def only_full(x: torch.Tensor, source: torch.Tensor | None = None) -> None:
+            if current.full is not None or current.learning:
+                tap(x, source)
+
+        return only_full if number in self._without_canary else tap
 
     def _take_boundary(self, number: int, x: torch.Tensor, views: Views) -> None:
         """Take the sum and the largest magnitude of each row."""

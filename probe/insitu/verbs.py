@@ -123,6 +123,8 @@ def attach(
     max_rows: int | None = None,
     axes: Mapping[str, str] | None = None,
     flight: Flight | None = None,
+    overhead_budget: float | None = None,
+    t0: str | None = None,
     **source: Any,
 ) -> Session:
     """Observe an existing model; every outermost forward is a step unless the caller opens `session.step(...)`.
@@ -131,10 +133,13 @@ def attach(
     2048 if not told, here or in `insitu config show`.
     axes: site glob -> "tokens" | "samples" | "batch", where the default is wrong (`{"logits": "samples"}`).
     flight: what is kept of the last seconds, and shipped when something triggers (docs/probe.md, "Flight recorder").
-    Raises ValueError for a bad rule or destination (a rule whose sites resolve nowhere lists the nearest), OSError
-    for a destination that cannot be written; never after that.
+    overhead_budget: share of step time in (0, 1] that the probe may take, 0.01 if not told: statistics, and rows that
+    nobody asked for by name, are taken in fewer steps to keep it.
+    t0: "boundary" takes canaries at stage boundaries only.
+    Raises ValueError for a bad rule, setting or destination (a rule whose sites resolve nowhere lists the nearest),
+    OSError for a destination that cannot be written; never after that.
     """
-    config = settings(to=to, max_rows=max_rows, axes=axes, flight=flight)
+    config = settings(to=to, max_rows=max_rows, axes=axes, flight=flight, overhead_budget=overhead_budget, t0=t0)
     if config.disabled:
         logger.warning("insitu: %s is set; the model stays untouched", _switch(config))
         return off()

@@ -1,0 +1,51 @@
+"""A step that the governor leaves out hears who asked by name, and nobody else."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insitu.due_rows import by_name, followed
+from insitu.rows import Rows
+from insitu.rules import Rule
+from insitu.step import StepRecord
+
+ALL = Rule(sites="*", requests="all")
+OPT_IN = Rule(sites="*")
+
+
+def step(captures: list[bool] | None, *, is_due: bool) -> StepRecord:
+    rows = None if captures is None else [Rows(str(at), start=at, count=1, capture=c) for at, c in enumerate(captures)]
+    return StepRecord(0, 0, None, 0, rows, None, 0, 0, is_due=is_due)
+
+
+maps = st.none() | st.lists(st.booleans(), max_size=4)
+rule_lists = st.lists(st.sampled_from([ALL, OPT_IN]), min_size=1, max_size=3)
+
+
+@given(maps, rule_lists, st.booleans())
+def test_who_asked_by_name_is_heard_in_every_step(captures: list[bool] | None, rules: list[Rule], is_due: bool) -> None:
+    record = step(captures, is_due=is_due)
+    found = followed(rules, record)
+    taken = [rule.select(record.rows or (), "tokens", 2) for rule in found or ()]
+    requests = {place.request for places in taken for place in places}
+    assert {str(at) for at, capture in enumerate(captures or []) if capture} <= requests
+    if not is_due:
+        assert requests == {str(at) for at, capture in enumerate(captures or []) if capture}
+    elif ALL in rules:
+        assert requests == ({str(at) for at in range(len(captures))} if captures else {None})
+
+
+@given(maps, rule_lists, st.booleans())
+def test_more_is_wanted_where_rules_take_rows_that_nobody_asked_for(
+    captures: list[bool] | None, rules: list[Rule], is_due: bool
+) -> None:
+    record = step(captures, is_due=is_due)
+    found = followed(rules, record)
+    assert record.wants_more == (ALL in rules)
+    assert record.is_named == any(captures or [])
+    assert (found is None) == (not record.is_named and not (record.wants_more and is_due))
+
+
+def test_a_rule_by_name_is_the_same_but_for_whom_it_takes() -> None:
+    assert by_name(ALL) == OPT_IN == by_name(OPT_IN)
