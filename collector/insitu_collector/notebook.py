@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from insitu.plugins import STATISTICS, named
+from insitu.statistic_plugins import measure_of
 from insitu.vocabulary import VerdictKind
 from insitu_collector.judge import final_verdicts
 from insitu_collector.ledger import rank_stages
+from insitu_collector.plugged_values import plugged_values
 from insitu_collector.selection import NothingFound, Selection, as_time, select, time_of
 from insitu_collector.spans import CLASSES, lanes_of, ledger_classes, spans_of
 from insitu_collector.stalls import Stalls, stalls_of, traffic_window
@@ -74,6 +77,24 @@ def statistics(
         asked = 'insitu.attach(model, rules=[insitu.Rule(sites="*", take="summary")])'
         raise NothingFound(f"run {chosen.run} has no statistics there; they are taken where a rule asks: {asked}")
     return value_statistics(rows, chosen.rows("sites"), by_step=by_step)
+
+
+def plugin_statistics(
+    store: Store, name: str, t0: Time | None = None, t1: Time | None = None, run: str = "", *, by_step: bool = False
+) -> pa.Table:
+    """Return what a statistic of another package tells of the sampled steps that began in [t0, t1).
+
+    One row a site, or with `by_step` a site and step. Raises NothingFound where none were taken, and PluginError where
+    the package is not installed here.
+    """
+    measure = measure_of(name, named(STATISTICS, name))
+    chosen = select(store, run, _unix(t0), _unix(t1))
+    rows = chosen.rows("plugin_statistics")
+    rows = rows.filter(pc.equal(rows["statistic"], name))
+    if not rows.num_rows:
+        asked = f'insitu.attach(model, rules=[insitu.Rule(sites="*", take="{name}")])'
+        raise NothingFound(f"run {chosen.run} has no {name} there; it is taken where a rule asks: {asked}")
+    return plugged_values(rows, chosen.rows("sites"), measure, by_step=by_step)
 
 
 def timeline(

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from insitu_collector.verdicts import Verdict
 
 TIME_TABLES: Final = frozenset(
-    ("intervals", "steps", "requests", "summaries", "expert_loads", "captures", "statistics", "sampling", "health")
+    (
+        *("intervals", "steps", "requests", "summaries", "expert_loads", "captures"),
+        *("statistics", "plugin_statistics", "sampling", "health"),
+    )
 )
 """Tables whose size follows time. The others say what those rows mean, and are small."""
 
@@ -132,6 +135,14 @@ class Store:
         from insitu_collector import notebook
 
         return notebook.statistics(self, t0, t1, run, by_step=by_step)
+
+    def plugin_statistics(
+        self, name: str, t0: Time | None = None, t1: Time | None = None, run: str = "", *, by_step: bool = False
+    ) -> pa.Table:
+        """Return what another package's statistic tells of each site, as `statistics` does; the package is needed."""
+        from insitu_collector import notebook
+
+        return notebook.plugin_statistics(self, name, t0, t1, run, by_step=by_step)
 
     def timeline(
         self, step: int | None = None, window: tuple[Time, Time] | None = None, run: str = ""

@@ -23,7 +23,7 @@ def value_statistics(rows: pa.Table, sites: pa.Table, *, by_step: bool = False) 
     The columns are `site`, with `by_step` `step_id`, and what `insitu.statistics.finalise` gives. Null is what nobody
     can tell. A row whose site no source has named is left out.
     """
-    names, place = _places(rows, sites)
+    names, place = places_of(rows, sites)
     step = numbers(rows, "step_id", -1) if by_step else np.zeros(rows.num_rows, np.int64)
     known = place >= 0
     keys, group = np.unique(np.stack([place[known], step[known]]), axis=1, return_inverse=True)
@@ -34,7 +34,7 @@ def value_statistics(rows: pa.Table, sites: pa.Table, *, by_step: bool = False) 
     return pa.table(columns | {name: _column(name, values) for name, values in found.items()})
 
 
-def _places(rows: pa.Table, sites: pa.Table) -> tuple[list[str], Int64]:
+def places_of(rows: pa.Table, sites: pa.Table) -> tuple[list[str], Int64]:
     """Return the names of sites in order of execution, and of each row which of them it is of; -1: of none."""
     order = np.lexsort((numbers(sites, "site", -1), numbers(sites, "stage", -1)))
     ordered = sites.take(pa.array(order)).select(["epoch", "site", "name"]).to_pylist()

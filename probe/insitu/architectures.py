@@ -6,7 +6,7 @@ Only places whose rows were compared with what transformers itself computes stan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from insitu.families import Family, Place
@@ -264,6 +264,6 @@ FAMILIES: Final = (
 """The first family that holds a layer is the layer's."""
 
 
-def family_of(module: nn.Module) -> Family | None:
+def family_of(module: nn.Module, families: Sequence[Family] = FAMILIES) -> Family | None:
     """Return the family of a layer; None for any other module."""
-    return next((family for family in FAMILIES if family.holds(module)), None)
+    return next((family for family in families if family.holds(module)), None)

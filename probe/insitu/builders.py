@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from insitu.harvest import Captures, Loads, Statistics, Summaries
+from insitu.harvest import Captures, Loads, Plugged, Statistics, Summaries
 from insitu.identity import Source
 from insitu.intervals import BYTES, CLS, CPU, MB, PEER, STEP, T0, T1, Rows64
-from insitu.records import ROW_MAP, schema_of
+from insitu.records import PLUGIN_VALUE, ROW_MAP, schema_of
 from insitu.rows import Rows
 from insitu.sites import Site
 from insitu.statistic_columns import columns_of
@@ -114,6 +114,25 @@ def statistics(source: Source, row_seq: range, parts: Sequence[Statistics]) -> p
     columns = columns_of(concat([part.parts for part in parts]))
     whose = {"step_id": _join(parts, "step_id"), "site": _join(parts, "site")}
     return batch("statistics", source, row_seq, whose | columns)
+
+
+def plugin_statistics(source: Source, row_seq: range, parts: Sequence[Plugged]) -> pa.RecordBatch:
+    """Return a batch of `plugin_statistics`, one statistic after the other."""
+    lengths = [len(part.step_id) for part in parts]
+    widths = np.repeat([len(part.fields) for part in parts], lengths)
+    names = [np.tile(np.array(part.fields, object), len(part.step_id)) for part in parts]
+    fields = [
+        pa.array(np.concatenate(names), pa.utf8()),
+        pa.array(np.concatenate([part.values.reshape(-1) for part in parts])),
+    ]
+    values = pa.StructArray.from_arrays(fields, fields=list(PLUGIN_VALUE))
+    columns = {
+        "step_id": _join(parts, "step_id"),
+        "site": _join(parts, "site"),
+        "statistic": pa.array(np.repeat(np.array([part.statistic for part in parts], object), lengths), pa.utf8()),
+        "values": pa.ListArray.from_arrays(_offsets(widths, np.int32), values),
+    }
+    return batch("plugin_statistics", source, row_seq, columns)
 
 
 def captures(source: Source, row_seq: range, parts: Sequence[Captures]) -> pa.RecordBatch:

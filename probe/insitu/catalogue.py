@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from insitu.named_sites import NamedSites, can_be_called, config_of, dtype_of, shard_of, stacks_of
+from insitu.named_sites import NamedSites, alike_stacks, can_be_called, config_of, dtype_of, shard_of, stacks_of
 from insitu.rules import matches
+from insitu.site_plugins import plugged_sites
 from insitu.sites import BY_PATH, Site, SiteError, is_named
 
 if TYPE_CHECKING:
@@ -78,15 +79,13 @@ class Catalogue:
 def catalogue(model: nn.Module, axes: Mapping[str, str] | None = None) -> Catalogue:
     """Return every site of a model. axes: site glob -> "tokens" | "samples" | "batch", where the default is wrong."""
     modules = dict(model.named_modules())
-    stacks = stacks_of(modules)
-    absent: dict[str, str] = {}
-    if stacks:
-        named = NamedSites(model, modules)
-        for stack in stacks:
-            named.take(stack)
-        found, absent = named.sites, named.absent
-    else:
-        found = list(_by_path(model, modules))
+    named = (
+        NamedSites.of(model, modules, stacks_of(modules))
+        or plugged_sites(model, modules)
+        or NamedSites.of(model, modules, alike_stacks(modules))
+    )
+    absent = {} if named is None else named.absent
+    found = list(_by_path(model, modules)) if named is None else named.sites
     sites = _numbered([_with_axis(site, axes or {}) for site in _with_boundary(found)])
     taken = {site.module for site in sites}
     paths = {fqn: module for fqn, module in modules.items() if fqn and fqn not in taken}

@@ -76,7 +76,9 @@ COMMANDS: Final[dict[str, Entry]] = {
     ),
     "sites": Entry("insitu.sites_show:sites", "Show where a model can be observed, from its config alone.", "engine"),
     "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
-    "plugins": Entry("insitu.plugins_list:plugins", "Say what other packages add, and whether it loads."),
+    "plugins": Entry(
+        "insitu.plugins_list:plugins", "Say what other packages add, and try whether it does what it should."
+    ),
     "doctor": Entry("insitu.doctor:doctor", "Check this machine and environment, and say what to fix."),
 }
 

@@ -223,9 +223,11 @@ class Drain:
         self._put_parts("expert_loads", harvest.loads, builders.expert_loads)
         self._put_parts("captures", harvest.captures, builders.captures)
         self._put_parts("statistics", harvest.statistics, builders.statistics)
+        self._put_parts("plugin_statistics", harvest.plugged, builders.plugin_statistics)
         self._count_drops("captures", DropReason.SLAB_FULL, harvest.num_crowded)
         self._count_drops("summaries", DropReason.SLAB_FULL, harvest.num_unseen)
         self._count_drops("statistics", DropReason.SLAB_FULL, harvest.num_unmeasured)
+        self._count_drops("plugin_statistics", DropReason.SLAB_FULL, harvest.num_unplugged)
         if self._collected:
             rows = np.concatenate(self._collected)
             self._collected.clear()
@@ -333,6 +335,7 @@ class Drain:
         if (text := self.no_steps.look(observer.num_steps)) is not None:
             logger.warning("insitu: %s", text)
             told.append(("no_steps", text))
+        told += [("plugin_failed", text) for text in (observer.plugged.take_failures() if observer.plugged else ())]
         for kind, text in told:
             self._put_event(kind, text)
 

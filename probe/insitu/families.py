@@ -64,7 +64,7 @@ class Family:
 
     title: str
     layers: tuple[str, ...]
-    """Names of the classes of their layers in transformers."""
+    """Names of the classes of their layers in `package`."""
     places: tuple[Place, ...]
     """In a layer, in order of execution."""
     holder: str = "layers"
@@ -79,13 +79,15 @@ class Family:
     """Children no layer may have: with them the places would mean something else."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Names that mean nothing here, and why."""
+    package: str = "transformers"
+    """The package, or module, that defines those classes."""
 
     def holds(self, module: nn.Module) -> bool:
         """Return whether a module is a layer of this family: whose forward it runs. Others may bear the same name."""
         cls, forward = type(module), type(module).forward  # transformers wraps the forward of each subclass
         of_forward = forward.__qualname__.rpartition(".")[0]
         written = ((cls.__module__, cls.__name__), (forward.__module__, of_forward))
-        if not any(where.startswith("transformers.") and name in self.layers for where, name in written):
+        if not any(f"{where}.".startswith(f"{self.package}.") and name in self.layers for where, name in written):
             return False
         if any(hasattr(module, child) for child in self.without):
             return False

@@ -98,6 +98,18 @@ class Seen:
         return sites[site].name if site < len(sites) else f"site {site}"
 
 
+@dataclass(frozen=True, slots=True)
+class Plugged:
+    """Rows of `plugin_statistics` of one statistic as columns."""
+
+    statistic: str
+    fields: tuple[str, ...]
+    step_id: Ints
+    site: Ints
+    values: NDArray[np.float64]
+    """[n, len(fields)]."""
+
+
 @dataclass
 class Harvest:
     """What was read from finished steps and is not shipped yet."""
@@ -107,6 +119,7 @@ class Harvest:
     captures: list[Captures] = field(default_factory=list)
     statistics: list[Statistics] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    plugged: list[Plugged] = field(default_factory=list)
     num_crowded: int = 0
     """Captures that were wanted and did not fit."""
     num_unseen: int = 0
@@ -117,6 +130,8 @@ class Harvest:
     """CPU time that reading them took, by table."""
     num_unmeasured: int = 0
     """Statistics that were due and found no place."""
+    num_unplugged: int = 0
+    """Statistics of other packages that were due and found no place."""
 
     @contextmanager
     def timed(self, table: str) -> Iterator[None]:

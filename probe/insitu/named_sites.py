@@ -4,11 +4,11 @@ few that its names of modules tell."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from insitu.architectures import family_of
+from insitu.architectures import FAMILIES, family_of
 from insitu.families import MEANINGS, OF_HEADS, OFTEN, Family, Place
 from insitu.sites import Part, Site
 
@@ -47,13 +47,13 @@ class Stack:
     """What its sites' names begin with, where a model has several: `encoder.`"""
 
 
-def stacks_of(modules: Mapping[str, nn.Module]) -> list[Stack]:
-    """Return the stacks of layers, in order of their modules; of one without known layers those that look like it."""
+def stacks_of(modules: Mapping[str, nn.Module], families: Sequence[Family] = FAMILIES) -> list[Stack]:
+    """Return the stacks of layers that the families hold, in order of their modules."""
     found: dict[str, dict[int, tuple[str, Family | None]]] = {}
     bases: dict[str, str] = {}
     numbered = {fqn: module for fqn, module in modules.items() if fqn.rpartition(".")[2].isdigit()}
     for fqn, module in numbered.items():
-        family, head = family_of(module), fqn.rpartition(".")[0]
+        family, head = family_of(module, families), fqn.rpartition(".")[0]
         if family is not None and f".{head}".endswith(f".{family.holder}"):
             bases[head] = head.removesuffix(family.holder).removesuffix(".")
             found.setdefault(bases[head], {})[int(fqn.rpartition(".")[2])] = (fqn, family)
@@ -61,9 +61,6 @@ def stacks_of(modules: Mapping[str, nn.Module]) -> list[Stack]:
         head, _, number = fqn.rpartition(".")
         if head in bases and any(True for _ in module.children()):
             found[bases[head]].setdefault(int(number), (fqn, None))
-    if not found:
-        alike = {int(match[1]): (fqn, None) for fqn in modules if (match := _LAYERS.match(fqn))}
-        return [Stack("", dict(sorted(alike.items())))] if alike else []
     labels = {base: base.rpartition(".")[2] for base in found}
     if len(set(labels.values())) < len(labels):
         labels = {base: base for base in found}
@@ -71,6 +68,12 @@ def stacks_of(modules: Mapping[str, nn.Module]) -> list[Stack]:
         Stack(base, dict(sorted(layers.items())), f"{labels[base]}." if len(found) > 1 else "")
         for base, layers in found.items()
     ]
+
+
+def alike_stacks(modules: Mapping[str, nn.Module]) -> list[Stack]:
+    """Return the layers that look familiar by their names, as one stack."""
+    alike = {int(match[1]): (fqn, None) for fqn in modules if (match := _LAYERS.match(fqn))}
+    return [Stack("", dict(sorted(alike.items())))] if alike else []
 
 
 @dataclass
@@ -81,6 +84,14 @@ class NamedSites:
     modules: Mapping[str, nn.Module]
     sites: list[Site] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, modules: Mapping[str, nn.Module], stacks: Sequence[Stack]) -> NamedSites | None:
+        """Return the sites of these stacks; None where there is none."""
+        named = cls(model, modules)
+        for stack in stacks:
+            named.take(stack)
+        return named if stacks else None
 
     def take(self, stack: Stack) -> None:
         """Add the sites of a stack. The head is taken with the last stack that has one."""

@@ -18,6 +18,7 @@ from insitu.flight import FlightRule
 from insitu.guard import Guard
 from insitu.harvest import Captures, Harvest, Seen, captured, loads_of, measured, read_steps, summarise
 from insitu.overhead import CAPTURES, STATISTICS, Calibration, Overhead
+from insitu.plugged_statistics import plugged_statistics
 from insitu.rules import Rule
 from insitu.sampling import is_sampled
 from insitu.sites import Site
@@ -66,13 +67,14 @@ class Observer:
         self._periods = periods(sites, rules)
         named = [site.number for each in self._periods.values() for site in each]
         self.statistic_slabs = StatisticSlabs(named, self.device) if named else None
+        self.plugged = plugged_statistics(sites, rules, self.device, run, self.control.step_id)
         self.num_fired = np.zeros(self.plan.num_sites, np.int64)
         self.num_steps = 0
         self.num_seen = {"all": 0, "sampling": 0}
         """Steps whose slab was read, and those of them that could have had logits."""
         self.hook_ns = 0
         """Measured cost of one step's taps (see `_calibrate`)."""
-        self.overhead = Overhead(budget, run, self.device.type, lambda record: self._periods)
+        self.overhead = Overhead(budget, run, self.device.type, lambda record: self._periods, self.plugged)
         self.explicit: dict[str, Site] = {}
         self._explicit_taps: dict[str, Tap] = {}
         self._group_of = {site.number: self.plan.group_of(site) for site in sites}
@@ -92,11 +94,14 @@ class Observer:
         current = self.current
         if record.slab is None:
             record.num_unmeasured = len(self._due(record))
+            record.num_unplugged = len(self.plugged.due(record)) if self.plugged else 0
             self.overhead.start(record)
             return
         wanted = self._choose_rows(record)
         if self._periods:
             self._choose_statistics(record)
+        if self.plugged is not None:
+            self.plugged.choose(record, current)
         valid = current.num_valid
         valid["tokens"] = valid["batch"] = -1 if record.num_rows is None else record.num_rows
         valid["samples"] = -1 if record.num_rows is None else record.num_samples
@@ -129,6 +134,8 @@ class Observer:
             record.ready.record()
         if current.learning and self.taps.shapes:
             self._learned()
+        if self.plugged is not None:
+            self.plugged.raise_again()
 
     def silence(self) -> None:
         """Let no tap write until the next step begins."""
@@ -200,6 +207,8 @@ class Observer:
         if widths:
             self.row_slabs = RowSlabs(widths, self.plan.max_rows, ROW_BUDGET_BYTES, self.device)
         self._calibrate()
+        if self.plugged is not None:
+            self.plugged.rehearse(shapes)
 
     def _calibrate(self) -> None:
         """Time every tap on a tensor of its learned width, best of a few: what a step pays for them."""
@@ -288,6 +297,7 @@ class Observer:
         into.num_crowded += crowded * len(self.row_slabs.areas.keys() - self.plan.held_sites if self.row_slabs else ())
         seen = [record for record in records if record.slab is not None]
         into.num_unmeasured += sum(record.num_unmeasured for record in records)
+        into.num_unplugged += sum(record.num_unplugged for record in records)
         into.num_unseen += (len(records) - len(seen)) * len(self.plan.boundaries)
         if not seen:
             return
@@ -308,9 +318,14 @@ class Observer:
                 with into.timed(STATISTICS):
                     into.statistics += measured(reading, seen, self.statistic_slabs)
             into.seen.append(Seen(seen, reading, summaries, held, self.plan))
+            if self.plugged is not None:
+                with into.timed(STATISTICS):
+                    into.plugged += self.plugged.measured(reading, seen)
         finally:
             self.slabs.ring.free(len(seen))
             if self.row_slabs is not None:
                 self.row_slabs.ring.free(sum(record.row_slab is not None for record in seen))
             if self.statistic_slabs is not None:
                 self.statistic_slabs.ring.free(sum(record.statistic_slab is not None for record in seen))
+            if self.plugged is not None:
+                self.plugged.ring.free(sum(record.plugged_slab is not None for record in seen))

@@ -16,6 +16,7 @@ from insitu.sampling import is_sampled
 from insitu.step_costs import NOTHING, Burden, StepCosts, clock_of
 
 if TYPE_CHECKING:
+    from insitu.plugged_statistics import PluggedStatistics
     from insitu.sites import Site
     from insitu.step import StepRecord
 
@@ -105,8 +106,18 @@ class _Drained:
 class Overhead:
     """One model's account. `begin` and `end` run on the step thread, the rest on the drain."""
 
-    def __init__(self, budget: float, run: str, device_type: str, periods: Callable[[StepRecord], Periods]) -> None:
-        """budget: share of step time, in (0, 1]. run: 16 hex digits. periods: what rules ask of a step's kind."""
+    def __init__(
+        self,
+        budget: float,
+        run: str,
+        device_type: str,
+        periods: Callable[[StepRecord], Periods],
+        plugged: PluggedStatistics | None = None,
+    ) -> None:
+        """budget: share of step time, in (0, 1]. run: 16 hex digits. periods: what rules ask of a step's kind.
+
+        plugged: statistics of other packages, which are governed too.
+        """
         self.budget = budget
         self.calibration = Calibration()
         """Set once, after the first step."""
@@ -115,6 +126,7 @@ class Overhead:
         self.num_adjustments = 0
         self._run = run
         self._periods = periods
+        self._plugged = plugged
         self._clock = clock_of(device_type)
         self._state = State()
         self._costs = StepCosts()
@@ -154,10 +166,14 @@ class Overhead:
         """Take in steps that are finished, those without a slab too, and add their rows of `sampling`."""
         for record in records:
             sampling += self._sampling_rows(record)
+            if self._plugged is not None:
+                sampling += self._plugged.sampling_rows(record)
             step_ns = self._clock.read(record)
             if step_ns is None:
                 continue
             statistics, rows = self._burden_of_statistics(record), self._burden_of_rows(record)
+            if self._plugged is not None:
+                statistics += self._plugged.burden(record)
             self._drained[STATISTICS].add(statistics)
             self._drained[CAPTURES].add(rows)
             shape = (record.phase, (record.num_rows or 0).bit_length())

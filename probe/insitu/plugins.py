@@ -1,4 +1,8 @@
-"""Plug-ins: what other packages add by entry point, found by their names; loaded when they are asked for."""
+"""Plug-ins: what other packages add by entry point, found by their names; loaded when they are asked for.
+
+How to write one: docs/extending.md. A scan of all installed packages is slow, so it waits for a name that is not ours:
+a command, a scheme, a statistic, an architecture.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,27 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
+from insitu.config import load
+
 COMMANDS: Final = "insitu.commands"
+EXPORTERS: Final = "insitu.exporters"
+SITES: Final = "insitu.sites"
+STATISTICS: Final = "insitu.statistics"
 VERDICTS: Final = "insitu.verdicts"
-GROUPS: Final = (COMMANDS, VERDICTS)
+GROUPS: Final = (COMMANDS, EXPORTERS, SITES, STATISTICS, VERDICTS)
 """Every place at which something can be plugged in."""
+
+
+class PluginError(ValueError):
+    """A plug-in that was asked for by name and cannot be used; the message says why, in one line."""
+
+
+class Broken(AssertionError):
+    """A plug-in does not keep its contract: one sentence, with an example."""
+
+
+class NotChecked(Exception):
+    """Whether a plug-in keeps its contract cannot be said here, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +70,28 @@ def installed(group: str) -> list[Plugin]:
     return sorted(found, key=lambda plugin: (plugin.name, plugin.package))
 
 
-def wanted(group: str, off: Sequence[str]) -> list[Plugin]:
-    """Return those of a group that the setting `plugins_off` does not name."""
-    return [plugin for plugin in installed(group) if plugin.name not in off]
+def wanted(group: str, off: Sequence[str] | None = None) -> list[Plugin]:
+    """Return those of a group that the setting `plugins_off` does not name. off: instead of what is set."""
+    names = load().plugins_off if off is None else off
+    return [plugin for plugin in installed(group) if plugin.name not in names]
+
+
+def named(group: str, name: str) -> Plugin:
+    """Return the plug-in of that name. Raises PluginError where there is none, or it is switched off."""
+    found = {plugin.name: plugin for plugin in installed(group)}
+    if name not in found:
+        known = f"installed are {', '.join(found)}" if found else "none is installed"
+        raise PluginError(f"no plug-in of {group} has the name {name!r}; {known} (insitu plugins list)")
+    return switched_on(found[name])
+
+
+def switched_on(plugin: Plugin) -> Plugin:
+    """Return it. Raises PluginError where the setting `plugins_off` names it."""
+    if plugin.name in load().plugins_off:
+        raise PluginError(f"the plug-in {plugin} is switched off (plugins_off, INSITU_PLUGINS_OFF)")
+    return plugin
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as it is told to people."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

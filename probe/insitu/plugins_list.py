@@ -1,4 +1,4 @@
-"""`insitu plugins list`: what is plugged in, and whether it loads."""
+"""`insitu plugins`: what is plugged in, and whether it loads; `check` is in a module of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import click
 
 from insitu.cli import ExitCode
 from insitu.config_show import load_for_command
-from insitu.plugins import GROUPS, Plugin, installed
+from insitu.plugins import GROUPS, Plugin, installed, one_line
+from insitu.plugins_check import check
 
 SCHEMA: Final = "insitu.plugins/1"
 
@@ -39,7 +40,7 @@ def _error(plugin: Plugin) -> str | None:
     try:
         plugin.load()
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return one_line(error)
     return None
 
 
@@ -49,8 +50,11 @@ def plugins() -> None:
 
     \b
     insitu plugins list
-    insitu plugins list --json | python -m json.tool
+    insitu plugins check
     """
+
+
+plugins.add_command(check)
 
 
 @plugins.command(name="list")
@@ -73,7 +77,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
 
 def _text(found: dict[str, Any]) -> str:
     if not found["plugins"]:
-        return f"no plug-in is installed; the groups are {', '.join(found['groups'])} (docs/plugins.md)"
+        return f"no plug-in is installed; the groups are {', '.join(found['groups'])} (docs/extending.md)"
     lines = []
     for row in found["plugins"]:
         state = row["error"] or ("on" if row["on"] else "off")

@@ -44,6 +44,8 @@ FIGURE = pa.struct(
     [("num", pa.int64()), ("mean", pa.float64()), ("m2", pa.float64()), ("low", pa.float64()), ("high", pa.float64())]
 )
 
+PLUGIN_VALUE = pa.struct([("field", pa.utf8()), ("value", pa.float64())])
+
 Columns = tuple[tuple[str, pa.DataType], ...]
 
 _COLUMNS: Final[dict[str, Columns]] = {
@@ -290,6 +292,12 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("every", pa.int32()),
         ("period", pa.int64()),
         ("sites", pa.list_(pa.uint16())),
+    ),
+    "plugin_statistics": (
+        ("step_id", pa.int64()),
+        ("site", pa.uint16()),
+        ("statistic", pa.utf8()),
+        ("values", pa.list_(PLUGIN_VALUE)),
     ),
 }
 

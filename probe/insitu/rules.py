@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from insitu.rows import Place, Rows, places
+from insitu.vocabulary import NAMESPACED
 
 ROWS: Final = "rows"
 SUMMARY: Final = "summary"
@@ -56,8 +57,9 @@ def matches(glob: str, name: str, fqn: str | None) -> bool:
 class Rule:
     """Take the rows of some sites for some requests, or statistics of all their rows in some steps.
 
-    sites: glob over site names. take: "rows" (raw tensors) or "summary" (statistics, docs/probe.md); T0 is always on
-    and needs no rule. every: of a summary, one step in so many (16); the same steps on every rank.
+    sites: glob over site names. take: "rows" (raw tensors), "summary" (statistics, docs/probe.md) or the name of a
+    statistic of another package (docs/extending.md); T0 is always on and needs no rule. every: of statistics, one step
+    in so many (16); the same steps on every rank.
     requests: "opt-in" (entries with `capture=True`) or "all".
     rows: which of a request's rows in a step: "all", "last", "first:k" or "every:k" (by token position).
     """
@@ -69,9 +71,11 @@ class Rule:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.take not in (ROWS, SUMMARY):
-            raise RuleError(f'take={self.take!r} is not known; it may be "rows" or "summary"')
-        if self.take == SUMMARY and (self.rows != "all" or self.requests != "opt-in"):
+        if self.take not in (ROWS, SUMMARY) and not NAMESPACED.fullmatch(self.take):
+            raise RuleError(
+                f'take={self.take!r} is not known; it may be "rows", "summary" or "acme.its_name" (a plug-in)'
+            )
+        if self.take != ROWS and (self.rows != "all" or self.requests != "opt-in"):
             raise RuleError('a summary is of all valid rows of a step; rows= and requests= are for take="rows"')
         if self.take == ROWS and self.every is not None:
             raise RuleError(f'every={self.every!r} is for take="summary"; rows= says which rows of a step are taken')
@@ -85,7 +89,7 @@ class Rule:
     @property
     def period(self) -> int:
         """One step in so many is taken."""
-        return (EVERY if self.take == SUMMARY else 1) if self.every is None else self.every
+        return (1 if self.take == ROWS else EVERY) if self.every is None else self.every
 
     def wants(self, rows: Sequence[Rows]) -> bool:
         """Return whether any row of a step with this row map may be wanted."""

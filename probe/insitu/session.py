@@ -259,11 +259,12 @@ class Session:
             except Exception as error:
                 observer.silence()
                 observer.guard.contain(error)
-            rows, statistics = observer.row_slabs, observer.statistic_slabs
+            rows, statistics, plugged = observer.row_slabs, observer.statistic_slabs, observer.plugged
             if (
                 observer.slabs.ring.is_filling
                 or (rows and rows.ring.is_filling)
                 or (statistics and statistics.ring.is_filling)
+                or (plugged and plugged.ring.is_filling)
             ):
                 self._drain.wake()
         self._inlet.put_step(record)

@@ -32,6 +32,8 @@ class StepRecord:
     row_slab: int | None = None
     statistic_slab: int | None = None
     """Place in the ring of statistics; None: none are due, or there was no free one."""
+    plugged_slab: int | None = None
+    """As `statistic_slab`, of the statistics of other packages."""
     places: list[list[Place] | None] = field(default_factory=list)
     """By destination group: the wanted rows, in the order of their places; None: every row, anonymous."""
     sampled: bool = False
@@ -42,6 +44,8 @@ class StepRecord:
     """Sites whose statistics were due and found no place."""
     t1_ns: int = 0
     """When it ended; 0 while it has not."""
+    num_unplugged: int = 0
+    """As `num_unmeasured`, of the statistics of other packages."""
     ready: Any = None
     """CUDA event recorded after the step, or None on the host."""
     doublings: int = 0
@@ -54,6 +58,8 @@ class StepRecord:
     """Whether rules want rows of it that nobody asked for by name."""
     due: Sequence[Site] = ()
     """Sites whose statistics are due in it."""
+    plugged_due: Sequence[int] = ()
+    """Which statistics of other packages are taken in it (`insitu.plugged_statistics`)."""
     mark: Any = None
     """Of the clock that times steps (`insitu.step_costs`)."""
 

@@ -10,7 +10,7 @@ result. A forward hook would do the same at twice the cost: one hook moves `Modu
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import get_ident
@@ -45,6 +45,8 @@ class Full:
     places: dict[int, Place] = field(default_factory=dict)
     """Site -> where its statistics go."""
     work: Workspace | None = None
+    plugged: Mapping[int, Callable[[torch.Tensor, int | None], None]] = field(default_factory=dict)
+    """Site -> what takes the statistics of other packages of it (`insitu.plugged_statistics`)."""
 
 
 class Current:
@@ -348,10 +350,12 @@ class Taps:
         current, number = self.current, site.number
         if (wanted := full.rows.get(number)) is not None:
             self._take_rows(number, rows_of(x), *wanted)
+        host_step = None if current.host_stamp is None else current.step_id
         if (place := full.places.get(number)) is not None:
             assert full.work is not None, "places come with a workspace"
-            host_step = None if current.host_stamp is None else current.step_id
             self.statistics.take(site, x, source, place, full.work, host_step)
+        if (take := full.plugged.get(number)) is not None:
+            take(x, host_step)
 
     def _take_rows(self, number: int, x: torch.Tensor, area: torch.Tensor, dest: torch.Tensor) -> None:
         views = self.current.views

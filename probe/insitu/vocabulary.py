@@ -3,6 +3,7 @@
 Plain Python, so that any part can import it for nothing. See docs/contracts.md, "Names that are stored".
 """
 
+import re
 from enum import IntEnum, StrEnum
 
 
@@ -217,6 +218,9 @@ class RequestClass(StrEnum):
     OTHER = "other"
     """The rest: on its way to or from the driver, or the record does not say."""
 
+
+NAMESPACED = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+"""How a plug-in's verdicts and statistics are called: with a namespace, so that none is ever taken for one of ours."""
 
 NO_RANK = -1
 """Rank or stage of a process that has none (driver, client), and `peer` of the driver."""

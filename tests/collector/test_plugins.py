@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.plugins import VERDICTS, Plugin
-from insitu.vocabulary import VerdictKind
+from insitu.vocabulary import NAMESPACED, VerdictKind
 from insitu_collector.evidence import Evidence
 from insitu_collector.judge import Judge, final_verdicts
-from insitu_collector.plugins import KIND, Plugins, storable
+from insitu_collector.plugins import Plugins, storable
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 from insitu_collector.verdicts import Finding, Verdict, standing
@@ -134,6 +134,7 @@ def plugins(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> Plugi
     return Plugins([Plugin(EntryPoint(name, f"acme_test_plugin:{name}", VERDICTS)) for name in names])
 
 
+@pytest.mark.usefixtures("insitu_contains")
 def test_a_plugin_that_fails_is_switched_off_and_all_else_goes_on(
     tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,7 +172,7 @@ def test_kinds_that_are_not_known_come_after_those_that_are() -> None:
 
 
 def test_what_the_page_says_may_be_read_is_there() -> None:
-    page = (EXAMPLE.parents[2] / "docs/plugins.md").read_text()
+    page = (EXAMPLE.parents[2] / "docs/extending.md").read_text()
     said = re.findall(r"`([a-z_]+)(?:\([^`]*)?`", page.partition("on one timeline:")[2].partition("They are added")[0])
     evidence = Evidence()
     assert len(said) > 10
@@ -183,7 +184,7 @@ values = st.none() | st.integers() | st.floats() | st.text() | st.lists(st.text(
 
 
 @given(
-    kind=st.from_regex(KIND, fullmatch=True) | st.sampled_from(["stuck", "a.", ".b", "A.b", "a.b\n"]),
+    kind=st.from_regex(NAMESPACED, fullmatch=True) | st.sampled_from(["stuck", "a.", ".b", "A.b", "a.b\n"]),
     rank=values,
     site=values,
     confidence=st.floats(),

@@ -1,4 +1,4 @@
-"""A verdict plug-in: requests that arrived long ago and have not ended. How to write one: docs/plugins.md."""
+"""A verdict plug-in: requests that arrived long ago and have not ended. How to write one: docs/extending.md."""
 
 from __future__ import annotations
 

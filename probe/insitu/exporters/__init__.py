@@ -1,4 +1,4 @@
-"""Exporters by destination: `grpc://host:port`, `file://STORE`, `otlp://host:port`, `memory://`."""
+"""Exporters by destination: `grpc://`, `file://`, `otlp://`, `memory://`, and those of other packages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_exporter(
     keep: what a store of this process's own keeps. put: takes rows that the exporter itself has to say:
     `gaps` about what has gone from such a store, `clocks` about a collector on another host. traces: of the session's
     steps, for spans that link to them. asked: takes what a collector asks the flight recorder for.
-    Raises ValueError for an unknown scheme or a missing extra, and OSError when a store cannot be written.
+    Raises ValueError for a scheme nobody knows or a missing extra, and OSError when a store cannot be written.
     """
     url = urlsplit(to)
     if url.scheme == "grpc":
@@ -59,5 +59,6 @@ def open_exporter(
         from insitu.exporters.memory import MemoryExporter
 
         return MemoryExporter.named(url.netloc + url.path)
-    known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-    raise ValueError(f"destination {to!r} has no known scheme; use one of {known}")
+    from insitu.exporters.plugged import open_plugged
+
+    return open_plugged(to, url.scheme, source, ", ".join(f"{scheme}://" for scheme in SCHEMES))
