@@ -96,8 +96,8 @@ class FullSteps:
     @property
     def num_bytes(self) -> int:
         rows = sum(
-            CAPTURE_BYTES + part.data.nbytes + part.step_id.nbytes + part.row.nbytes + part.position.nbytes
-            for part in self.captures
+            CAPTURE_BYTES + sum(values.nbytes for values in (p.data, p.step_id, p.row, p.position, p.request))
+            for p in self.captures
         )
         entries = ENTRY_BYTES * sum(len(rows or ()) for rows in self.maps)
         return PART_BYTES + self.step_id.nbytes + self.t_ns.nbytes + entries + rows

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from insitu.flight import Flight
+from insitu.flight import LONGEST_S, Flight
 from insitu.flight_buffer import Buffer, Canaries, FullSteps, Window
 from insitu.flight_incident import OpenIncident
 from insitu.identity import Source
@@ -79,6 +79,7 @@ class FlightRecorder:
 
     def asked(self, dump: Dump) -> None:
         """Take a message of the collector: another rank's incident, or one that a verdict opened."""
+        latest_ns = time.monotonic_ns() + int(LONGEST_S * 1e9)  # what a window wants is let go of for nothing newer
         self.triggers.append(
             Trigger(
                 reason=dump.reason,
@@ -89,7 +90,7 @@ class FlightRecorder:
                 rank=dump.rank if dump.HasField("rank") else None,
                 stage=dump.stage if dump.HasField("stage") else None,
                 incident=dump.incident,
-                window=(self._mono_ns(dump.start_unix_ns), self._mono_ns(dump.end_unix_ns)),
+                window=(self._mono_ns(dump.start_unix_ns), min(latest_ns, self._mono_ns(dump.end_unix_ns))),
             )
         )
 

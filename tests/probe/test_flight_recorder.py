@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import nn
 
 import insitu
 from insitu import Flight
+from insitu.flight import LONGEST_S
 from insitu.testing import Recording, expect, oracle_model, oracle_values
 from insitu.vocabulary import Variant
+from insitu.wire.insitu_pb2 import Dump
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
@@ -85,6 +88,40 @@ def test_a_nan_ships_the_rows_of_the_steps_before_it(insitu_records: Recording) 
     assert (answered["num_captures"], answered["num_full_steps"]) == (len(captures), len(steps))
     assert (answered["first_step_id"], answered["last_step_id"]) == (0, max(steps)), "canaries from the first on"
     assert account_is_whole(session, insitu_records)
+
+
+def test_what_began_before_the_window_stays_where_it_is(insitu_records: Recording) -> None:
+    model = oracle_model(num_layers=3, width=4)
+    flight = Flight(rows="L*.mlp_out", pre_s=0, post_s=0)
+    with torch.no_grad(), insitu.attach(model, to=insitu_records, flight=flight) as session:
+        for _ in range(5):
+            model(torch.zeros(3, 4))
+        poison(model, 1)
+        model(torch.zeros(3, 4))
+        session.flush()
+        assert {row["step_id"] for row in insitu_records.rows("captures")} == {5}, "the step itself is always in it"
+        held = session.stats().flight["row_bytes"]
+        session.dump("again")
+    assert held > 0
+    assert {row["step_id"] for row in insitu_records.rows("captures")} == {5}
+    assert account_is_whole(session, insitu_records)
+
+
+def test_a_collector_that_asks_for_too_much_holds_no_memory_for_ever(insitu_records: Recording) -> None:
+    model = oracle_model(num_layers=2, width=4)
+    with torch.no_grad(), insitu.attach(model, to=insitu_records, flight=Flight(rows="L*.mlp_out")) as session:
+        for _ in range(3):
+            model(torch.zeros(3, 4))
+        now = time.time_ns()
+        session._flight.asked(
+            Dump(incident="aa", reason="asked", start_unix_ns=0, end_unix_ns=2**63, trigger_unix_ns=now)
+        )
+        session.flush()
+        (incident,) = session._flight._open
+        assert incident.t1_ns - time.monotonic_ns() <= LONGEST_S * 1e9
+    answered = expect(insitu_records.rows("incidents"))
+    told = [answered[name] for name in ("state", "incident", "on_rank", "step_id", "first_step_id")]
+    assert told == ["answered", "aa", None, None, 0], "opened by somebody else"
 
 
 def test_canaries_of_every_site_come_too_and_none_twice(insitu_records: Recording) -> None:
