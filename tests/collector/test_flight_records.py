@@ -118,7 +118,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model(torch.zeros(3, 4))
         session.dump("to see")
         session.flush()
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError, match="rows of 4 values"):
             model(torch.zeros(3, 5))
     return path
 
