@@ -72,7 +72,7 @@ def test_who_collects_and_looks_needs_no_torch(package: str) -> None:
 def test_importing_insitu_is_light() -> None:
     loaded = loaded_by("import insitu")
     assert "insitu" in loaded
-    assert not loaded & {"torch", "pyarrow", "grpc", "numpy", "transformers"}
+    assert not loaded & {"torch", "pyarrow", "grpc", "numpy", "transformers", "opentelemetry"}
 
 
 def test_what_is_needed_is_imported_before_the_model_steps(tmp_path: Path) -> None:
