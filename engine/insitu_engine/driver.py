@@ -137,9 +137,7 @@ class Driver:
                 retry_after_s=RETRY_AFTER_S,
             ) from None
         ticket = self._tickets[request.name] = Ticket(request)
-        self._session.request(
-            "arrived", request.name, num_tokens=len(request.prompt), trace_id=request.trace_id, t_ns=now
-        )
+        self._session.request("arrived", request.name, num_tokens=len(request.prompt), trace=request.trace, t_ns=now)
         self._pump(now)
         if request.slot < 0:
             self._session.request("queued", request.name)

@@ -34,10 +34,6 @@ class Request:
     """Had a place and no KV blocks at least once."""
 
     @property
-    def trace_id(self) -> str | None:
-        return self.trace.trace_id
-
-    @property
     def num_tokens(self) -> int:
         return len(self.prompt) + len(self.output)
 

@@ -23,6 +23,9 @@ PROCESS_PID: Final = "process.pid"
 DISTRO_NAME: Final = "telemetry.distro.name"
 DISTRO_VERSION: Final = "telemetry.distro.version"
 MODEL: Final = "gen_ai.request.model"
+OPERATION: Final = "gen_ai.operation.name"
+PROVIDER: Final = "gen_ai.provider.name"
+ERROR: Final = "error.type"
 RUN: Final = "insitu.run"
 ROLE: Final = "insitu.role"
 BOOT: Final = "insitu.boot_id"
@@ -74,7 +77,7 @@ class Form(StrEnum):
     GAUGE = "gauge"
     """Of what came since the last export; nothing where nothing came."""
     HISTOGRAM = "histogram"
-    """An exponential histogram of scale 0: a bucket is an octave."""
+    """With the buckets of the metric; without any, exponential of scale 0: a bucket is an octave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,9 @@ class MetricName:
     """UCUM; "1" has no dimension, braces annotate."""
     text: str
     attributes: tuple[str, ...]
-    """Beside rank and stage, which every point has."""
+    """Beside rank and stage, which every point has that is not of a request."""
+    bounds: tuple[float, ...] = ()
+    """Upper bounds of its buckets but the last, which has none."""
 
 
 _OF_SITE: Final = (SITE, LAYER)
@@ -105,7 +110,7 @@ PROBE_TIME: Final = MetricName(
     "insitu.probe.time",
     Form.COUNTER,
     "s",
-    "what the probe costs: `hook` on the step thread, `drain` beside it",
+    "CPU of the probe: `hook` on the step thread, `drain` and `otlp` beside it",
     (KIND,),
 )
 SITE_STEPS: Final = MetricName(
@@ -164,7 +169,37 @@ STATISTICS: Final = {
     )
     for figure, unit in FIGURES
 }
+_OF_REQUEST: Final = (OPERATION, PROVIDER, MODEL, ERROR)
+_SECONDS: Final = (*(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75), 1.0, 2.5, 5.0, 7.5, 10.0)
+_TOKEN_SECONDS: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+REQUEST_TIME: Final = MetricName(
+    "gen_ai.server.request.duration",
+    Form.HISTOGRAM,
+    "s",
+    "from a request's arrival to its end",
+    _OF_REQUEST,
+    tuple(0.01 * 2**number for number in range(14)),
+)
+FIRST_TOKEN: Final = MetricName(
+    "gen_ai.server.time_to_first_token",
+    Form.HISTOGRAM,
+    "s",
+    "from its arrival to its first token",
+    _OF_REQUEST,
+    _SECONDS,
+)
+TOKEN_TIME: Final = MetricName(
+    "gen_ai.server.time_per_output_token",
+    Form.HISTOGRAM,
+    "s",
+    "from its first token to its end, by token after the first",
+    _OF_REQUEST,
+    _TOKEN_SECONDS,
+)
 METRICS: Final = (
+    REQUEST_TIME,
+    FIRST_TOKEN,
+    TOKEN_TIME,
     INTERVAL_TIME,
     STEPS,
     STEP_ROWS,

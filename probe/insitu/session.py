@@ -26,7 +26,7 @@ from insitu.records import schema_of
 from insitu.rows import Rows
 from insitu.step import StepRecord, phase_of
 from insitu.step_traces import StepTraces
-from insitu.trace_context import bad_headers
+from insitu.trace_context import RequestContext, bad_headers
 from insitu.vocabulary import RequestEvent
 
 if TYPE_CHECKING:
@@ -304,9 +304,16 @@ class Session:
         step_id: int = -1,
         num_tokens: int | None = None,
         trace_id: str | None = None,
+        trace: RequestContext | None = None,
         t_ns: int | None = None,
     ) -> None:
-        """Record what happened to a request (a name of `RequestEvent`). Any thread."""
+        """Record what happened to a request (a name of `RequestEvent`). Any thread.
+
+        trace: where it stands in its trace (`insitu.request_context`); `trace_id` where that is all there is.
+        """
+        if trace is not None:
+            trace_id = trace.trace_id
+            self._traces.note_request(request, trace)
         self.append(
             "requests",
             {

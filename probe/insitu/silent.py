@@ -73,6 +73,9 @@ class SilentSession(Session):
     def interval(self, cls: str, *, step_id: int = -1, mb: int = -1, peer: int = -1, num_bytes: int = 0) -> Interval:
         return self._interval
 
+    def request(self, event: str, request: str, **fields: Any) -> None:
+        return None
+
     def append(self, table: str, row: Mapping[str, Any]) -> None:
         return None
 

@@ -11,7 +11,7 @@ from insitu.step import StepRecord
 from insitu.trace_context import RequestContext, request_context
 
 MAX_STEPS: Final = 8192
-"""Steps that are remembered: what waits for the drain (`insitu.drain.MAX_QUEUED`) is never older."""
+"""Steps, and requests, that are remembered: what waits for the drain (`insitu.drain.MAX_QUEUED`) is never older."""
 _WHOLE: Final = 1 << 31
 """Rows of a step that has no row map."""
 
@@ -44,6 +44,7 @@ class StepTraces:
         self._guard = Guard("traces")
         self._is_kept = False
         self._by_step: dict[int, Served] = {}
+        self._by_request: dict[str, RequestContext] = {}
 
     def keep(self) -> None:
         """Remember from now on."""
@@ -70,6 +71,17 @@ class StepTraces:
         if len(self._by_step) >= MAX_STEPS:
             del self._by_step[next(iter(self._by_step))]
         self._by_step[record.step_id] = Served(record.t0_ns, traced)
+
+    def note_request(self, request: str, trace: RequestContext) -> None:
+        """Remember a request's own trace, by name. Any thread."""
+        if self._is_kept and trace.trace_id:
+            if len(self._by_request) >= MAX_STEPS:
+                self._by_request.pop(next(iter(self._by_request)), None)
+            self._by_request[request] = trace
+
+    def of_request(self, request: str) -> RequestContext | None:
+        """Return a request's trace, or None where it has none. Any thread."""
+        return self._by_request.get(request)
 
     def of(self, step_id: int) -> Served | None:
         """Return what a step served, or None where no request of it has a trace. Any thread."""

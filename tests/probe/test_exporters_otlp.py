@@ -149,6 +149,31 @@ def test_values_arrive_as_metrics_by_site_with_exemplars(receiver: Inbox) -> Non
     assert 0 < times["compute"] < 10
 
 
+def test_requests_arrive_as_latencies_with_exemplars(receiver: Inbox) -> None:
+    session = insitu.start(to=f"otlp://{receiver.target}", role="driver", model="oracle")
+    for name, trace, end in (("one", ASKED, "finished"), ("two", SILENT, "failed")):
+        session.request("arrived", name, num_tokens=9, trace=trace, t_ns=1_000_000_000)
+        session.request("first_token", name, num_tokens=1, t_ns=1_030_000_000)
+        session.request(end, name, num_tokens=5, t_ns=1_430_000_000)
+    session.close()
+    assert "requests" not in check(session.stats()).dropped
+    told = {"gen_ai.operation.name": "text_completion", "gen_ai.provider.name": "insitu"}
+    told["gen_ai.request.model"] = "oracle"
+    for metric, seconds in (
+        ("gen_ai.server.time_to_first_token", 0.03),
+        ("gen_ai.server.request.duration", 0.43),
+        ("gen_ai.server.time_per_output_token", 0.1),
+    ):
+        points = receiver.points(metric)
+        assert sum(point.count for point in points) == 2
+        assert all(point.sum == pytest.approx(seconds * point.count) for point in points)
+        traces = [exemplar.trace_id.hex() for point in points for exemplar in point.exemplars]
+        assert traces == ["a" * 32], metric  # the other one's is not sampled
+        kinds = [attributes(point) for point in points]
+        assert told in kinds
+        assert ({**told, "error.type": "_OTHER"} in kinds) == (metric != "gen_ai.server.time_to_first_token")
+
+
 def test_magnitudes_arrive_as_an_exponential_histogram(inbox: Inbox) -> None:
     run(f"otlp://{inbox.target}")
     metric = inbox.metric("insitu.statistics.magnitude")
@@ -314,6 +339,7 @@ def test_a_disabled_sdk_leaves_the_model_alone(inbox: Inbox, monkeypatch: pytest
     with insitu.attach(model, to=f"otlp://{inbox.target}") as session:
         assert type(model) is kind
         step(model, session)
+        session.request("arrived", "one", trace=ASKED)
     assert session.stats().produced == {}
     assert inbox.num_asked == 0
     assert "OTEL_SDK_DISABLED is set" in caplog.text

@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parents[2] / "docs/otel.md").read_text()
 
 
 def test_the_page_has_every_metric_with_its_form_unit_and_attributes() -> None:
-    rows = dict(re.findall(r"^\| `(insitu\.[\w.]+)` \| (.*) \|$", PAGE, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `((?:insitu|gen_ai)\.[\w.]+)` \| (.*) \|$", PAGE, re.MULTILINE))
     for metric in names.METRICS:
         if metric not in names.STATISTICS.values():
             form, unit, attributes, _ = rows[metric.name].split(" | ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,8 @@ def test_every_form_can_be_encoded(delta: bool) -> None:
             points.add(metric, A, 1)
         elif metric.form is names.Form.GAUGE:
             points.put(metric, A, float("nan"))
+        elif metric.bounds:
+            points.measure(metric, A, 0.3, None)
         else:
             points.spread(metric, A, np.zeros(32, np.int64), 4)
     resource = Resource({"service.name": "insitu"})
@@ -82,4 +85,20 @@ def test_every_form_can_be_encoded(delta: bool) -> None:
     assert [metric.name for metric in encoded.metrics] == [metric.name for metric in names.METRICS]
     assert [metric.unit for metric in encoded.metrics] == [metric.unit for metric in names.METRICS]
     kinds = {names.Form.COUNTER: "sum", names.Form.GAUGE: "gauge", names.Form.HISTOGRAM: "exponential_histogram"}
-    assert [metric.WhichOneof("data") for metric in encoded.metrics] == [kinds[metric.form] for metric in names.METRICS]
+    expected = ["histogram" if metric.bounds else kinds[metric.form] for metric in names.METRICS]
+    assert [metric.WhichOneof("data") for metric in encoded.metrics] == expected
+
+
+@given(st.lists(st.floats(0, 20), min_size=1), st.booleans())
+def test_a_measurement_is_in_the_first_bucket_whose_bound_it_does_not_exceed(seconds: list[float], delta: bool) -> None:
+    points = Points(0, delta=delta)
+    bounds = names.FIRST_TOKEN.bounds
+    for value in seconds:
+        points.measure(names.FIRST_TOKEN, A, value, None)
+    (point,) = told(points, 5)["gen_ai.server.time_to_first_token"]
+    edges = [float("-inf"), *bounds, float("inf")]
+    assert point.bucket_counts == [sum(a < s <= b for s in seconds) for a, b in itertools.pairwise(edges)]
+    assert (point.count, point.sum) == (len(seconds), pytest.approx(sum(seconds)))
+    assert (point.min, point.max) == (min(seconds), max(seconds))
+    again = told(points, 6).get("gen_ai.server.time_to_first_token", [])
+    assert [p.count for p in again] == ([] if delta else [len(seconds)])

@@ -66,10 +66,22 @@ def test_a_step_without_a_row_map_serves_the_current_span() -> None:
     assert traces.of(4) is None
 
 
+def test_a_request_has_the_trace_it_was_noted_with() -> None:
+    traces = kept()
+    traces.note_request("a", ONE)
+    traces.note_request("b", RequestContext())
+    assert (traces.of_request("a"), traces.of_request("b"), traces.of_request("c")) == (ONE, None, None)
+    for number in range(MAX_STEPS):
+        traces.note_request(f"later {number}", TWO)
+    assert (traces.of_request("a"), traces.of_request("later 0")) == (None, TWO)
+
+
 def test_nothing_is_kept_before_somebody_asks() -> None:
     traces = StepTraces()
     traces.note(record(0, [Rows("a", 0, 2, trace=ONE)]))
+    traces.note_request("a", ONE)
     assert traces.of(0) is None
+    assert traces.of_request("a") is None
 
 
 def test_the_oldest_steps_are_forgotten() -> None:

@@ -1,4 +1,4 @@
-"""Rows of tables as OpenTelemetry's metrics: T0 and T1 by site, steps, intervals, and the probe's own account."""
+"""Rows of tables as OpenTelemetry's metrics: T0 and T1 by site, steps, intervals, requests, the probe's own account."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from opentelemetry.sdk.metrics.export import Metric
 
 from insitu import otel_names as names
 from insitu.exporters.otlp_points import Attributes, Points
+from insitu.exporters.otlp_requests import Requests
 from insitu.identity import Source
 from insitu.statistic_columns import partials_of
 from insitu.statistics import Count, Partials, combine, concat, finalise
 from insitu.step_traces import StepTraces
+from insitu.trace_context import RequestContext
 from insitu.vocabulary import IntervalClass, Phase, Variant
 
-TABLES: Final = ("steps", "summaries", "statistics", "health")
+TABLES: Final = ("steps", "summaries", "statistics", "health", "requests")
 """Whose rows are metrics and nothing else. Of `intervals` there are spans, and metrics beside them."""
 NO_PHASE: Final = 255
 ALWAYS_OFF: Final = "always_off"
@@ -39,6 +41,9 @@ class Metrics:
         self._filter = exemplar_filter
         self._points = Points(source.unix_anchor_ns, delta=delta)
         self._base: Attributes = ((names.RANK, source.rank), (names.STAGE, source.stage))
+        model: Attributes = () if source.model is None else ((names.MODEL, source.model),)
+        self._served: Attributes = ((names.OPERATION, "text_completion"), (names.PROVIDER, "insitu"), *model)
+        self._requests = Requests()
         self._sites: dict[int, Attributes] = {}
         self._axes: dict[int, str] = {}
         self._window: Partials | None = None
@@ -60,6 +65,7 @@ class Metrics:
             "summaries": self._take_summaries,
             "statistics": self._take_statistics,
             "health": self._take_health,
+            "requests": self._take_requests,
         }[table](rows)
 
     def data(self, unix_ns: int) -> list[Metric]:
@@ -96,6 +102,18 @@ class Metrics:
             if last[column] is not None:
                 self._points.reach(names.PROBE_TIME, (*self._base, (names.KIND, kind)), last[column] / 1e9)
 
+    def spend(self, seconds: float) -> None:
+        """Tell of the CPU time of the thread that makes requests of rows."""
+        self._points.reach(names.PROBE_TIME, (*self._base, (names.KIND, "otlp")), seconds)
+
+    def _take_requests(self, rows: pa.RecordBatch) -> None:
+        for row in rows.select(["request", "event", "t_ns", "num_tokens"]).to_pylist():
+            for latency in self._requests.take(row):
+                error: Attributes = ((names.ERROR, "_OTHER"),) if latency.failed else ()
+                context = self._traces.of_request(latency.request)
+                found = self._point_at(context, latency.seconds, self._source.unix_ns(latency.t_ns), {})
+                self._points.measure(latency.metric, (*self._served, *error), latency.seconds, found)
+
     def _take_summaries(self, rows: pa.RecordBatch) -> None:
         site = _ints(rows["site"])
         order = np.argsort(site, kind="stable")
@@ -131,17 +149,24 @@ class Metrics:
 
     def _exemplar(self, step_id: int, value: float, row: int | None = None, axis: str = "tokens") -> Exemplar | None:
         """Return a step's value with the trace of a request it served: of a row's, or of the first that counts."""
-        served = self._traces.of(step_id) if self._filter != ALWAYS_OFF else None
+        served = self._traces.of(step_id)
         if served is None:
             return None
         owner = None if row is None else served.of_row(row, axis)
-        contexts = served.contexts if row is None else [] if owner is None else [owner]
-        for context in contexts:
-            if context.sampled or self._filter == ALWAYS_ON:
-                assert context.trace_id is not None and context.span_id is not None, "only traces are noted"
-                at = self._source.unix_ns(served.t0_ns)
-                return Exemplar({names.STEP: step_id}, value, at, int(context.span_id, 16), int(context.trace_id, 16))
-        return None
+        contexts = served.contexts if row is None else [owner]
+        at = self._source.unix_ns(served.t0_ns)
+        found = (self._point_at(context, value, at, {names.STEP: step_id}) for context in contexts)
+        return next((exemplar for exemplar in found if exemplar is not None), None)
+
+    def _point_at(
+        self, context: RequestContext | None, value: float, unix_ns: int, beside: dict[str, int]
+    ) -> Exemplar | None:
+        """Return an exemplar with a request's trace, if it has one and that counts."""
+        if context is None or context.trace_id is None or context.span_id is None or self._filter == ALWAYS_OFF:
+            return None
+        if not context.sampled and self._filter != ALWAYS_ON:
+            return None
+        return Exemplar(beside, value, unix_ns, int(context.span_id, 16), int(context.trace_id, 16))
 
     def _site(self, number: int) -> Attributes:
         return self._sites.get(number, (*self._base, (names.SITE, f"#{number}")))

@@ -6,7 +6,9 @@ instruments would stamp them anew, repeat a gauge that got no news, and cost a c
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,6 +20,8 @@ from opentelemetry.sdk.metrics.export import (
     ExponentialHistogram,
     ExponentialHistogramDataPoint,
     Gauge,
+    Histogram,
+    HistogramDataPoint,
     Metric,
     NumberDataPoint,
     Sum,
@@ -35,6 +39,16 @@ SCALE: Final = 0
 """Bucket i of an exponential histogram of this scale holds 2^i < x <= 2^(i+1): an octave of `statistics`."""
 
 
+@dataclass(slots=True)
+class _Buckets:
+    """Measurements in the buckets of their metric."""
+
+    counts: Counts
+    total: float = 0.0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+
 class Points:
     """Counters and histograms since the beginning, gauges since the last export."""
 
@@ -47,6 +61,7 @@ class Points:
         self._octaves: dict[Series, Counts] = {}
         """NUM_OCTAVES counts, then that of zeros."""
         self._told_octaves: dict[Series, Counts] = {}
+        self._measured: dict[Series, _Buckets] = {}
         self._gauges: dict[Series, float] = {}
         self._exemplars: dict[Series, Exemplar] = {}
 
@@ -74,6 +89,17 @@ class Points:
         before = self._octaves.get((metric, attributes))
         self._octaves[metric, attributes] = added if before is None else before + added
 
+    def measure(self, metric: MetricName, attributes: Attributes, value: float, exemplar: Exemplar | None) -> None:
+        """Count one measurement into the metric's buckets."""
+        series = (metric, attributes)
+        found = self._measured.get(series)
+        if found is None:
+            found = self._measured[series] = _Buckets(np.zeros(len(metric.bounds) + 1, np.int64))
+        found.counts[bisect_left(metric.bounds, value)] += 1  # a bound belongs to the bucket below it
+        found.total += value
+        found.low, found.high = min(found.low, value), max(found.high, value)
+        self._point_to(series, exemplar)
+
     def _point_to(self, series: Series, exemplar: Exemplar | None) -> None:
         if exemplar is not None:
             self._exemplars[series] = exemplar
@@ -82,6 +108,7 @@ class Points:
         """Return the points of now, one metric a name, and forget the gauges."""
         points: defaultdict[MetricName, list[NumberDataPoint]] = defaultdict(list)
         spreads: defaultdict[MetricName, list[ExponentialHistogramDataPoint]] = defaultdict(list)
+        measured: defaultdict[MetricName, list[HistogramDataPoint]] = defaultdict(list)
         for (metric, attributes), total in self._totals.items():
             points[metric].append(self._sum((metric, attributes), total, unix_ns))
         for (metric, attributes), value in self._gauges.items():
@@ -89,11 +116,29 @@ class Points:
             points[metric].append(NumberDataPoint(dict(attributes), 0, unix_ns, value, exemplars))
         for (metric, attributes), counts in self._octaves.items():
             spreads[metric].append(self._histogram((metric, attributes), counts, unix_ns))
+        for (metric, attributes), buckets in self._measured.items():
+            measured[metric].append(self._bucketed((metric, attributes), buckets, unix_ns))
         self._gauges.clear()
         self._exemplars.clear()
         if self._delta:
+            self._measured.clear()
             self._since_ns = unix_ns
-        return [self._metric(name, points[name], spreads[name]) for name in METRICS if points[name] or spreads[name]]
+        found = [self._metric(name, points[name], spreads[name], measured[name]) for name in METRICS]
+        return [metric for metric in found if metric.data.data_points]
+
+    def _bucketed(self, series: Series, buckets: _Buckets, unix_ns: int) -> HistogramDataPoint:
+        return HistogramDataPoint(
+            attributes=dict(series[1]),
+            start_time_unix_nano=self._since_ns,
+            time_unix_nano=unix_ns,
+            count=int(buckets.counts.sum()),
+            sum=buckets.total,
+            bucket_counts=buckets.counts.tolist(),
+            explicit_bounds=series[0].bounds,
+            min=buckets.low,
+            max=buckets.high,
+            exemplars=self._of(series),
+        )
 
     def _of(self, series: Series) -> list[Exemplar]:
         exemplar = self._exemplars.get(series)
@@ -127,14 +172,20 @@ class Points:
         )
 
     def _metric(
-        self, name: MetricName, points: list[NumberDataPoint], spreads: list[ExponentialHistogramDataPoint]
+        self,
+        name: MetricName,
+        points: list[NumberDataPoint],
+        spreads: list[ExponentialHistogramDataPoint],
+        measured: list[HistogramDataPoint],
     ) -> Metric:
         temporality = AggregationTemporality.DELTA if self._delta else AggregationTemporality.CUMULATIVE
-        data: Sum | Gauge | ExponentialHistogram
+        data: Sum | Gauge | Histogram | ExponentialHistogram
         if name.form is Form.COUNTER:
             data = Sum(points, temporality, is_monotonic=True)
         elif name.form is Form.GAUGE:
             data = Gauge(points)
+        elif name.bounds:
+            data = Histogram(measured, temporality)
         else:
             data = ExponentialHistogram(spreads, temporality)
         return Metric(name.name, name.text, name.unit, data)

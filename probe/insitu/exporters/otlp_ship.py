@@ -216,6 +216,7 @@ class Shipper:
         while self._unsent or self._told:
             if self._unsent is None:
                 told, self._told = self._told, Counter()
+                self._metrics.spend(time.thread_time())
                 self._unsent = (self._metrics.data(self._source.unix_ns(time.monotonic_ns())), told)
                 self._metrics_due_s = self._clock() + self._limits.metrics_s
             metrics, rows = self._unsent
