@@ -52,6 +52,8 @@ TABLE: Final = "insitu.table"
 REASON: Final = "insitu.reason"
 VARIANT: Final = "insitu.variant"
 KIND: Final = "insitu.kind"
+TAKE: Final = "insitu.take"
+EVERY: Final = "insitu.every"
 
 INCIDENT_NAME: Final = "insitu.incident"
 """Event name of the log record of an incident; what follows are its attributes (docs/alerts.md)."""
@@ -112,6 +114,13 @@ PROBE_TIME: Final = MetricName(
     "s",
     "CPU of the probe: `hook` on the step thread, `drain` and `otlp` beside it",
     (KIND,),
+)
+PERIOD: Final = MetricName(
+    "insitu.sampling.period",
+    Form.GAUGE,
+    "{step}",
+    "steps that the latest sampled one stands for, by what is taken and the `every` of its rules",
+    (TAKE, EVERY),
 )
 SITE_STEPS: Final = MetricName(
     "insitu.site.steps", Form.COUNTER, "{step}", "steps with a summary of the site", _OF_SITE
@@ -206,6 +215,7 @@ METRICS: Final = (
     PRODUCED,
     DROPPED,
     PROBE_TIME,
+    PERIOD,
     SITE_STEPS,
     SITE_ABSMAX,
     SITE_CANARY,

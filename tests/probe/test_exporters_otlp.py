@@ -145,6 +145,9 @@ def test_values_arrive_as_metrics_by_site_with_exemplars(receiver: Inbox) -> Non
     assert sum(point.as_int for point in steps) == 5
     assert {attributes(point)["insitu.phase"] for point in steps} == {"decode"}
     assert sum(point.as_int for point in receiver.points("insitu.step.rows")) == 30
+    (period,) = receiver.points("insitu.sampling.period")
+    assert (attributes(period)["insitu.take"], attributes(period)["insitu.every"]) == ("summary", 1)
+    assert period.as_double >= 1.0
     times = {attributes(point)["insitu.class"]: point.as_double for point in receiver.points("insitu.interval.time")}
     assert 0 < times["compute"] < 10
 

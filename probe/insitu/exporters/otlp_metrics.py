@@ -21,7 +21,7 @@ from insitu.step_traces import StepTraces
 from insitu.trace_context import RequestContext
 from insitu.vocabulary import IntervalClass, Phase, Variant
 
-TABLES: Final = ("steps", "summaries", "statistics", "health", "requests")
+TABLES: Final = ("steps", "summaries", "statistics", "health", "requests", "sampling")
 """Whose rows are metrics and nothing else. Of `intervals` there are spans, and metrics beside them."""
 NO_PHASE: Final = 255
 ALWAYS_OFF: Final = "always_off"
@@ -66,6 +66,7 @@ class Metrics:
             "statistics": self._take_statistics,
             "health": self._take_health,
             "requests": self._take_requests,
+            "sampling": self._take_sampling,
         }[table](rows)
 
     def data(self, unix_ns: int) -> list[Metric]:
@@ -101,6 +102,12 @@ class Metrics:
         for kind, column in (("hook", "hook_ns"), ("drain", "drain_cpu_ns")):
             if last[column] is not None:
                 self._points.reach(names.PROBE_TIME, (*self._base, (names.KIND, kind)), last[column] / 1e9)
+
+    def _take_sampling(self, rows: pa.RecordBatch) -> None:
+        found = rows.select(["take", "every", "period"]).to_pylist()
+        for take, every, period in {(row["take"], row["every"]): tuple(row.values()) for row in found}.values():
+            attributes = (*self._base, (names.TAKE, take), (names.EVERY, every))
+            self._points.put(names.PERIOD, attributes, float(period))
 
     def spend(self, seconds: float) -> None:
         """Tell of the CPU time of the thread that makes requests of rows."""
