@@ -132,7 +132,12 @@ _REJECTED: Final = {"traces": "rejected_spans", "metrics": "rejected_data_points
 
 def attributes(record: Any) -> dict[str, Any]:
     """Return the attributes of a span, point or resource."""
-    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in record.attributes}
+    return attributes_of(record.attributes)
+
+
+def attributes_of(pairs: Any) -> dict[str, Any]:
+    """Return key-value pairs as a dictionary."""
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}
 
 
 class _Service(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_grpc.MetricsServiceServicer):
