@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import grpc
@@ -21,11 +21,13 @@ from insitu.wire.insitu_pb2 import (
     Hello,
     Level,
     Refusal,
+    Rules,
     ToCollector,
     ToProbe,
 )
 from insitu_collector.flight_relay import FlightRelay
 from insitu_collector.ingest import Ingest
+from insitu_collector.rule_desk import RuleDesk
 
 PROTOCOL: Final = 1
 WINDOW_BYTES: Final = 16 << 20
@@ -51,11 +53,14 @@ class Connection:
     `read` runs on its own thread, `replies` on the call's; `notify` may be called by any.
     """
 
-    def __init__(self, ingest: Ingest, on_append: Callable[[], None], relay: FlightRelay) -> None:
+    def __init__(self, ingest: Ingest, on_append: Callable[[], None], relay: FlightRelay, desk: RuleDesk) -> None:
         self.epoch: int | None = None
+        self.source: Mapping[str, str] = {}
+        """What Hello said of the process."""
         self._ingest = ingest
         self._on_append = on_append
         self._relay = relay
+        self._desk = desk
         self._changed = threading.Condition()
         self._refusals: deque[Refusal] = deque()
         self._pushed: deque[ToProbe] = deque()
@@ -72,9 +77,12 @@ class Connection:
         try:
             self._hello(next(messages, None))
             for message in messages:
-                if message.WhichOneof("m") != "frame":
+                kind = message.WhichOneof("m")
+                if kind == "rules":
+                    self._desk.reported(self, message.rules)
+                elif kind != "frame":
                     raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, "only frames may follow Hello")
-                if not self._take(message.frame):
+                elif not self._take(message.frame):
                     break
             else:
                 in_order = True
@@ -100,7 +108,7 @@ class Connection:
         self.epoch = hello.epoch
         self._relay.joined(hello, self.push)
         unknown = [digest.hex() for digest in hello.schemas if spec_by_digest(int.from_bytes(digest, "big")) is None]
-        source = hello.source
+        source = self.source = dict(hello.source)
         _log.log(
             logging.DEBUG if self._ingest.knows(hello.epoch) else logging.INFO,
             "insitu: %s (rank %s, process %s) connected%s",
@@ -109,6 +117,7 @@ class Connection:
             source.get("pid", "?"),
             f"; its schemas {', '.join(unknown)} are unknown here" if unknown else "",
         )
+        self._desk.joined(self)
 
     def _take(self, frame: Frame) -> bool:
         """Store one frame; return False when this connection must end and be made anew."""
@@ -141,6 +150,11 @@ class Connection:
     def push(self, message: ToProbe) -> None:
         """Say something that is no answer. Any thread."""
         self._pushed.append(message)
+        self.notify()
+
+    def ask(self, question: Rules) -> None:
+        """Hand rules down, or ask about them; the desk gets the report."""
+        self._pushed.append(ToProbe(rules=question))
         self.notify()
 
     def notify(self) -> None:

@@ -8,10 +8,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import unquote
 
 import grpc
 
@@ -19,11 +20,20 @@ from insitu.identity import boot_id
 from insitu.retention import Keep
 from insitu.segment_recovery import Recovery, recover_store
 from insitu.segments import Key, ShardWriter
-from insitu.wire.insitu_pb2 import ClockQuery, ClockReading, ToCollector, ToProbe
+from insitu.wire.insitu_pb2 import (
+    ClockQuery,
+    ClockReading,
+    RulesAnswer,
+    RulesOrder,
+    RulesQuery,
+    ToCollector,
+    ToProbe,
+)
 from insitu.wire.insitu_pb2_grpc import CollectorServicer, add_CollectorServicer_to_server
 from insitu_collector.connection import Connection, Rejected
 from insitu_collector.flight_relay import FlightRelay
 from insitu_collector.ingest import MAX_FRAME_BYTES, SHARD, Ingest
+from insitu_collector.rule_desk import RuleDesk, RulesRefused
 
 COMMIT_S: Final = 0.05
 COMMIT_BYTES: Final = 8 << 20
@@ -31,6 +41,8 @@ IDLE_TICK_S: Final = 1.0
 """How often files are sealed by age when nothing arrives."""
 MAX_CONNECTIONS: Final = 256
 STOP_S: Final = 3.0
+LOCAL_PEERS: Final = ("ipv4:127.", "ipv6:[::1]:", "ipv6:[::ffff:127.", "unix:")
+"""Who may look at rules and change them: there is no other notion of who a caller is yet."""
 
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # two collectors on one port must not share it silently
@@ -95,6 +107,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self.relay = FlightRelay(self.ingest.write_own)
         self.address = f"grpc://{host}:{self.port}"
         self._connections: set[Connection] = set()
+        self._desk = RuleDesk(self._write_event)
         self._lock = threading.Lock()
         self._due = threading.Condition()
         self._boot_id = boot_id()
@@ -128,7 +141,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
 
     def Ship(self, messages: Iterator[ToCollector], context: Any) -> Iterator[ToProbe]:
         """Serve one probe (see insitu.proto)."""
-        connection = Connection(self.ingest, self._appended, self.relay)
+        connection = Connection(self.ingest, self._appended, self.relay, self._desk)
         with self._lock:
             self._connections.add(connection)
         context.add_callback(connection.end)
@@ -140,6 +153,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         except Rejected as rejected:
             context.abort(rejected.code, rejected.text)
         finally:
+            self._desk.left(connection)
             with self._lock:
                 self._connections.discard(connection)
 
@@ -147,6 +161,29 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         """Say what this host's clock shows."""
         came_ns = time.monotonic_ns()
         return ClockReading(boot_id=self._boot_id, came_ns=came_ns, left_ns=time.monotonic_ns())
+
+    def ShowRules(self, query: RulesQuery, context: Any) -> RulesAnswer:
+        """Say which rules the ranks of a run follow."""
+        return self._at_desk(context, lambda _: self._desk.show(query.run))
+
+    def SetRules(self, order: RulesOrder, context: Any) -> RulesAnswer:
+        """Let the ranks of a run follow other rules."""
+        return self._at_desk(context, lambda peer: self._desk.set(order, peer))
+
+    def _at_desk(self, context: Any, serve: Callable[[str], RulesAnswer]) -> RulesAnswer:
+        peer = unquote(context.peer())
+        if not peer.startswith(LOCAL_PEERS):
+            text = "rules are for callers on the collector's own host; run `insitu rules` there"
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, text)
+        try:
+            return serve(peer)
+        except RulesRefused as refused:
+            context.abort(refused.code, refused.text)
+            raise  # abort has raised
+
+    def _write_event(self, kind: str, text: str) -> None:
+        self.ingest.write_own("events", [{"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}])
+        self._appended()
 
     def _appended(self) -> None:
         with self._due:

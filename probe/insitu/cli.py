@@ -75,6 +75,7 @@ COMMANDS: Final[dict[str, Entry]] = {
         "collector",
     ),
     "sites": Entry("insitu.sites_show:sites", "Show where a model can be observed, from its config alone.", "engine"),
+    "rules": Entry("insitu.rules_command:rules", "Show and change what the ranks of a run take, without a restart."),
     "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
     "plugins": Entry(
         "insitu.plugins_list:plugins", "Say what other packages add, and try whether it does what it should."

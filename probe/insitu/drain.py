@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from insitu import builders, health
+from insitu.byte_budget import LeftOut
 from insitu.concurrent_forwards import ConcurrentForwards
 from insitu.flight_recorder import FlightRecorder
 from insitu.gc_pauses import GcPauses
@@ -112,6 +113,7 @@ class Drain:
         self.no_steps = NoSteps(source.model)
         self._concurrent = ConcurrentForwards()
         self._never_fired = NeverFired()
+        self._left_out = LeftOut()
         self._source = source
         self._outbox = outbox
         self._inlet = inlet
@@ -332,6 +334,8 @@ class Drain:
             return
         told = self._never_fired.look(observer.silent_sites(ENOUGH_STEPS))
         told += observer.overhead.look(self._spent())
+        if (text := self._left_out.look(observer.num_left_out)) is not None:
+            told.append(("rows_left_out", text))
         if (text := self.no_steps.look(observer.num_steps)) is not None:
             logger.warning("insitu: %s", text)
             told.append(("no_steps", text))

@@ -18,9 +18,9 @@ OPT_IN: Final = "opt-in"
 
 def followed(rules: Sequence[Rule], record: StepRecord) -> Sequence[Rule] | None:
     """Return the rules for rows as a step follows them, None where none takes any; notes in the step what they want."""
-    rows = record.rows or ()
-    record.is_named = any(by_name(rule).wants(rows) for rule in rules)
-    record.wants_more = any(rule.wants(rows) for rule in rules if by_name(rule) != rule)
+    rows, phase = record.rows or (), record.phase
+    record.is_named = any(by_name(rule).wants(rows, phase) for rule in rules)
+    record.wants_more = any(rule.wants(rows, phase) for rule in rules if by_name(rule) != rule)
     if record.is_due:
         return rules if record.is_named or record.wants_more else None
     return [by_name(rule) for rule in rules] if record.is_named else None

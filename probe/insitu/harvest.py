@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from time import thread_time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,12 @@ from insitu import statistic_layout
 from insitu.statistics import Partials, from_places
 
 if TYPE_CHECKING:
-    from insitu.slab import Plan, RowSlabs, Slabs
+    from insitu.row_slabs import RowSlabs
+    from insitu.slab import Plan, Slabs
     from insitu.statistic_slabs import StatisticSlabs
     from insitu.step import StepRecord
+
+_NEVER: Final = np.iinfo(np.int64).max
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -70,7 +73,7 @@ class Captures:
     row: Ints
     position: Ints
     data: NDArray[np.uint8]
-    """[n, width x itemsize]."""
+    """[n, bytes of a row in its form]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,8 @@ class Harvest:
     plugged: list[Plugged] = field(default_factory=list)
     num_crowded: int = 0
     """Captures that were wanted and did not fit."""
+    num_left_out: int = 0
+    """Captures that a byte budget left out: asked not to be taken, so not dropped."""
     num_unseen: int = 0
     """Summaries of steps that found no free slab."""
     sampling: list[dict[str, Any]] = field(default_factory=list)
@@ -266,21 +271,22 @@ def captured(reading: Reading, records: Sequence[StepRecord], slabs: RowSlabs, p
         named = _named(records, [i for i in full.tolist() if records[i].places[number] is not None], number)
         nameless = np.array([i for i in full.tolist() if records[i].places[number] is None], np.int64)
         for site in sites:
-            if site not in slabs.areas:
+            if site not in slabs.forms:
                 continue
+            kept = reading.fired[:, site] & (reading.step_id < slabs.broken.get(site, _NEVER))
             lengths = np.clip(reading.count[nameless, site], 0, plan.max_rows)
             for wanted in (named, _nameless(nameless, lengths)):
-                wanted = wanted.where(reading.fired[wanted.step, site])
+                wanted = wanted.where(kept[wanted.step])
                 if len(wanted.step):
                     yield _captures(site, wanted, reading, row_slab, slabs)
 
 
 def _captures(site: int, wanted: Wanted, reading: Reading, row_slab: Ints, slabs: RowSlabs) -> Captures:
-    area = slabs.areas[site]
+    form = slabs.forms[site]
     return Captures(
         site,
-        str(area.dtype).removeprefix("torch."),
-        int(area.shape[2]),
+        form.name,
+        form.width,
         reading.step_id[wanted.step],
         wanted.request,
         wanted.row,

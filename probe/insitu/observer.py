@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from threading import get_ident
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,23 +15,22 @@ from torch import nn
 
 from insitu import canaries
 from insitu.catalogue import resolve
-from insitu.due_rows import followed
-from insitu.flight import FlightRule
 from insitu.guard import Guard
 from insitu.harvest import Captures, Harvest, Seen, captured, loads_of, measured, read_steps, summarise
-from insitu.overhead import CAPTURES, STATISTICS, Calibration, Overhead
+from insitu.in_force import InForce
+from insitu.overhead import CAPTURES, STATISTICS, Calibration, Overhead, Periods
 from insitu.plugged_statistics import plugged_statistics
-from insitu.rules import Rule
+from insitu.row_slabs import RowSlabs
+from insitu.rule_changes import RuleChanges
+from insitu.rules import Rule, check_fit
 from insitu.sampling import is_sampled
 from insitu.sites import Site
-from insitu.slab import NEVER, ControlBlock, Plan, RowSlabs, Slabs
-from insitu.statistic_slabs import StatisticSlabs, periods
+from insitu.slab import NEVER, ControlBlock, Plan, Slabs
+from insitu.statistic_slabs import StatisticSlabs
 from insitu.step import StepRecord
 from insitu.taps import Current, Full, Tap, Taps, left_to_observe
 from insitu.vocabulary import Variant
 
-ROW_BUDGET_BYTES: Final = 64 << 20
-"""Most memory for raw rows, all slabs together."""
 CALIBRATION_ROUNDS: Final = 5
 LOAD_EVERY: Final = 16
 """Expert loads are taken in one step of so many: a router's count costs as much as a canary for each choice."""
@@ -52,6 +53,7 @@ class Observer:
 
         budget: share of step time that the probe may take. t0: of `canaries.TIERS`.
         """
+        check_fit(rules, max_rows)
         found = left_to_observe(model, resolve(model, axes, [rule.sites for rule in rules]))
         sites = canaries.tapped(found, rules, t0)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -60,13 +62,11 @@ class Observer:
         self.current = Current()
         self.guard = Guard("taps")
         self.slabs = Slabs(self.plan, self.device)
-        self.control = ControlBlock(self.device, max(1, len(self.plan.groups)), max_rows)
+        self.control = ControlBlock(self.device)
         silent = self._without_canary = canaries.without_canary(sites, t0)
         self.taps = Taps(self.plan, self.current, self.control.step_id, self.guard, silent)
-        self.row_slabs: RowSlabs | None = None
-        self._periods = periods(sites, rules)
-        named = [site.number for each in self._periods.values() for site in each]
-        self.statistic_slabs = StatisticSlabs(named, self.device) if named else None
+        self.in_force = InForce(self.plan, self.device)
+        self.changes = RuleChanges(self.in_force, self._calibrate_statistics)
         self.plugged = plugged_statistics(sites, rules, self.device, run, self.control.step_id)
         self.num_fired = np.zeros(self.plan.num_sites, np.int64)
         self.num_steps = 0
@@ -74,22 +74,32 @@ class Observer:
         """Steps whose slab was read, and those of them that could have had logits."""
         self.hook_ns = 0
         """Measured cost of one step's taps (see `_calibrate`)."""
-        self.overhead = Overhead(budget, run, self.device.type, lambda record: self._periods, self.plugged)
+        self.overhead = Overhead(budget, run, self.device.type, self._periods_of, self.plugged)
         self.explicit: dict[str, Site] = {}
         self._explicit_taps: dict[str, Tap] = {}
-        self._group_of = {site.number: self.plan.group_of(site) for site in sites}
-        self._dest_rows = list(self.control.dest)
+        self.num_left_out = 0
+        """Rows that byte budgets of rules left out."""
         self.root_tap = self.taps.install(model)
 
     @property
     def sites(self) -> tuple[Site, ...]:
         return (*self.plan.sites, *self.explicit.values())
 
+    @property
+    def row_slabs(self) -> RowSlabs | None:
+        return self.in_force.row_slabs
+
+    @property
+    def statistic_slabs(self) -> StatisticSlabs | None:
+        return self.in_force.statistic_slabs
+
     # -- step thread ---------------------------------------------------------------------------------------------
 
     def begin(self, record: StepRecord) -> None:
         """Choose the slab and the variant of a step, and let its taps write."""
         self.overhead.begin(record)
+        self._follow(self.changes.turn(record))
+        record.in_force = self.in_force
         record.slab = self.slabs.ring.take()
         current = self.current
         if record.slab is None:
@@ -97,8 +107,11 @@ class Observer:
             record.num_unplugged = len(self.plugged.due(record)) if self.plugged else 0
             self.overhead.start(record)
             return
-        wanted = self._choose_rows(record)
-        if self._periods:
+        areas = self.in_force.choose_rows(record)
+        if areas:
+            record.variant = Variant.FULL
+            current.full = Full(areas)
+        if self.in_force.statistic_slabs is not None:
             self._choose_statistics(record)
         if self.plugged is not None:
             self.plugged.choose(record, current)
@@ -108,8 +121,6 @@ class Observer:
         if self.device.type != "cpu":  # on the host the taps read the same numbers from `current`
             num_rows = valid["tokens"]
             self.control.write(record.step_id, record.slab, num_rows, record.num_samples, record.variant)
-        if wanted is not None:
-            self.control.aim(wanted)
         current.step_id = record.step_id
         views = current.views = self.slabs.views[record.slab]
         current.canary, current.host_stamp = views.canary, views.host_stamp
@@ -144,27 +155,14 @@ class Observer:
         current.views = None
         current.full = None
 
-    def _choose_rows(self, record: StepRecord) -> list[list[int]] | None:
-        """Pick the full variant and the row slab if any row of this step is wanted and there is room."""
-        groups, slabs = self.plan.groups, self.row_slabs
-        if slabs is None or (rules := followed([group.rule for group in groups], record)) is None:
-            return None
-        record.places = [self._places(rule, group.axis, record) for rule, group in zip(rules, groups, strict=True)]
-        record.row_slab = slabs.ring.take()
-        if record.row_slab is None:
-            record.num_crowded += sum(len(places or ()) for places in record.places)
-            record.places = []
-            return None
-        record.variant = Variant.FULL
-        view = slabs.views[record.row_slab]
-        areas = {
-            site: (area, self._dest_rows[groups.index(group)])
-            for site, area in view.items()
-            if (group := self._group_of[site]) is not None
-        }
-        self.current.full = Full(areas)
-        everything = list(range(self.plan.max_rows))
-        return [everything if places is None else [p.row for p in places] for places in record.places]
+    def _follow(self, rules: InForce) -> None:
+        """Change over to other rules, between two steps."""
+        if rules is self.in_force:
+            return
+        self.in_force = rules
+        known = self.overhead.calibration
+        costs = {**known.statistics_ns, **(rules.statistics_ns or self._calibrate_statistics(rules))}
+        self.overhead.calibration = replace(known, statistics_ns=costs, num_row_sites=rules.num_row_sites)
 
     def _choose_statistics(self, record: StepRecord) -> None:
         """Pick the full variant and places for the statistics that are due in this step, if there is room."""
@@ -180,32 +178,23 @@ class Observer:
         rows = self.current.full.rows if self.current.full is not None else {}
         self.current.full = Full(rows, {site.number: places[site.number] for site in due}, slabs.work)
 
+    def _periods_of(self, record: StepRecord) -> Periods:
+        rules: InForce = record.in_force or self.in_force
+        return rules.periods_of(record.phase)
+
     def _due(self, record: StepRecord) -> list[Site]:
         """Return the sites whose statistics are taken in this step: on every rank the same."""
         step, doublings = record.step_id, record.doublings
-        due = (sites for every, sites in self._periods.items() if is_sampled(self._run, step, every << doublings))
+        periods = self._periods_of(record)
+        due = (sites for every, sites in periods.items() if is_sampled(self._run, step, every << doublings))
         return [site for sites in due for site in sites]
-
-    def _places(self, rule: Rule, axis: str, record: StepRecord) -> Any:
-        if not record.rows or isinstance(rule, FlightRule):  # all of them: whose they are is worked out if asked
-            return None
-        found = rule.select(record.rows, axis, 0)
-        fitting = [place for place in found if place.row < self.plan.max_rows][: self.plan.max_rows]
-        record.num_crowded += len(found) - len(fitting)
-        return fitting
 
     def _learned(self) -> None:
         """After the first step: make room for rows now that widths are known, and measure the taps."""
         self.current.learning = False
         self.taps.remove_unfit()
         shapes = self.taps.shapes
-        widths = {
-            site.number: shapes[site.number]
-            for site in self.plan.sites
-            if self.taps.can_hold(site.number) and self.plan.group_of(site) is not None
-        }
-        if widths:
-            self.row_slabs = RowSlabs(widths, self.plan.max_rows, ROW_BUDGET_BYTES, self.device)
+        self.changes.learn({number: shapes[number] for number in shapes if self.taps.can_hold(number)})
         self._calibrate()
         if self.plugged is not None:
             self.plugged.rehearse(shapes)
@@ -233,11 +222,11 @@ class Observer:
         current.views = None
         self.hook_ns = sum(costs.values())
         kept = frozenset(site.number for site in self.plan.sites if canaries.is_kept(site))
-        num_row_sites = len(self.row_slabs.areas) if self.row_slabs else 0
-        self.overhead.calibration = Calibration(costs, self._calibrate_statistics(), kept, num_row_sites)
+        statistics_ns = self._calibrate_statistics(self.in_force)
+        self.overhead.calibration = Calibration(costs, statistics_ns, kept, self.in_force.num_row_sites)
 
-    def _calibrate_statistics(self) -> dict[int, int]:
-        slabs, costs = self.statistic_slabs, dict[int, int]()
+    def _calibrate_statistics(self, rules: InForce) -> dict[int, int]:
+        slabs, costs = rules.statistic_slabs, dict[int, int]()
         if slabs is None or slabs.ring.num_taken == slabs.ring.size:
             return costs
         for number, place in slabs.places[slabs.ring.size - 1].items():
@@ -293,8 +282,15 @@ class Observer:
         """Read finished steps' slabs, in the order the steps ran, give their places back, and append what they say."""
         self.num_steps += len(records)
         self.overhead.take(records, into.sampling)
-        crowded = sum(record.num_crowded for record in records)
-        into.num_crowded += crowded * len(self.row_slabs.areas.keys() - self.plan.held_sites if self.row_slabs else ())
+        into.num_crowded += sum(record.num_crowded for record in records)
+        self.num_left_out += sum(record.num_left_out for record in records)
+        for _, run in groupby(records, key=lambda record: id(record.in_force)):
+            self._harvest(list(run), into)
+
+    def _harvest(self, records: Sequence[StepRecord], into: Harvest) -> None:
+        """As `harvest`, of steps that ran under the same rules."""
+        rules: InForce = records[0].in_force or self.in_force
+        row_slabs, statistic_slabs = rules.row_slabs, rules.statistic_slabs
         seen = [record for record in records if record.slab is not None]
         into.num_unmeasured += sum(record.num_unmeasured for record in records)
         into.num_unplugged += sum(record.num_unplugged for record in records)
@@ -310,22 +306,23 @@ class Observer:
             into.summaries.append(summaries)
             if self.plan.loads:
                 into.loads += loads_of(reading, seen, self.plan)
-            if self.row_slabs is not None:
+            if row_slabs is not None:
                 with into.timed(CAPTURES):
-                    for part in captured(reading, seen, self.row_slabs, self.plan):
-                        (held if part.site in self.plan.held_sites else into.captures).append(part)
-            if self.statistic_slabs is not None:
+                    for part in captured(reading, seen, row_slabs, rules.plan):
+                        (held if part.site in rules.plan.held_sites else into.captures).append(part)
+                rules.note_rows(reading, seen)
+            if statistic_slabs is not None:
                 with into.timed(STATISTICS):
-                    into.statistics += measured(reading, seen, self.statistic_slabs)
-            into.seen.append(Seen(seen, reading, summaries, held, self.plan))
+                    into.statistics += measured(reading, seen, statistic_slabs)
+            into.seen.append(Seen(seen, reading, summaries, held, rules.plan))
             if self.plugged is not None:
                 with into.timed(STATISTICS):
                     into.plugged += self.plugged.measured(reading, seen)
         finally:
             self.slabs.ring.free(len(seen))
-            if self.row_slabs is not None:
-                self.row_slabs.ring.free(sum(record.row_slab is not None for record in seen))
-            if self.statistic_slabs is not None:
-                self.statistic_slabs.ring.free(sum(record.statistic_slab is not None for record in seen))
+            if row_slabs is not None:
+                row_slabs.ring.free(sum(record.row_slab is not None for record in seen))
+            if statistic_slabs is not None:
+                statistic_slabs.ring.free(sum(record.statistic_slab is not None for record in seen))
             if self.plugged is not None:
                 self.plugged.ring.free(sum(record.plugged_slab is not None for record in seen))

@@ -1,15 +1,17 @@
-"""What to take: rules over sites, requests and rows."""
+"""What to take: rules over sites, phases, requests and rows."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Final
 
-from insitu.rows import Place, Rows, places
+from insitu.retention import parse_bytes
+from insitu.rows import PHASE_NUMBERS, Place, Rows, places
 from insitu.vocabulary import NAMESPACED
 
 ROWS: Final = "rows"
@@ -17,6 +19,8 @@ SUMMARY: Final = "summary"
 """What a rule may take."""
 EVERY: Final = 16
 """Statistics are taken in one step of so many, unless a rule says otherwise: such a step costs many times a canary."""
+CASTS: Final = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3fn"}
+"""What rows may be kept as, and torch's name for it."""
 
 
 class RuleError(ValueError):
@@ -60,53 +64,167 @@ class Rule:
     sites: glob over site names. take: "rows" (raw tensors), "summary" (statistics, docs/probe.md) or the name of a
     statistic of another package (docs/extending.md); T0 is always on and needs no rule. every: of statistics, one step
     in so many (16); the same steps on every rank.
-    requests: "opt-in" (entries with `capture=True`) or "all".
+    phase: of a summary, steps of this phase only ("prefill", "decode" or "mixed"); else rows of requests in it.
+    requests: "opt-in" (entries with `capture=True`), "all", or a share of them (0.01), chosen by name alone, beside
+    those that opt in.
     rows: which of a request's rows in a step: "all", "last", "first:k" or "every:k" (by token position).
+    cast: keep floating-point rows as "bf16", "fp16" or "fp8" (e4m3, without a scale). topk: of each row only the k
+    largest values, and their places. max_bytes_per_s: on each rank, of what is kept; a number or text like "64MiB".
     """
 
     sites: str
     take: str = ROWS
-    requests: str = "opt-in"
+    requests: str | float = "opt-in"
     rows: str = "all"
     every: int | None = None
+    phase: str | None = None
+    cast: str | None = None
+    topk: int | None = None
+    max_bytes_per_s: int | str | None = None
 
     def __post_init__(self) -> None:
-        if self.take not in (ROWS, SUMMARY) and not NAMESPACED.fullmatch(self.take):
+        if self.take not in (ROWS, SUMMARY) and not NAMESPACED.fullmatch(str(self.take)):
             raise RuleError(
                 f'take={self.take!r} is not known; it may be "rows", "summary" or "acme.its_name" (a plug-in)'
             )
-        if self.take != ROWS and (self.rows != "all" or self.requests != "opt-in"):
-            raise RuleError('a summary is of all valid rows of a step; rows= and requests= are for take="rows"')
-        if self.take == ROWS and self.every is not None:
-            raise RuleError(f'every={self.every!r} is for take="summary"; rows= says which rows of a step are taken')
-        if self.period < 1:
-            raise RuleError(f"every={self.every!r} is not known; it may be 1 (each step) or more")
-        if self.requests not in ("opt-in", "all"):
-            raise RuleError(f'requests={self.requests!r} is not known; it may be "opt-in" or "all"')
-        _selection(self.rows)
+        if self.take == ROWS:
+            self._check_rows()
+        else:
+            self._check_statistics()
+        if not isinstance(self.sites, str) or not self.sites:
+            raise RuleError(f'sites={self.sites!r} is no glob of site names; write it like "L*.resid_post"')
         _pattern(self.sites.removeprefix("module:"))
+
+    def _check_statistics(self) -> None:
+        for_rows = (self.cast, self.topk, self.max_bytes_per_s)
+        if self.rows != "all" or self.requests != "opt-in" or for_rows != (None, None, None):
+            raise RuleError(
+                "a summary is of all valid rows of a step; rows=, requests=, cast=, topk= and max_bytes_per_s= are for "
+                'take="rows"'
+            )
+        if not _is_count(self.period):
+            raise RuleError(f"every={self.every!r} is not known; it may be 1 (each step) or more")
+        if self.phase is not None and self.take != SUMMARY:
+            raise RuleError(f'phase={self.phase!r} is for take="rows" and take="summary"')
+        _check_phase(self.phase, tuple(PHASE_NUMBERS))
+
+    def _check_rows(self) -> None:
+        if self.every is not None:
+            raise RuleError(f'every={self.every!r} is for take="summary"; rows= says which rows of a step are taken')
+        _check_phase(self.phase, ("prefill", "decode"))
+        if self.requests not in ("opt-in", "all") and not _is_share(self.requests):
+            raise RuleError(
+                f'requests={self.requests!r} is not known; it may be "opt-in", "all", or a share above 0 and up to 1'
+            )
+        _selection(self.rows)
+        if self.cast is not None and self.cast not in tuple(CASTS):
+            raise RuleError(f"cast={self.cast!r} is not known; it may be {_choices(tuple(CASTS))}")
+        if self.topk is not None and not _is_count(self.topk):
+            raise RuleError(f"topk={self.topk!r} is not known; it may be 1 (the largest value of a row) or more")
+        _rate_of(self.max_bytes_per_s)
 
     @property
     def period(self) -> int:
         """One step in so many is taken."""
         return (1 if self.take == ROWS else EVERY) if self.every is None else self.every
 
-    def wants(self, rows: Sequence[Rows]) -> bool:
-        """Return whether any row of a step with this row map may be wanted."""
-        return self.requests == "all" or any(entry.capture for entry in rows)
+    @property
+    def rate(self) -> int | None:
+        """Most bytes a second; None: no such bound."""
+        return _rate_of(self.max_bytes_per_s)
 
-    def select(self, rows: Sequence[Rows], axis: str, num_rows: int) -> list[Place]:
-        """Return the wanted rows of one axis, in row order of the map."""
+    @property
+    def phase_number(self) -> int | None:
+        """The phase as `steps.phase` has it; None: any."""
+        return None if self.phase is None else PHASE_NUMBERS[self.phase]
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows of one request `rows` counts off in one step; 0 where it counts none."""
         kind, k = _selection(self.rows)
-        return [
-            place
-            for entry, place in places(rows, axis, num_rows)
-            if (self.requests == "all" or (entry is not None and entry.capture)) and _keeps(kind, k, entry, place, axis)
-        ]
+        return k if kind == "first" else 0
+
+    def wants(self, rows: Sequence[Rows], phase: int | None = None) -> bool:
+        """Return whether any row of a step of this phase with this row map may be wanted."""
+        if not rows:
+            return self.requests == "all" and self.phase_number in (None, phase)
+        return any(self._names(entry, phase) for entry in rows)
+
+    def select(self, rows: Sequence[Rows], axis: str, num_rows: int, phase: int | None = None) -> list[Place]:
+        """Return the wanted rows of one axis, in row order of the map."""
+        if not rows:
+            return [place for _, place in places(rows, axis, num_rows)] if self.wants(rows, phase) else []
+        kind, k = _selection(self.rows)
+        found: list[Place] = []
+        for entry in rows:
+            if not self._names(entry, phase):
+                continue
+            if axis != "samples":
+                found += _kept(entry, kind, k)
+            elif entry.sample_row >= 0:
+                found.append(Place(entry.request, entry.sample_row, entry.position + entry.count - 1))
+        return found
+
+    def _names(self, entry: Rows, phase: int | None) -> bool:
+        """Return whether a request's rows in a step of this phase are meant."""
+        if self.phase is not None:
+            stated = entry.phase_number()
+            if (phase if stated is None else stated) != PHASE_NUMBERS[self.phase]:
+                return False
+        if isinstance(self.requests, str):
+            return self.requests == "all" or entry.capture
+        return entry.capture or lot_of(entry.request) < self.requests
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The rules of a session as they are now."""
+
+    version: int
+    """0: those that attach was given."""
+    rules: tuple[Rule, ...]
+    left_s: float | None
+    """How long they still are in force; None: until others are set."""
+    next_version: int
+    """What the next step runs under; differs from `version` between a change and that step."""
+
+
+@lru_cache(maxsize=4096)
+def lot_of(request: str) -> float:
+    """Return a request's place in [0, 1): by its name alone, so that every rank and every step decides alike."""
+    return int.from_bytes(blake2b(request.encode(), digest_size=6).digest()) / (1 << 48)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _rate_of(bound: int | str | None) -> int | None:
+    try:
+        found = parse_bytes(bound) if isinstance(bound, str) else bound
+    except ValueError:
+        found = 0
+    if found is None or _is_count(found):
+        return found
+    raise RuleError(f'max_bytes_per_s={bound!r} is no rate; write it like "64MiB", "500kB" or 4096')
+
+
+def _choices(values: Sequence[str]) -> str:
+    *first, last = (f'"{value}"' for value in values)
+    return f"{', '.join(first)} or {last}"
+
+
+def _check_phase(phase: str | None, known: Sequence[str]) -> None:
+    if phase is not None and phase not in known:
+        raise RuleError(f"phase={phase!r} is not known; it may be {_choices(known)}")
 
 
 def _selection(rows: str) -> tuple[str, int]:
-    kind, _, number = rows.partition(":")
+    kind, _, number = rows.partition(":") if isinstance(rows, str) else ("", "", "")
     if kind in ("all", "last") and not number:
         return kind, 0
     if kind in ("first", "every") and number.isdigit() and int(number) > 0:
@@ -114,11 +232,22 @@ def _selection(rows: str) -> tuple[str, int]:
     raise RuleError(f'rows={rows!r} is not known; it may be "all", "last", "first:k" or "every:k" with k > 0')
 
 
-def _keeps(kind: str, k: int, entry: Rows | None, place: Place, axis: str) -> bool:
-    if kind == "all" or entry is None or axis == "samples":
-        return True
+def check_fit(rules: Sequence[Rule], max_rows: int) -> None:
+    """Raise RuleError where a rule counts off more rows than a slab holds."""
+    for rule in rules:
+        if rule.most_rows > max_rows:
+            raise RuleError(
+                f"rows={rule.rows!r} counts off more rows of a step than are kept: max_rows is {max_rows}; "
+                f'write rows="first:{max_rows}" or less, or raise max_rows'
+            )
+
+
+def _kept(entry: Rows, kind: str, k: int) -> Iterable[Place]:
+    """Yield the rows of one request that are kept, of an axis where it has `count`."""
     if kind == "last":
-        return place.row == entry.start + entry.count - 1
-    if kind == "first":
-        return place.row < entry.start + k
-    return place.position % k == 0
+        offsets = range(max(0, entry.count - 1), entry.count)
+    elif kind == "first":
+        offsets = range(min(k, entry.count))
+    else:
+        offsets = range(-entry.position % k if k else 0, entry.count, k or 1)
+    return (Place(entry.request, entry.start + at, entry.position + at) for at in offsets)

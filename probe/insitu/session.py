@@ -24,6 +24,7 @@ from insitu.intervals import Interval, Recorder
 from insitu.outbox import Outbox
 from insitu.records import schema_of
 from insitu.rows import Rows
+from insitu.rules import RuleError, Standing
 from insitu.step import StepRecord, phase_of
 from insitu.step_traces import StepTraces
 from insitu.trace_context import RequestContext, bad_headers
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from insitu.observer import Observer
     from insitu.retention import Keep
+    from insitu.rule_changes import RuleChanges
+    from insitu.rules import Rule
     from insitu.sites import Site
 
 logger = logging.getLogger("insitu")
@@ -76,6 +79,8 @@ class Stats:
     """What the flight recorder holds, bytes now, at most so far and at most ever, and what came of triggers."""
     governor: dict[str, float | int | None] | None = None
     """The overhead budget, and what became of it in the last window (docs/probe.md); None without a model."""
+    left_out: int = 0
+    """Rows of `captures` that `max_bytes_per_s` of their rules left out: never produced, and in no other count."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -159,7 +164,7 @@ class Session:
         self._flight = FlightRecorder(self._asked_flight, self.source)
         to, asked = self.to, self._flight.asked
         self._exporter = (
-            open_exporter(to, self.source, self._keep, self._put_rows, self._traces, asked)
+            open_exporter(to, self.source, self._keep, self._put_rows, self._traces, asked, self._changes)
             if isinstance(to, str)
             else to
         )
@@ -167,6 +172,9 @@ class Session:
         self._drain = Drain(
             self.source, self._outbox, self._inlet, self._recorder, self._pauses, lambda: self._observer, self._flight
         )
+
+    def _changes(self) -> RuleChanges | None:
+        return self._observer.changes if self._observer else None
 
     def _put_rows(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
         for row in rows:
@@ -182,6 +190,21 @@ class Session:
     def observe_with(self, observer: Observer) -> None:
         """Give the session its model's observer (`insitu.attach` does)."""
         self._observer = observer
+        observer.changes.tell = lambda kind, text, step_id: self.event(kind, text, step_id=step_id)
+
+    def set_rules(self, rules: Sequence[Rule], *, for_s: float | None = None, who: str = "this process") -> int:
+        """Follow other rules from the next step on; return their version (0: those of attach). Any thread.
+
+        Only sites that were attached can be named. for_s: for so long, then the rules before are in force again.
+        who: is told in `events`. Raises RuleError, and nothing changes.
+        """
+        if self._observer is None:
+            raise RuleError("this session observes no model; rules are for one that attach was given")
+        return self._observer.changes.set_here(rules, who, for_s)
+
+    def rules(self) -> Standing:
+        """Return the rules as they are now. Any thread."""
+        return self._observer.changes.standing() if self._observer else Standing(0, (), None, 0)
 
     def on_detach(self, undo: Callable[[], None]) -> None:
         """Remember how to undo a change to the model; `detach` undoes the latest first."""
@@ -379,6 +402,7 @@ class Session:
             bad_headers=bad_headers(),
             flight=self._flight.stats(),
             governor=observer.overhead.report() if observer else None,
+            left_out=observer.num_left_out if observer else 0,
         )
 
     def dump(self, why: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from insitu.intervals import Interval, Recorder
 from insitu.rows import Rows
+from insitu.rules import Rule, Standing
 from insitu.session import Coverage, FlushReport, Session, Stats, Step
 from insitu.step import StepRecord
 
@@ -81,6 +82,12 @@ class SilentSession(Session):
 
     def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:
         return None
+
+    def set_rules(self, rules: Sequence[Rule], *, for_s: float | None = None, who: str = "") -> int:
+        return 0
+
+    def rules(self) -> Standing:
+        return Standing(0, (), None, 0)
 
     def sites(self) -> tuple[Site, ...]:
         return ()

@@ -9,9 +9,8 @@ Layout of one slab, offsets in bytes, fixed by the frozen `Plan` and 64-byte ali
     row_absmax f32[num_boundaries, max_rows]
     load       int32[sum of num_experts]   of each router, how many of the valid rows chose each expert
 
-Raw rows live in a second ring of `RowSlab`s, made once widths are known: per row site [max_rows + 1, width], the
-last row being the trash row. The step thread takes slabs in order and the drain frees them in order, so two
-counters are all the coordination there is.
+Raw rows live in a second ring (`insitu.row_slabs`), made once widths are known. The step thread takes slabs in order
+and the drain frees them in order, so two counters are all the coordination there is.
 """
 
 from __future__ import annotations
@@ -252,55 +251,17 @@ class Slabs:
         )
 
 
-class RowSlabs:
-    """The ring of raw-row memory: one tensor a row site, [num_slabs, max_rows + 1, width]."""
-
-    def __init__(
-        self,
-        widths: dict[int, tuple[int, torch.dtype]],
-        max_rows: int,
-        budget_bytes: int,
-        device: torch.device,
-    ) -> None:
-        one = sum((max_rows + 1) * width * dtype.itemsize for width, dtype in widths.values())
-        num_slabs = max(2, min(MAX_SLABS, budget_bytes // max(one, 1)))
-        self.ring = Ring(num_slabs)
-        self.num_bytes = num_slabs * one
-        with torch.inference_mode(False):
-            self.areas = {
-                site: torch.zeros((num_slabs, max_rows + 1, width), dtype=dtype, device=device)
-                for site, (width, dtype) in widths.items()
-            }
-        self.views = tuple({site: area[place] for site, area in self.areas.items()} for place in range(num_slabs))
-        self._host_bytes = (
-            {site: area.view(torch.uint8).numpy() for site, area in self.areas.items()}
-            if device.type == "cpu"
-            else None
-        )
-
-    def read(self, site: int, places: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return row `rows[i]` of slab `places[i]` of a site, as bytes [n, width x itemsize] on the host; a copy."""
-        if self._host_bytes is not None:
-            return self._host_bytes[site][places, rows]
-        values = self.areas[site][torch.from_numpy(places), torch.from_numpy(rows)].cpu()
-        return values.view(torch.uint8).numpy()
-
-
 class ControlBlock:
     """Device int64[8]: step_id, slab, num_rows, num_samples, variant, 0, 0, 0. One async copy a step.
 
     A ring of pinned blocks feeds it: a host that runs ahead of the device must not overwrite one in flight.
     """
 
-    def __init__(self, device: torch.device, num_groups: int, max_rows: int) -> None:
-        pinned = device.type != "cpu"
+    def __init__(self, device: torch.device) -> None:
         with torch.inference_mode(False):
             self.block = torch.zeros(8, dtype=torch.int64, device=device)
-            self._staged = torch.zeros((8, 8), dtype=torch.int64, pin_memory=pinned)
-            self._staged_rows = torch.zeros((8, num_groups, max_rows), dtype=torch.int64, pin_memory=pinned)
-            self.dest = torch.full((num_groups, max_rows), max_rows, dtype=torch.int64, device=device)
+            self._staged = torch.zeros((8, 8), dtype=torch.int64, pin_memory=device.type != "cpu")
         self._numbers = self._staged.numpy()
-        self._rows = self._staged_rows.numpy()
         self._turn = 0
         self.step_id = self.block[0]
 
@@ -308,11 +269,3 @@ class ControlBlock:
         self._turn = (self._turn + 1) % 8
         self._numbers[self._turn, :5] = step_id, slab, num_rows, num_samples, variant
         self.block.copy_(self._staged[self._turn], non_blocking=True)
-
-    def aim(self, wanted: Sequence[Sequence[int]]) -> None:
-        """Send row `wanted[g][i]` of group g to place i; every other row to the trash row."""
-        rows = self._rows[self._turn]
-        rows.fill(rows.shape[1])
-        for group, indices in enumerate(wanted):
-            rows[group, np.asarray(indices, np.int64)] = np.arange(len(indices))
-        self.dest.copy_(self._staged_rows[self._turn], non_blocking=True)

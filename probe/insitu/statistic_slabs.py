@@ -33,6 +33,16 @@ def periods(sites: Sequence[Site], rules: Sequence[Rule]) -> dict[int, tuple[Sit
     return {every: tuple(each) for every, each in found.items()}
 
 
+def phases(sites: Sequence[Site], rules: Sequence[Rule]) -> dict[int, int]:
+    """Return, of sites whose statistics are for steps of one phase only, which that is."""
+    found = {}
+    for site in sites:
+        rule = next((rule for rule in rules if rule.take == SUMMARY and is_named(rule.sites, site)), None)
+        if rule is not None and rule.phase_number is not None:
+            found[site.number] = rule.phase_number
+    return found
+
+
 class StatisticSlabs:
     """Places of statistics on the device, and the workspace that all sites use in turn."""
 

@@ -40,6 +40,10 @@ class StepRecord:
     """Whether this step's expert loads are taken."""
     num_crowded: int = 0
     """Rows that were wanted and did not fit."""
+    num_left_out: int = 0
+    """Rows that a rule's byte budget left out."""
+    in_force: Any = None
+    """The rules it began with (`insitu.in_force.InForce`)."""
     num_unmeasured: int = 0
     """Sites whose statistics were due and found no place."""
     t1_ns: int = 0

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from insitu.guard import Guard
-from insitu.plain import bits_of, can_hold, is_plain, plain, rows_of, width_of
+from insitu.plain import can_hold, is_plain, plain, rows_of, width_of
 from insitu.reductions import Place, Workspace
+from insitu.row_slabs import RowArea
 from insitu.sites import Site
 from insitu.slab import Plan, Views
 from insitu.statistic_taps import StatisticTaps, source_of
@@ -40,8 +41,8 @@ Tap = Callable[..., None]
 class Full:
     """What the taps of one step of the full variant take besides their canaries."""
 
-    rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """Site -> (row area [max_rows + 1, width], destination vector [max_rows])."""
+    rows: dict[int, RowArea] = field(default_factory=dict)
+    """Site -> where its rows go."""
     places: dict[int, Place] = field(default_factory=dict)
     """Site -> where its statistics go."""
     work: Workspace | None = None
@@ -348,8 +349,8 @@ class Taps:
     def _take_full(self, site: Site, x: torch.Tensor, source: torch.Tensor | None, full: Full) -> None:
         """Take what the full variant adds: raw rows, and statistics."""
         current, number = self.current, site.number
-        if (wanted := full.rows.get(number)) is not None:
-            self._take_rows(number, rows_of(x), *wanted)
+        if (area := full.rows.get(number)) is not None:
+            self._take_rows(site, rows_of(x), area)
         host_step = None if current.host_stamp is None else current.step_id
         if (place := full.places.get(number)) is not None:
             assert full.work is not None, "places come with a workspace"
@@ -357,10 +358,8 @@ class Taps:
         if (take := full.plugged.get(number)) is not None:
             take(x, host_step)
 
-    def _take_rows(self, number: int, x: torch.Tensor, area: torch.Tensor, dest: torch.Tensor) -> None:
+    def _take_rows(self, site: Site, x: torch.Tensor, area: RowArea) -> None:
         views = self.current.views
         assert views is not None, "a tap runs inside an open step only"
-        views.count[number].fill_(x.shape[0])
-        x = x[: self.plan.max_rows]
-        if area.shape[1] == x.shape[1]:
-            bits_of(area).index_copy_(0, dest[: x.shape[0]], bits_of(x))
+        views.count[site.number].fill_(x.shape[0])
+        area.take(site, x[: self.plan.max_rows], self.current.step_id)

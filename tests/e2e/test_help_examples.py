@@ -24,6 +24,7 @@ from torch import nn
 
 import insitu
 from insitu import cli
+from insitu_collector.server import CollectorServer
 
 pytestmark = pytest.mark.e2e
 
@@ -31,6 +32,8 @@ READY: Final = re.compile(r"^(ready after|insitu serve: ready on|collecting on|j
 """What a command that goes on until it is told to stop says once it works."""
 SERVER: Final = "http://127.0.0.1:8000"
 """The examples of `insitu load` speak to a server on the usual port; here it has a free one."""
+COLLECTOR: Final = "127.0.0.1:4317"
+"""Those of `insitu rules` to a collector on the usual port."""
 NUM_AT_ONCE: Final = 3
 WAIT_S: Final = 90.0
 
@@ -93,6 +96,27 @@ def server() -> Iterator[str]:
         yield serve.wait_for(r"ready on (http://[\w.:]+)")[1]
     finally:
         serve.stop()
+
+
+@pytest.fixture(scope="module")
+def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a collector, with a rank that steps."""
+    store, is_over = tmp_path_factory.mktemp("collected") / "insitu-store", threading.Event()
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+
+    def step() -> None:
+        with torch.inference_mode():
+            while not is_over.wait(0.02):
+                net(torch.randn(4, 8))
+
+    with CollectorServer(store, port=0) as server, insitu.attach(net, to=server.address) as session:
+        stepping = threading.Thread(target=step)
+        stepping.start()
+        while session.flush().durable == 0:
+            pass
+        yield server.address.removeprefix("grpc://")
+        is_over.set()
+        stepping.join()
 
 
 class Pasted:
@@ -174,6 +198,8 @@ def outcomes(
             there = line
             if SERVER in line:
                 there = line.replace(SERVER, request.getfixturevalue("server"))
+            if COLLECTOR in line:
+                there = line.replace(COLLECTOR, request.getfixturevalue("collector"))
             running[line] = pool.submit(paste, there, tmp_path_factory.mktemp("pasted"), recorded)
         yield running
 

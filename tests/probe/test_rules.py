@@ -1,5 +1,6 @@
 """Rules pick sites by glob and rows by request, axis and position."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.rows import Rows
-from insitu.rules import Rule, RuleError, matches
+from insitu.rules import Rule, RuleError, check_fit, lot_of, matches
 
 STEP = [
     Rows("a", start=0, count=3, position=10, sample_row=1, capture=True),
@@ -65,10 +66,29 @@ def test_nothing_is_wanted_when_nobody_opted_in() -> None:
         ({"rows": "first:0"}, "k > 0"),
         ({"rows": "few"}, "rows='few'"),
         ({"sites": "L[7-3].mlp_out"}, "range"),
+        ({"sites": ""}, "sites=''"),
+        ({"sites": 3}, "sites=3"),
+        ({"requests": 0}, 'requests=0 is not known; it may be "opt-in", "all", or a share above 0 and up to 1'),
+        ({"requests": 1.5}, "requests=1.5"),
+        ({"requests": True}, "requests=True"),
+        ({"requests": ["a"]}, "requests=['a']"),
+        ({"rows": 3}, "rows=3"),
+        ({"rows": "last:2"}, "rows='last:2'"),
+        ({"phase": "mixed"}, 'phase=\'mixed\' is not known; it may be "prefill" or "decode"'),
+        ({"phase": "warmup", "take": "summary"}, '"prefill", "decode" or "mixed"'),
+        ({"cast": "int4"}, 'cast=\'int4\' is not known; it may be "bf16", "fp16" or "fp8"'),
+        ({"cast": ["bf16"]}, "cast=['bf16']"),
+        ({"topk": 0}, "topk=0"),
+        ({"topk": 2.5}, "topk=2.5"),
+        ({"max_bytes_per_s": "fast"}, "max_bytes_per_s='fast' is no rate; write it like \"64MiB\""),
+        ({"max_bytes_per_s": 0}, "max_bytes_per_s=0"),
+        ({"take": "summary", "cast": "bf16"}, "all valid rows"),
+        ({"take": "summary", "max_bytes_per_s": 5}, "all valid rows"),
+        ({"take": "summary", "every": 2.5}, "every=2.5"),
     ],
 )
 def test_a_rule_that_cannot_be_followed_says_why(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(RuleError, match=message.replace("(", r"\(").replace("[", r"\[")):
+    with pytest.raises(RuleError, match=re.escape(message)):
         Rule(**{"sites": "*", **fields})
 
 
@@ -84,3 +104,69 @@ def test_every_selected_row_belongs_to_the_request_that_owns_it(sizes: list[tupl
         assert entry.capture
         assert place.request == entry.request
         assert place.position == entry.position + place.row - entry.start
+
+
+MIXED = [
+    Rows("a", start=0, count=3, position=10, phase="prefill", sample_row=0, capture=True),
+    Rows("b", start=3, count=1, position=7, phase="decode", sample_row=1, capture=True),
+    Rows("c", start=4, count=1, position=3, capture=True),
+]
+
+
+@pytest.mark.parametrize(
+    ("phase", "of_step", "requests"),
+    [("prefill", None, "aaa"), ("decode", None, "b"), ("decode", 1, "bc"), ("prefill", 0, "aaac"), (None, 2, "aaabc")],
+)
+def test_a_phase_means_requests_in_it_whatever_the_rest_of_the_step_does(
+    phase: str | None, of_step: int | None, requests: str
+) -> None:
+    rule = Rule(sites="*", phase=phase)
+    assert "".join(str(place.request) for place in rule.select(MIXED, "tokens", 5, of_step)) == requests
+    assert rule.wants(MIXED, of_step)
+    assert Rule(sites="*", phase=phase, requests="all").wants([], of_step) == (phase is None or of_step is not None)
+
+
+@given(st.lists(st.text(max_size=8), unique=True, max_size=40), st.floats(0.001, 1.0), st.floats(0.001, 1.0))
+def test_a_share_of_requests_is_chosen_by_name_and_a_larger_one_holds_it(
+    names: list[str], first: float, second: float
+) -> None:
+    step = [Rows(name, start=at, count=1) for at, name in enumerate(names)]
+    small, large = sorted((first, second))
+    chosen = [
+        {place.request for place in Rule(sites="*", requests=share).select(step, "tokens", 0)}
+        for share in (small, large)
+    ]
+    assert chosen[0] <= chosen[1]
+    assert chosen[1] == {name for name in names if lot_of(name) < large}
+
+
+def test_a_share_is_what_it_says_and_those_that_opt_in_are_beside_it() -> None:
+    rule = Rule(sites="*", requests=0.1)
+    step = [Rows(f"r{number}", start=number, count=1) for number in range(4000)]
+    assert 0.08 < len(rule.select(step, "tokens", 0)) / 4000 < 0.12
+    left = next(entry for entry in step if not rule.wants([entry]))
+    assert rule.wants([Rows(left.request, start=0, count=1, capture=True)])
+
+
+@given(st.integers(0, 40), st.integers(0, 12), st.sampled_from(["all", "last", "first:3", "every:4"]))
+def test_rows_are_those_that_a_row_by_row_look_finds(position: int, count: int, rows: str) -> None:
+    entry = Rows("a", start=5, count=count, position=position, capture=True)
+    kept = {
+        "all": [True] * count,
+        "last": [at == count - 1 for at in range(count)],
+        "first:3": [at < 3 for at in range(count)],
+        "every:4": [(position + at) % 4 == 0 for at in range(count)],
+    }
+    expected = [(5 + at, position + at) for at in range(count) if kept[rows][at]]
+    assert [(p.row, p.position) for p in Rule(sites="*", rows=rows).select([entry], "tokens", 0)] == expected
+
+
+def test_a_rule_that_counts_off_more_rows_than_a_slab_holds_is_refused() -> None:
+    check_fit([Rule(sites="*", rows="first:16"), Rule(sites="*", rows="every:99")], 16)
+    with pytest.raises(RuleError, match=r'write rows="first:16" or less, or raise max_rows'):
+        check_fit([Rule(sites="*", rows="first:17")], 16)
+
+
+@pytest.mark.parametrize(("bound", "rate"), [(None, None), (4096, 4096), ("64MiB", 64 << 20), ("1kB", 1000)])
+def test_a_rate_is_a_number_of_bytes(bound: int | str | None, rate: int | None) -> None:
+    assert Rule(sites="*", max_bytes_per_s=bound).rate == rate

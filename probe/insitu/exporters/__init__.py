@@ -12,6 +12,7 @@ from insitu.exporters.base import Ack, Batch, Exporter, Level, Refused, Retry
 if TYPE_CHECKING:
     from insitu.identity import Source
     from insitu.retention import Keep
+    from insitu.rule_changes import RuleChanges
     from insitu.step_traces import StepTraces
     from insitu.wire.insitu_pb2 import Dump
 
@@ -21,6 +22,8 @@ SCHEMES = ("grpc", "file", "otlp", "memory")
 
 Put = Callable[[str, Sequence[dict[str, Any]]], None]
 """Takes rows of a table into the session's own stream."""
+Changes = Callable[[], "RuleChanges | None"]
+"""Gives the rules of the session's model, once it has one."""
 
 
 def open_exporter(
@@ -30,19 +33,22 @@ def open_exporter(
     put: Put | None = None,
     traces: StepTraces | None = None,
     asked: Callable[[Dump], None] | None = None,
+    changes: Changes | None = None,
 ) -> Exporter:
     """Return the exporter for a destination URL.
 
     keep: what a store of this process's own keeps. put: takes rows that the exporter itself has to say:
     `gaps` about what has gone from such a store, `clocks` about a collector on another host. traces: of the session's
-    steps, for spans that link to them. asked: takes what a collector asks the flight recorder for.
+    steps, for spans that link to them. asked: takes what a collector asks the flight recorder for. changes: the rules
+    that a collector may change.
     Raises ValueError for a scheme nobody knows or a missing extra, and OSError when a store cannot be written.
     """
     url = urlsplit(to)
     if url.scheme == "grpc":
         from insitu.exporters.collector import CollectorExporter
 
-        return CollectorExporter(url.netloc, source, tell=partial(put, "clocks") if put else None, asked=asked)
+        tell = partial(put, "clocks") if put else None
+        return CollectorExporter(url.netloc, source, tell=tell, asked=asked, changes=changes)
     if url.scheme == "file":
         from insitu.exporters.file import FileExporter
 

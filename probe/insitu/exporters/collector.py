@@ -10,19 +10,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from insitu.clock_exchange import EVERY_S
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.clocks import compare_clocks
+from insitu.exporters.rules import FOLLOWS_RULES, answer
 from insitu.exporters.window import Pending, Window
 from insitu.identity import Source
 from insitu.records import TABLES, table_spec
 from insitu.vocabulary import DropReason
-from insitu.wire.insitu_pb2 import Dump, Hello, ToCollector, ToProbe
+from insitu.wire.insitu_pb2 import Dump, Hello, RulesReport, ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorStub
+
+if TYPE_CHECKING:
+    from insitu.rule_changes import RuleChanges
 
 PROTOCOL: Final = 1
 WINDOW_BYTES: Final = 16 << 20
@@ -65,10 +69,11 @@ class CollectorExporter:
         asked: Callable[[Dump], None] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         clock_every_s: float = EVERY_S,
+        changes: Callable[[], RuleChanges | None] | None = None,
     ) -> None:
         """tell: takes rows of `clocks`, where the collector is on another host. clock: ns, of this host, read for them.
 
-        clock_every_s: how often.
+        clock_every_s: how often. changes: the rules that the collector may change; None: it may not.
         asked: takes what the collector asks the flight recorder for, on the shipping thread.
         """
         if ":" not in target:
@@ -80,6 +85,7 @@ class CollectorExporter:
         self._asked = asked
         self._clock = clock
         self._clock_every_s = clock_every_s
+        self._changes = changes
         self._begin()
 
     def _begin(self) -> None:
@@ -88,6 +94,7 @@ class CollectorExporter:
         self._window = Window()
         self._window_bytes = self._own_window_bytes
         self._unsent: deque[Pending] = deque()
+        self._reports: deque[RulesReport] = deque()
         self._thread: threading.Thread | None = None
         self._epoch = self._source.epoch
         self._call: Any = None
@@ -196,6 +203,7 @@ class CollectorExporter:
                 return
             self._connection += 1
             self._unsent = deque(self._window.in_order())
+            self._reports.clear()  # they answer the connection before
             number = self._connection
         channel = grpc.insecure_channel(self._target, options=_OPTIONS)
         call = CollectorStub(channel).Ship(self._messages(number))
@@ -223,17 +231,18 @@ class CollectorExporter:
             hello=Hello(
                 protocol=PROTOCOL,
                 epoch=self._epoch,
-                source=self._source.labels(),
+                source=self._source.labels() | ({FOLLOWS_RULES: "1"} if self._changes is not None else {}),
                 schemas=[table_spec(table).digest.to_bytes(8, "big") for table in TABLES],
             )
         )
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._unsent or self._is_over(number))
-                if self._connection != number or not self._unsent:
+                self._changed.wait_for(lambda: self._unsent or self._reports or self._is_over(number))
+                if self._connection != number or not (self._unsent or self._reports):
                     return
-                pending = self._unsent.popleft()
-            yield ToCollector(frame=pending.frame())
+                report = self._reports.popleft() if self._reports else None
+                pending = None if report is not None else self._unsent.popleft()
+            yield ToCollector(rules=report) if pending is None else ToCollector(frame=pending.frame())
 
     def _rest(self, number: int) -> bool:
         """Wait until clocks are to be compared again; True when the connection is over."""
@@ -263,6 +272,11 @@ class CollectorExporter:
                 self._changed.notify_all()
         elif kind == "dump" and self._asked is not None:
             self._asked(reply.dump)
+        elif kind == "rules" and self._changes is not None:
+            report = answer(reply.rules, self._changes())
+            with self._changed:
+                self._reports.append(report)
+                self._changed.notify_all()
 
     def _note_error(self, error: grpc.RpcError) -> None:
         status: Any = error  # what a call raises is itself the call

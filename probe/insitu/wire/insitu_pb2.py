@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18insitu/wire/insitu.proto\x12\tinsitu.v1\"\x0c\n\nClockQuery\"A\n\x0c\x43lockReading\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61me_ns\x18\x02 \x01(\x06\x12\x0f\n\x07left_ns\x18\x03 \x01(\x06\"X\n\x0bToCollector\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.insitu.v1.HelloH\x00\x12!\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x10.insitu.v1.FrameH\x00\x42\x03\n\x01m\"\x96\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12,\n\x06source\x18\x03 \x03(\x0b\x32\x1c.insitu.v1.Hello.SourceEntry\x12\x0f\n\x07schemas\x18\x04 \x03(\x0c\x1a-\n\x0bSourceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"c\n\x05\x46rame\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06schema\x18\x03 \x01(\x06\x12\x10\n\x08num_rows\x18\x04 \x01(\r\x12\r\n\x05\x63rc32\x18\x05 \x01(\x07\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\"\x98\x01\n\x07ToProbe\x12\x1d\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x0e.insitu.v1.AckH\x00\x12%\n\x07refusal\x18\x02 \x01(\x0b\x32\x12.insitu.v1.RefusalH\x00\x12!\n\x05rules\x18\x03 \x01(\x0b\x32\x10.insitu.v1.RulesH\x00\x12\x1f\n\x04\x64ump\x18\x04 \x01(\x0b\x32\x0f.insitu.v1.DumpH\x00\x42\x03\n\x01m\"Y\n\x03\x41\x63k\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x1f\n\x05level\x18\x03 \x01(\x0e\x32\x10.insitu.v1.Level\x12\x14\n\x0cwindow_bytes\x18\x04 \x01(\x04\"E\n\x07Refusal\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05retry\x18\x04 \x01(\x08\"&\n\x05Rules\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04toml\x18\x02 \x01(\x0c\"\xe5\x01\n\x04\x44ump\x12\x10\n\x08incident\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x17\n\x0ftrigger_unix_ns\x18\x04 \x01(\x06\x12\x15\n\rstart_unix_ns\x18\x05 \x01(\x06\x12\x13\n\x0b\x65nd_unix_ns\x18\x06 \x01(\x06\x12\x11\n\x04rank\x18\x07 \x01(\x11H\x00\x88\x01\x01\x12\x12\n\x05stage\x18\x08 \x01(\x11H\x01\x88\x01\x01\x12\x14\n\x07step_id\x18\t \x01(\x12H\x02\x88\x01\x01\x12\x0c\n\x04site\x18\n \x01(\tB\x07\n\x05_rankB\x08\n\x06_stageB\n\n\x08_step_id*/\n\x05Level\x12\x0b\n\x07PENDING\x10\x00\x12\x0c\n\x08RECEIVED\x10\x01\x12\x0b\n\x07\x44URABLE\x10\x02\x32|\n\tCollector\x12\x36\n\x04Ship\x12\x16.insitu.v1.ToCollector\x1a\x12.insitu.v1.ToProbe(\x01\x30\x01\x12\x37\n\x05\x43lock\x12\x15.insitu.v1.ClockQuery\x1a\x17.insitu.v1.ClockReadingb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18insitu/wire/insitu.proto\x12\tinsitu.v1\"\x0c\n\nClockQuery\"A\n\x0c\x43lockReading\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61me_ns\x18\x02 \x01(\x06\x12\x0f\n\x07left_ns\x18\x03 \x01(\x06\"\x81\x01\n\x0bToCollector\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.insitu.v1.HelloH\x00\x12!\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x10.insitu.v1.FrameH\x00\x12\'\n\x05rules\x18\x03 \x01(\x0b\x32\x16.insitu.v1.RulesReportH\x00\x42\x03\n\x01m\"\x96\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12,\n\x06source\x18\x03 \x03(\x0b\x32\x1c.insitu.v1.Hello.SourceEntry\x12\x0f\n\x07schemas\x18\x04 \x03(\x0c\x1a-\n\x0bSourceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"c\n\x05\x46rame\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06schema\x18\x03 \x01(\x06\x12\x10\n\x08num_rows\x18\x04 \x01(\r\x12\r\n\x05\x63rc32\x18\x05 \x01(\x07\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\"\x98\x01\n\x07ToProbe\x12\x1d\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x0e.insitu.v1.AckH\x00\x12%\n\x07refusal\x18\x02 \x01(\x0b\x32\x12.insitu.v1.RefusalH\x00\x12!\n\x05rules\x18\x03 \x01(\x0b\x32\x10.insitu.v1.RulesH\x00\x12\x1f\n\x04\x64ump\x18\x04 \x01(\x0b\x32\x0f.insitu.v1.DumpH\x00\x42\x03\n\x01m\"Y\n\x03\x41\x63k\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x1f\n\x05level\x18\x03 \x01(\x0e\x32\x10.insitu.v1.Level\x12\x14\n\x0cwindow_bytes\x18\x04 \x01(\x04\"E\n\x07Refusal\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05retry\x18\x04 \x01(\x08\"g\n\x05Rules\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04toml\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66or_ms\x18\x03 \x01(\x04\x12\x0b\n\x03who\x18\x04 \x01(\t\x12\x12\n\nonly_check\x18\x05 \x01(\x08\x12\x0e\n\x06number\x18\x06 \x01(\x04\"\xda\x01\n\x0bRulesReport\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0cnext_version\x18\x03 \x01(\x04\x12\x0c\n\x04toml\x18\x04 \x01(\x0c\x12\x0f\n\x07left_ms\x18\x05 \x01(\x04\x12\x0f\n\x07refused\x18\x06 \x01(\t\x12\x34\n\x07unnamed\x18\x07 \x03(\x0b\x32#.insitu.v1.RulesReport.UnnamedEntry\x1a.\n\x0cUnnamedEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x19\n\nRulesQuery\x12\x0b\n\x03run\x18\x01 \x01(\t\"D\n\nRulesOrder\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04toml\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66or_ms\x18\x03 \x01(\x04\x12\x0b\n\x03who\x18\x04 \x01(\t\"0\n\x0bRulesAnswer\x12!\n\x04runs\x18\x01 \x03(\x0b\x32\x13.insitu.v1.RunRules\"\x82\x01\n\x08RunRules\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0c\n\x04toml\x18\x03 \x01(\x0c\x12\x14\n\x0c\x62\x61se_version\x18\x04 \x01(\x04\x12\x0f\n\x07left_ms\x18\x05 \x01(\x04\x12#\n\x05ranks\x18\x06 \x03(\x0b\x32\x14.insitu.v1.RankRules\"p\n\tRankRules\x12\r\n\x05\x65poch\x18\x01 \x01(\x06\x12\x0f\n\x07replica\x18\x02 \x01(\x05\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\r\n\x05stage\x18\x04 \x01(\x05\x12&\n\x06report\x18\x05 \x01(\x0b\x32\x16.insitu.v1.RulesReport\"\xe5\x01\n\x04\x44ump\x12\x10\n\x08incident\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x17\n\x0ftrigger_unix_ns\x18\x04 \x01(\x06\x12\x15\n\rstart_unix_ns\x18\x05 \x01(\x06\x12\x13\n\x0b\x65nd_unix_ns\x18\x06 \x01(\x06\x12\x11\n\x04rank\x18\x07 \x01(\x11H\x00\x88\x01\x01\x12\x12\n\x05stage\x18\x08 \x01(\x11H\x01\x88\x01\x01\x12\x14\n\x07step_id\x18\t \x01(\x12H\x02\x88\x01\x01\x12\x0c\n\x04site\x18\n \x01(\tB\x07\n\x05_rankB\x08\n\x06_stageB\n\n\x08_step_id*/\n\x05Level\x12\x0b\n\x07PENDING\x10\x00\x12\x0c\n\x08RECEIVED\x10\x01\x12\x0b\n\x07\x44URABLE\x10\x02\x32\xf3\x01\n\tCollector\x12\x36\n\x04Ship\x12\x16.insitu.v1.ToCollector\x1a\x12.insitu.v1.ToProbe(\x01\x30\x01\x12\x37\n\x05\x43lock\x12\x15.insitu.v1.ClockQuery\x1a\x17.insitu.v1.ClockReading\x12:\n\tShowRules\x12\x15.insitu.v1.RulesQuery\x1a\x16.insitu.v1.RulesAnswer\x12\x39\n\x08SetRules\x12\x15.insitu.v1.RulesOrder\x1a\x16.insitu.v1.RulesAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,30 +33,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLO_SOURCEENTRY']._loaded_options = None
   _globals['_HELLO_SOURCEENTRY']._serialized_options = b'8\001'
-  _globals['_LEVEL']._serialized_start=1053
-  _globals['_LEVEL']._serialized_end=1100
+  _globals['_RULESREPORT_UNNAMEDENTRY']._loaded_options = None
+  _globals['_RULESREPORT_UNNAMEDENTRY']._serialized_options = b'8\001'
+  _globals['_LEVEL']._serialized_start=1775
+  _globals['_LEVEL']._serialized_end=1822
   _globals['_CLOCKQUERY']._serialized_start=39
   _globals['_CLOCKQUERY']._serialized_end=51
   _globals['_CLOCKREADING']._serialized_start=53
   _globals['_CLOCKREADING']._serialized_end=118
-  _globals['_TOCOLLECTOR']._serialized_start=120
-  _globals['_TOCOLLECTOR']._serialized_end=208
-  _globals['_HELLO']._serialized_start=211
-  _globals['_HELLO']._serialized_end=361
-  _globals['_HELLO_SOURCEENTRY']._serialized_start=316
-  _globals['_HELLO_SOURCEENTRY']._serialized_end=361
-  _globals['_FRAME']._serialized_start=363
-  _globals['_FRAME']._serialized_end=462
-  _globals['_TOPROBE']._serialized_start=465
-  _globals['_TOPROBE']._serialized_end=617
-  _globals['_ACK']._serialized_start=619
-  _globals['_ACK']._serialized_end=708
-  _globals['_REFUSAL']._serialized_start=710
-  _globals['_REFUSAL']._serialized_end=779
-  _globals['_RULES']._serialized_start=781
-  _globals['_RULES']._serialized_end=819
-  _globals['_DUMP']._serialized_start=822
-  _globals['_DUMP']._serialized_end=1051
-  _globals['_COLLECTOR']._serialized_start=1102
-  _globals['_COLLECTOR']._serialized_end=1226
+  _globals['_TOCOLLECTOR']._serialized_start=121
+  _globals['_TOCOLLECTOR']._serialized_end=250
+  _globals['_HELLO']._serialized_start=253
+  _globals['_HELLO']._serialized_end=403
+  _globals['_HELLO_SOURCEENTRY']._serialized_start=358
+  _globals['_HELLO_SOURCEENTRY']._serialized_end=403
+  _globals['_FRAME']._serialized_start=405
+  _globals['_FRAME']._serialized_end=504
+  _globals['_TOPROBE']._serialized_start=507
+  _globals['_TOPROBE']._serialized_end=659
+  _globals['_ACK']._serialized_start=661
+  _globals['_ACK']._serialized_end=750
+  _globals['_REFUSAL']._serialized_start=752
+  _globals['_REFUSAL']._serialized_end=821
+  _globals['_RULES']._serialized_start=823
+  _globals['_RULES']._serialized_end=926
+  _globals['_RULESREPORT']._serialized_start=929
+  _globals['_RULESREPORT']._serialized_end=1147
+  _globals['_RULESREPORT_UNNAMEDENTRY']._serialized_start=1101
+  _globals['_RULESREPORT_UNNAMEDENTRY']._serialized_end=1147
+  _globals['_RULESQUERY']._serialized_start=1149
+  _globals['_RULESQUERY']._serialized_end=1174
+  _globals['_RULESORDER']._serialized_start=1176
+  _globals['_RULESORDER']._serialized_end=1244
+  _globals['_RULESANSWER']._serialized_start=1246
+  _globals['_RULESANSWER']._serialized_end=1294
+  _globals['_RUNRULES']._serialized_start=1297
+  _globals['_RUNRULES']._serialized_end=1427
+  _globals['_RANKRULES']._serialized_start=1429
+  _globals['_RANKRULES']._serialized_end=1541
+  _globals['_DUMP']._serialized_start=1544
+  _globals['_DUMP']._serialized_end=1773
+  _globals['_COLLECTOR']._serialized_start=1825
+  _globals['_COLLECTOR']._serialized_end=2068
 # @@protoc_insertion_point(module_scope)

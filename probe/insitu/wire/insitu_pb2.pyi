@@ -31,12 +31,14 @@ class ClockReading(_message.Message):
     def __init__(self, boot_id: _Optional[str] = ..., came_ns: _Optional[int] = ..., left_ns: _Optional[int] = ...) -> None: ...
 
 class ToCollector(_message.Message):
-    __slots__ = ("hello", "frame")
+    __slots__ = ("hello", "frame", "rules")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frame: Frame
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    rules: RulesReport
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., rules: _Optional[_Union[RulesReport, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "epoch", "source", "schemas")
@@ -110,12 +112,99 @@ class Refusal(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., seq: _Optional[int] = ..., reason: _Optional[str] = ..., retry: _Optional[bool] = ...) -> None: ...
 
 class Rules(_message.Message):
-    __slots__ = ("version", "toml")
+    __slots__ = ("version", "toml", "for_ms", "who", "only_check", "number")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TOML_FIELD_NUMBER: _ClassVar[int]
+    FOR_MS_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    ONLY_CHECK_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     version: int
     toml: bytes
-    def __init__(self, version: _Optional[int] = ..., toml: _Optional[bytes] = ...) -> None: ...
+    for_ms: int
+    who: str
+    only_check: bool
+    number: int
+    def __init__(self, version: _Optional[int] = ..., toml: _Optional[bytes] = ..., for_ms: _Optional[int] = ..., who: _Optional[str] = ..., only_check: _Optional[bool] = ..., number: _Optional[int] = ...) -> None: ...
+
+class RulesReport(_message.Message):
+    __slots__ = ("number", "version", "next_version", "toml", "left_ms", "refused", "unnamed")
+    class UnnamedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOML_FIELD_NUMBER: _ClassVar[int]
+    LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    UNNAMED_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    version: int
+    next_version: int
+    toml: bytes
+    left_ms: int
+    refused: str
+    unnamed: _containers.ScalarMap[int, str]
+    def __init__(self, number: _Optional[int] = ..., version: _Optional[int] = ..., next_version: _Optional[int] = ..., toml: _Optional[bytes] = ..., left_ms: _Optional[int] = ..., refused: _Optional[str] = ..., unnamed: _Optional[_Mapping[int, str]] = ...) -> None: ...
+
+class RulesQuery(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class RulesOrder(_message.Message):
+    __slots__ = ("run", "toml", "for_ms", "who")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    TOML_FIELD_NUMBER: _ClassVar[int]
+    FOR_MS_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    toml: bytes
+    for_ms: int
+    who: str
+    def __init__(self, run: _Optional[str] = ..., toml: _Optional[bytes] = ..., for_ms: _Optional[int] = ..., who: _Optional[str] = ...) -> None: ...
+
+class RulesAnswer(_message.Message):
+    __slots__ = ("runs",)
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[RunRules]
+    def __init__(self, runs: _Optional[_Iterable[_Union[RunRules, _Mapping]]] = ...) -> None: ...
+
+class RunRules(_message.Message):
+    __slots__ = ("run", "version", "toml", "base_version", "left_ms", "ranks")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOML_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    version: int
+    toml: bytes
+    base_version: int
+    left_ms: int
+    ranks: _containers.RepeatedCompositeFieldContainer[RankRules]
+    def __init__(self, run: _Optional[str] = ..., version: _Optional[int] = ..., toml: _Optional[bytes] = ..., base_version: _Optional[int] = ..., left_ms: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankRules, _Mapping]]] = ...) -> None: ...
+
+class RankRules(_message.Message):
+    __slots__ = ("epoch", "replica", "rank", "stage", "report")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    replica: int
+    rank: int
+    stage: int
+    report: RulesReport
+    def __init__(self, epoch: _Optional[int] = ..., replica: _Optional[int] = ..., rank: _Optional[int] = ..., stage: _Optional[int] = ..., report: _Optional[_Union[RulesReport, _Mapping]] = ...) -> None: ...
 
 class Dump(_message.Message):
     __slots__ = ("incident", "reason", "text", "trigger_unix_ns", "start_unix_ns", "end_unix_ns", "rank", "stage", "step_id", "site")

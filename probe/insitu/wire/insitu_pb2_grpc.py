@@ -46,6 +46,16 @@ class CollectorStub:
                 request_serializer=insitu_dot_wire_dot_insitu__pb2.ClockQuery.SerializeToString,
                 response_deserializer=insitu_dot_wire_dot_insitu__pb2.ClockReading.FromString,
                 _registered_method=True)
+        self.ShowRules = channel.unary_unary(
+                '/insitu.v1.Collector/ShowRules',
+                request_serializer=insitu_dot_wire_dot_insitu__pb2.RulesQuery.SerializeToString,
+                response_deserializer=insitu_dot_wire_dot_insitu__pb2.RulesAnswer.FromString,
+                _registered_method=True)
+        self.SetRules = channel.unary_unary(
+                '/insitu.v1.Collector/SetRules',
+                request_serializer=insitu_dot_wire_dot_insitu__pb2.RulesOrder.SerializeToString,
+                response_deserializer=insitu_dot_wire_dot_insitu__pb2.RulesAnswer.FromString,
+                _registered_method=True)
 
 
 class CollectorServicer:
@@ -66,6 +76,19 @@ class CollectorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShowRules(self, request, context):
+        """Which rules the ranks of a run follow; and to let them follow others. For callers on the collector's own host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRules(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CollectorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +101,16 @@ def add_CollectorServicer_to_server(servicer, server):
                     servicer.Clock,
                     request_deserializer=insitu_dot_wire_dot_insitu__pb2.ClockQuery.FromString,
                     response_serializer=insitu_dot_wire_dot_insitu__pb2.ClockReading.SerializeToString,
+            ),
+            'ShowRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowRules,
+                    request_deserializer=insitu_dot_wire_dot_insitu__pb2.RulesQuery.FromString,
+                    response_serializer=insitu_dot_wire_dot_insitu__pb2.RulesAnswer.SerializeToString,
+            ),
+            'SetRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRules,
+                    request_deserializer=insitu_dot_wire_dot_insitu__pb2.RulesOrder.FromString,
+                    response_serializer=insitu_dot_wire_dot_insitu__pb2.RulesAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +169,60 @@ class Collector:
             '/insitu.v1.Collector/Clock',
             insitu_dot_wire_dot_insitu__pb2.ClockQuery.SerializeToString,
             insitu_dot_wire_dot_insitu__pb2.ClockReading.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/insitu.v1.Collector/ShowRules',
+            insitu_dot_wire_dot_insitu__pb2.RulesQuery.SerializeToString,
+            insitu_dot_wire_dot_insitu__pb2.RulesAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/insitu.v1.Collector/SetRules',
+            insitu_dot_wire_dot_insitu__pb2.RulesOrder.SerializeToString,
+            insitu_dot_wire_dot_insitu__pb2.RulesAnswer.FromString,
             options,
             channel_credentials,
             insecure,
