@@ -75,6 +75,7 @@ COMMANDS: Final[dict[str, Entry]] = {
         "collector",
     ),
     "sites": Entry("insitu.sites_show:sites", "Show where a model can be observed, from its config alone.", "engine"),
+    "plan": Entry("insitu.plan_show:plan", "Say what rules would take of a model, and cost, before they do.", "engine"),
     "rules": Entry("insitu.rules_command:rules", "Show and change what the ranks of a run take, without a restart."),
     "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
     "plugins": Entry(

@@ -1,0 +1,117 @@
+"""What a step would pay for its taps: each kind timed here, on tensors as wide as the model's, best of a few."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+from insitu.guard import Guard
+from insitu.plan_estimate import Line, Traffic, forms_of
+from insitu.plan_shapes import Shape
+from insitu.row_slabs import Destinations, RowSlabs
+from insitu.rules import ROWS, SUMMARY, Rule
+from insitu.sites import Site
+from insitu.slab import NEVER, ControlBlock, Plan, Slabs
+from insitu.statistic_slabs import StatisticSlabs
+from insitu.taps import Current, Full, Taps
+
+STEP_NS: Final = 30_000
+"""What `session.step` takes around a model (docs/benchmarks.md); added to every step."""
+ROUNDS: Final = 5
+ENOUGH_S: Final = 0.05
+"""No more rounds of one thing once it took so long."""
+HOW: Final = (
+    "estimate: (30 us a step + the taps of its sites, each kind timed on this machine's CPU on tensors of the model's "
+    "widths, best of 5) / the stated step time; a sampled step's extra divided by `every`"
+)
+
+
+@dataclass
+class Costs:
+    """Times of taps in ns, measured once a kind."""
+
+    traffic: Traffic
+    shapes: dict[int, Shape]
+    _known: dict[tuple[object, ...], int] = field(default_factory=dict)
+
+    def share(self, phase: str, sites: Sequence[Site], lines: Sequence[Line]) -> float:
+        """Return the probe's share of the stated time of a step."""
+        total = float(STEP_NS) + sum(self._once("always", site, phase, None) for site in sites)
+        for line in lines:
+            total += sum(self._of_rule(line.rule, site, phase) for site in line.sites)
+        step_ms = self.traffic.decode_ms if phase == "decode" else self.traffic.prefill_ms
+        return total / (step_ms * 1e6)
+
+    def _of_rule(self, rule: Rule, site: Site, phase: str) -> float:
+        if rule.phase not in (None, phase):
+            return 0.0
+        if rule.take == ROWS:
+            wanted = 1 - (1 - self.traffic.chosen(rule)) ** self.traffic.num_requests(phase)
+            extra = self._once("rows", site, phase, rule) - self._once("always", site, phase, None)
+            return wanted * max(0, extra)
+        if rule.take != SUMMARY:
+            return 0.0
+        return self._once("statistics", site, phase, None) / rule.period
+
+    def _once(self, kind: str, site: Site, phase: str, rule: Rule | None) -> int:
+        """Return the time of one tap; 0 where the width is not known."""
+        if site.number not in self.shapes:
+            return 0
+        width, dtype = self.shapes[site.number]
+        num_rows = self.traffic.num_rows(site.axis, phase)
+        key = (kind, num_rows, width, dtype, site.boundary, site.name == "logits", rule)
+        if key not in self._known:
+            x = torch.zeros((num_rows, width), dtype=getattr(torch, dtype))
+            self._known[key] = _best_of(_TAPS[kind](site, x, rule))
+        return self._known[key]
+
+
+def _best_of(call: Callable[[], None]) -> int:
+    began, best = time.perf_counter(), 1 << 60
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            start = time.perf_counter_ns()
+            call()
+            best = min(best, time.perf_counter_ns() - start)
+            if time.perf_counter() - began > ENOUGH_S:
+                break
+    return best
+
+
+def _tap(site: Site, x: torch.Tensor, full: Full | None) -> Callable[[], None]:
+    """Return one call of a site's tap, as an open step would make it."""
+    device = torch.device("cpu")
+    one = Site(0, site.name, "model", axis=site.axis, boundary=site.boundary)
+    plan = Plan((one,), (), max_rows=x.shape[0])
+    current, slabs = Current(), Slabs(plan, device)
+    current.learning, current.views = False, slabs.views[0]
+    current.host_stamp, current.full = slabs.views[0].host_stamp, full
+    tap = Taps(plan, current, ControlBlock(device).step_id, Guard("taps")).make(one)
+    return lambda: tap(x)
+
+
+def _always(site: Site, x: torch.Tensor, _: Rule | None) -> Callable[[], None]:
+    return _tap(site, x, None)
+
+
+def _rows(site: Site, x: torch.Tensor, rule: Rule | None) -> Callable[[], None]:
+    assert rule is not None, "rows are taken by a rule"
+    device, one = torch.device("cpu"), Site(0, site.name, "model")
+    forms = forms_of(rule, [one], {0: (x.shape[1], str(x.dtype).removeprefix("torch."))})
+    slabs, destinations = RowSlabs(forms, x.shape[0], device, budget_bytes=0), Destinations(device, 1, x.shape[0])
+    destinations.aim([range(x.shape[0])])
+    return _tap(site, x, Full(slabs.areas(0, {0: destinations.of_group[0]})))
+
+
+def _statistics(site: Site, x: torch.Tensor, _: Rule | None) -> Callable[[], None]:
+    device, one = torch.device("cpu"), Site(0, site.name, "model", axis=site.axis)
+    plan, slabs = Plan((one,), (), max_rows=x.shape[0]), StatisticSlabs([0], device)
+    taps = Taps(plan, Current(), ControlBlock(device).step_id, Guard("taps"))
+    return lambda: taps.statistics.take(one, x, None, slabs.places[0][0], slabs.work, NEVER)
+
+
+_TAPS: Final = {"always": _always, "rows": _rows, "statistics": _statistics}

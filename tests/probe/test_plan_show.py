@@ -1,0 +1,173 @@
+"""`insitu plan` says what rules take and cost before they do, and is right where it can be compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from small_models import CASES, Case, random_model
+from transformers import AutoModelForCausalLM
+
+import insitu
+from insitu.catalogue import catalogue
+from insitu.cli import insitu as command
+from insitu.plan_shapes import shapes_of
+from insitu.row_slabs import ROW_BUDGET_BYTES
+from insitu.testing import Recording
+
+BATCH, PROMPT, MAX_ROWS = 4, 24, 32
+TRAFFIC = ("--batch", str(BATCH), "--prompt", str(PROMPT), "--max-rows", str(MAX_ROWS))
+RULES = (
+    "L*.resid_post,requests=all,rows=last,cast=bf16",
+    "logits,requests=all,topk=8",
+    "L[0-3].*,take=summary,every=1",
+)
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(command, ["plan", *map(str, args)])
+
+
+def rules_of(*texts: str) -> list[str]:
+    return [part for text in texts for part in ("--rule", text)]
+
+
+def planned(*args: str | Path) -> dict[str, Any]:
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert found["schema"] == "insitu.plan/1"
+    return found
+
+
+@pytest.fixture
+def folder(model: Path, tmp_path: Path) -> Path:
+    """A checkpoint without its weights."""
+    shutil.copy(model / "config.json", tmp_path)
+    return tmp_path
+
+
+def test_a_person_reads_a_line_a_rule(folder: Path) -> None:
+    result = run(folder, *rules_of(*RULES))
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0].startswith("LlamaForCausalLM: 27 of 99 sites tapped. An estimate of one rank, at")
+    assert [line.split()[:2] for line in lines[4:7]] == [
+        [RULES[0], "8"],
+        [RULES[1], "1"],
+        ["L[0-3].*,take=summary,every=1", "12"],
+    ]
+    assert lines[-1].startswith("  estimate: (30 us a step + "), "how it was made stands beside the share"
+    assert lines[-2].startswith("step time: about ")
+
+
+def test_bytes_are_those_that_such_steps_leave(model: Path, folder: Path, insitu_records: Recording) -> None:
+    found = planned(folder, *TRAFFIC, *rules_of(*RULES))
+    decoder = AutoModelForCausalLM.from_pretrained(model).eval()
+    rules = [insitu.Rule(sites="L*.resid_post", requests="all", rows="last", cast="bf16")]
+    rules += [insitu.Rule(sites="logits", requests="all", topk=8)]
+    rules += [insitu.Rule(sites="L[0-3].*", take="summary", every=1)]
+    options: dict[str, Any] = {"max_rows": MAX_ROWS, "axes": {"logits": "samples"}}
+    with torch.inference_mode(), insitu.attach(decoder, to=insitu_records, rules=rules, **options) as session:
+        with session.step(0, num_rows=BATCH):
+            decoder(torch.ones((BATCH, 1), dtype=torch.int64))
+        for step in range(1, 40):
+            rows = [insitu.Rows(f"request-{at}", at, 1, 30, "decode", sample_row=at) for at in range(BATCH)]
+            with session.step(step, rows=rows):
+                decoder(torch.ones((BATCH, 1), dtype=torch.int64))
+        observer = session._observer
+        assert observer is not None and observer.row_slabs is not None and observer.statistic_slabs is not None
+        memory = found["memory_bytes"]
+        assert memory["steps"] == observer.plan.num_slabs * observer.plan.slab_bytes
+        assert (memory["rows"], memory["row_slabs"]) == (observer.row_slabs.num_bytes, observer.row_slabs.ring.size)
+        slabs = observer.statistic_slabs
+        assert memory["statistics"] == slabs._ints.nbytes + slabs._floats.nbytes + 44 * slabs.work.size
+    stored = {name: insitu_records.table(name).nbytes for name in ("captures", "statistics", "summaries", "steps")}
+    rows, logits, summary = (rule["step_bytes"]["decode"] for rule in found["rules"])
+    assert stored["captures"] / 39 == pytest.approx(rows + logits, rel=0.1)
+    assert stored["statistics"] / 40 == pytest.approx(summary, rel=0.1)
+    intervals = insitu_records.table("intervals")
+    always = stored["summaries"] / 40 + stored["steps"] / 40 + 4 * intervals.nbytes / intervals.num_rows
+    assert always == pytest.approx(found["always"]["step_bytes"]["decode"], rel=0.15)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.layer}-{at}" for at, case in enumerate(CASES)])
+def test_widths_are_those_that_the_model_has(case: Case, insitu_records: Recording) -> None:
+    dtype = torch.float32
+    with torch.device("meta"):
+        meta = case.make().to(dtype).eval()
+    sites = catalogue(meta).plan(["?*"])
+    found = shapes_of(meta, sites)
+    model = random_model(case, dtype)
+    rules = [insitu.Rule(sites="?*", take="summary", every=1 << 40)]
+    with torch.inference_mode(), insitu.attach(model, to=insitu_records, rules=rules) as session:
+        model(**{name: x.to(dtype) if x.is_floating_point() else x for name, x in case.inputs.items()})
+        observer = session._observer
+        assert observer is not None
+        real = {n: (width, str(kind).removeprefix("torch.")) for n, (width, kind) in observer.taps.shapes.items()}
+        names = {site.number: site.name for site in session.sites()}
+    assert {names[n] for n in real.keys() - found.keys()} == set()
+    assert {names[n]: found[n] for n in real} == {names[n]: real[n] for n in real}
+
+
+def test_a_share_of_step_time_grows_with_what_is_taken(folder: Path) -> None:
+    little, much = (
+        planned(folder, *TRAFFIC, *rules_of(f"*,take=summary,every={every}"))["step_time_share"] for every in (1000, 1)
+    )
+    assert 0 < little["decode"] < much["decode"]
+    halved = planned(folder, *TRAFFIC, "--decode-ms", "1000000")["step_time_share"]
+    assert halved["decode"] < little["decode"]
+
+
+def test_what_a_plan_cannot_keep_is_noted(folder: Path) -> None:
+    found = planned(
+        folder, *rules_of("*,requests=all,max_bytes_per_s=1kB", "L0.*,requests=all"), "--max-rows", "1000000"
+    )
+    assert found["rules"][0]["bytes_per_s"] == 1000 < found["rules"][0]["asked_bytes_per_s"]
+    bound, shadow, memory = found["notes"]
+    assert bound.startswith("rule 1 asks for ")
+    assert shadow == "rule 2 takes nothing: earlier rules of its kind name all its sites"
+    assert memory.startswith("the rows of two steps take ")
+    assert found["memory_bytes"]["rows"] > ROW_BUDGET_BYTES
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--rule", "L*.resid_pst"], "Error: no site matches 'L*.resid_pst'; the nearest are L*.resid_post, "),
+        (["--rule", "*,rows=lst"], "Error: --rule '*,rows=lst': rows='lst' is not known"),
+        (["--rule", "*,rate=3"], "Error: --rule '*,rate=3': no key 'rate'"),
+        (["--rule", "*,rows=first:65", "--max-rows", "64"], "Error: rows='first:65' counts off more rows of a step"),
+        (["--rules", "no-such.toml"], "Error: no-such.toml cannot be read: No such file or directory"),
+        (["--max-rows", "many"], "Error: max_rows: 'many' is no count"),
+    ],
+)
+def test_bad_rules_are_one_line(folder: Path, args: list[str], message: str) -> None:
+    result = run(folder, *args)
+    assert result.exit_code == 2
+    assert result.output.startswith(message)
+    assert result.output.count("\n") == 1
+
+
+def test_rules_come_from_a_file_and_then_from_the_line(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    file.write_text('[[rules]]\nsites = "L0.*"\nrequests = 0.25\n')
+    found = planned(folder, "--rules", file, *rules_of("logits"))
+    assert [rule["rule"] for rule in found["rules"]] == ["L0.*,requests=0.25", "logits"]
+    file.write_text('[[rules]]\nsites = "L0.*"\nrequest = 0.25\n')
+    result = run(folder, "--rules", file)
+    assert result.output.startswith(
+        f"Error: {file}: rule 1: no key 'request' (did you mean 'requests'?); the keys are "
+    )
+
+
+def test_without_rules_only_what_is_always_taken_is_said(folder: Path) -> None:
+    found = planned(folder)
+    assert (found["rules"], found["notes"], found["num_tapped"]) == ([], [], 27)
+    assert found["bytes_per_s"] == found["always"]["bytes_per_s"] > 0
+    assert found["memory_bytes"]["rows"] == found["memory_bytes"]["statistics"] == 0
