@@ -98,11 +98,14 @@ class PluggedStatistics:
         }
         self._failures: deque[str] = deque()
         self._raised: Exception | None = None
-        self._cost_ns = np.zeros(len(wanted))
+        self._cost_ns = [0.0] * len(wanted)
         """What each costs a step of a few rows, as measured when it was tried."""
         self._asked_ns = 0.0
         """What they cost a step on average, at the periods of their rules."""
         self._is_tried = False
+        self._by_period: dict[int, list[int]] = {}
+        for column, each in enumerate(wanted):
+            self._by_period.setdefault(each.every, []).append(column)
         ends = np.cumsum([len(each.measure.fields) for each in wanted])
         self._spans = [slice(end - len(each.measure.fields), end) for end, each in zip(ends, wanted, strict=True)]
         with torch.inference_mode(False):
@@ -123,9 +126,8 @@ class PluggedStatistics:
         if not self._is_tried:
             return []
         step, doublings = record.step_id, record.doublings
-        periods = {each.every for each in self._wanted}
-        sampled = {every for every in periods if is_sampled(self._run, step, every << doublings)}
-        return [at for at, each in enumerate(self._wanted) if each.every in sampled and not self._is_off(at)]
+        due = (at for every, at in self._by_period.items() if is_sampled(self._run, step, every << doublings))
+        return [column for columns in due for column in columns if not self._is_off(column)]
 
     def choose(self, record: StepRecord, current: Current) -> None:
         """Pick the full variant and places for what is due in this step, if there is room."""
@@ -204,9 +206,8 @@ class PluggedStatistics:
 
     def _account(self) -> None:
         """Add up what is asked of a step, without what is off."""
-        for column in range(len(self._wanted)):
-            self._cost_ns[column] *= not self._is_off(column)
-        self._asked_ns = sum(cost / each.every for cost, each in zip(self._cost_ns.tolist(), self._wanted, strict=True))
+        self._cost_ns = [0.0 if self._is_off(column) else cost for column, cost in enumerate(self._cost_ns)]
+        self._asked_ns = sum(cost / each.every for cost, each in zip(self._cost_ns, self._wanted, strict=True))
 
     def _try(self, column: int, width: int, dtype: torch.dtype) -> int:
         """Return how long a statistic takes in ns, the second time; no random numbers, those are the model's."""
@@ -229,7 +230,7 @@ class PluggedStatistics:
 
     def burden(self, record: StepRecord) -> Burden:
         """Return what a step was asked for, and what was taken of it: what the governor goes by."""
-        return Burden(self._asked_ns, float(self._cost_ns[list(record.plugged_due)].sum()))
+        return Burden(self._asked_ns, sum(self._cost_ns[column] for column in record.plugged_due))
 
     def sampling_rows(self, record: StepRecord) -> list[dict[str, Any]]:
         """Return the rows of `sampling` of a step: how many steps each of its parts speaks for."""
