@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from insitu.exporters.base import Batch, Refused
 from insitu.identity import Source
-from insitu.records import TABLES, schema_of, spec_by_digest, table_spec
+from insitu.records import TABLES, schema_of, spec_by_digest, table_spec, with_todays_columns
 from insitu.retention import Keep
 from insitu.segment_expiry import Expiry
 from insitu.segment_message import RECORD_BATCH, read_head
@@ -51,8 +51,9 @@ def checked_batch(epoch: int, frame: Frame) -> Batch:
     if data.num_rows != frame.num_rows:
         raise _invalid(f"{frame.num_rows} rows announced, {data.num_rows} came")
     _check_identity(epoch, data)
-    batch = Batch(epoch, frame.seq, data, spec.name)
-    batch.__dict__.update(body=frame.body, crc32=frame.crc32)  # both are known: not computed again
+    batch = Batch(epoch, frame.seq, with_todays_columns(data, schema_of(spec.name)), spec.name)
+    if batch.data is data:
+        batch.__dict__.update(body=frame.body, crc32=frame.crc32)  # both are known: not computed again
     return batch
 
 

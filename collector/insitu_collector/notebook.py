@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 from insitu.plugins import STATISTICS, named
 from insitu.statistic_plugins import measure_of
 from insitu.vocabulary import VerdictKind
+from insitu_collector.divergence import divergence as divergence_of
+from insitu_collector.expert_balance import expert_balance
 from insitu_collector.judge import final_verdicts
 from insitu_collector.ledger import rank_stages
 from insitu_collector.plugged_values import plugged_values
@@ -95,6 +97,32 @@ def plugin_statistics(
         asked = f'insitu.attach(model, rules=[insitu.Rule(sites="*", take="{name}")])'
         raise NothingFound(f"run {chosen.run} has no {name} there; it is taken where a rule asks: {asked}")
     return plugged_values(rows, chosen.rows("sites"), measure, by_step=by_step)
+
+
+def experts(store: Store, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
+    """Return how evenly each router spread its choices in the sampled steps that began in [t0, t1): docs/probe.md.
+
+    Raises NothingFound where no router told of any.
+    """
+    chosen = select(store, run, _unix(t0), _unix(t1))
+    rows = chosen.rows("expert_loads")
+    if not rows.num_rows:
+        raise NothingFound(f"run {chosen.run} has no loads of experts there; models without routers have none")
+    return expert_balance(rows, chosen.rows("sites"))
+
+
+def divergence(store: Store, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
+    """Return whether ranks that hold a site whole held the same bits in the sampled steps that began in [t0, t1).
+
+    Raises NothingFound where no two ranks told of one site in one step.
+    """
+    chosen = select(store, run, _unix(t0), _unix(t1))
+    found = divergence_of(chosen.rows("statistics"), chosen.rows("sites"), chosen.sources)
+    if not found.num_rows:
+        raise NothingFound(
+            f"run {chosen.run} has no step there of which two ranks hold one site whole and took its statistics"
+        )
+    return found
 
 
 def timeline(

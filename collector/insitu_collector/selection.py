@@ -39,7 +39,7 @@ _UNIX: Final = {
     "metrics": ("unix_ns", "unix_ns"),
     "logs": ("unix_ns", "unix_ns"),
 }
-_BY_STEP: Final = ("summaries", "captures", "statistics", "plugin_statistics", "sampling")
+_BY_STEP: Final = ("summaries", "expert_loads", "captures", "statistics", "plugin_statistics", "sampling")
 """Tables without a time: a row belongs to a window when its step began in it."""
 TIMED: Final = frozenset((*_MONOTONIC, *_UNIX, *_BY_STEP))
 _OF_NO_RUN: Final = ("clocks", "spans", "metrics", "logs")

@@ -144,6 +144,18 @@ class Store:
 
         return notebook.plugin_statistics(self, name, t0, t1, run, by_step=by_step)
 
+    def experts(self, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
+        """Return how evenly each router spread its choices over experts, one row a router."""
+        from insitu_collector import notebook
+
+        return notebook.experts(self, t0, t1, run)
+
+    def divergence(self, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
+        """Return whether ranks that hold a site whole held the same bits in sampled steps, one row a site."""
+        from insitu_collector import notebook
+
+        return notebook.divergence(self, t0, t1, run)
+
     def timeline(
         self, step: int | None = None, window: tuple[Time, Time] | None = None, run: str = ""
     ) -> alt.LayerChart:

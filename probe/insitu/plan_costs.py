@@ -21,6 +21,8 @@ from insitu.taps import Current, Full, Taps
 
 STEP_NS: Final = 30_000
 """What `session.step` takes around a model (docs/benchmarks.md); added to every step."""
+TOGETHER: Final = 8
+"""Sites whose statistics are taken in one go: a layer has about three of a width."""
 ROUNDS: Final = 5
 ENOUGH_S: Final = 0.05
 """No more rounds of one thing once it took so long."""
@@ -66,7 +68,7 @@ class Costs:
         key = (kind, num_rows, width, dtype, site.boundary, site.name == "logits", rule)
         if key not in self._known:
             x = torch.zeros((num_rows, width), dtype=getattr(torch, dtype))
-            self._known[key] = _best_of(_TAPS[kind](site, x, rule))
+            self._known[key] = _best_of(_TAPS[kind](site, x, rule)) // (TOGETHER if kind == "statistics" else 1)
         return self._known[key]
 
 
@@ -108,10 +110,17 @@ def _rows(site: Site, x: torch.Tensor, rule: Rule | None) -> Callable[[], None]:
 
 
 def _statistics(site: Site, x: torch.Tensor, _: Rule | None) -> Callable[[], None]:
-    device, one = torch.device("cpu"), Site(0, site.name, "model", axis=site.axis)
-    plan, slabs = Plan((one,), (), max_rows=x.shape[0]), StatisticSlabs([0], device)
-    taps = Taps(plan, Current(), ControlBlock(device).step_id, Guard("taps"))
-    return lambda: taps.statistics.take(one, x, None, slabs.places[0][0], slabs.work, NEVER)
+    """Return the statistics of `TOGETHER` sites like this one."""
+    device, sites = torch.device("cpu"), [Site(n, site.name, "model", axis=site.axis) for n in range(TOGETHER)]
+    slabs = StatisticSlabs(range(TOGETHER), device)
+    taps = Taps(Plan((), (), max_rows=x.shape[0]), Current(), ControlBlock(device).step_id, Guard("taps")).statistics
+
+    def call() -> None:
+        for each in sites:
+            taps.take(each, x, None, slabs.places[0][each.number], slabs.work, NEVER)
+        taps.finish()
+
+    return call
 
 
 _TAPS: Final = {"always": _always, "rows": _rows, "statistics": _statistics}

@@ -12,7 +12,7 @@ from insitu.sites import Site, is_named
 
 CAPTURE_BYTES: Final = 88
 """What a row of `captures` takes beside its values: identity, step, site, request, row, position, type, shape."""
-STATISTICS_BYTES: Final = 850
+STATISTICS_BYTES: Final = 995
 """A row of `statistics`."""
 SUMMARY_BYTES: Final = 55
 """A row of `summaries` at a boundary."""

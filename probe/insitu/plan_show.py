@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from insitu.sites import Site
 
 SCHEMA: Final = "insitu.plan/1"
-_WORKSPACE_BYTES: Final = 44
-"""Of the memory that statistics are computed in, an element of a block (`insitu.reductions.Workspace`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +58,11 @@ def look(model: str, rules: Sequence[Rule], traffic: Traffic, max_rows: int) -> 
 def memory_of(found: Found) -> dict[str, int]:
     """Return the bytes that slabs take, by what they are for; `row_slabs` is how many there are for rows."""
     from insitu import statistic_layout as layout
-    from insitu.reductions import HOST_BLOCK
     from insitu.row_slabs import num_slabs_of, slab_bytes_of
     from insitu.slab import Plan
+    from insitu.staging import buffer_bytes
     from insitu.statistic_slabs import NUM_SLABS
+    from insitu.workspace import ELEMENT_BYTES, HOST_BLOCK
 
     plan = Plan(found.sites, tuple(line.rule for line in found.lines), found.max_rows)
     forms: dict[int, RowForm] = {}
@@ -72,12 +71,13 @@ def memory_of(found: Found) -> dict[str, int]:
             forms |= forms_of(line.rule, line.sites, found.shapes)
     num_row_slabs = num_slabs_of(forms, found.max_rows) if forms else 0
     measured = [s for line in found.lines if line.rule.take == SUMMARY for s in line.sites if s.shard != "partial"]
-    widest = max([HOST_BLOCK, *(found.shapes[s.number][0] for s in measured if s.number in found.shapes)])
+    widths = [(found.shapes[s.number][0], s.is_residual) for s in measured if s.number in found.shapes]
+    computed = ELEMENT_BYTES * max([HOST_BLOCK, *(width for width, _ in widths)]) + buffer_bytes(widths, HOST_BLOCK)
     places = NUM_SLABS * len(measured) * 8 * (layout.NUM_INTS + layout.NUM_FLOATS)
     sizes = {
         "steps": plan.num_slabs * plan.slab_bytes,
         "rows": num_row_slabs * slab_bytes_of(forms, found.max_rows),
-        "statistics": places + widest * _WORKSPACE_BYTES if measured else 0,
+        "statistics": places + computed if measured else 0,
     }
     return {**sizes, "together": sum(sizes.values()), "row_slabs": num_row_slabs}
 

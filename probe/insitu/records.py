@@ -13,8 +13,8 @@ from typing import Final
 
 import pyarrow as pa
 
-VERSION: Final = "1.0"
-"""`insitu.version` in a segment's schema metadata."""
+VERSION: Final = "1.1"
+"""`insitu.version` in a segment's schema metadata. 1.1: `statistics` from `top_id` on."""
 
 IDENTITY: Final = (
     ("epoch", pa.uint64()),
@@ -43,6 +43,7 @@ MEMBER = pa.struct([("epoch", pa.uint64()), ("replica", pa.int16()), ("rank", pa
 FIGURE = pa.struct(
     [("num", pa.int64()), ("mean", pa.float64()), ("m2", pa.float64()), ("low", pa.float64()), ("high", pa.float64())]
 )
+CAST = pa.struct([("num", pa.int64()), ("lost", pa.int64()), ("noise", pa.float64()), ("signal", pa.float64())])
 
 PLUGIN_VALUE = pa.struct([("field", pa.utf8()), ("value", pa.float64())])
 
@@ -258,6 +259,11 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("logsumexp", FIGURE),
         ("residual_ratio", FIGURE),
         ("residual_cosine", FIGURE),
+        ("top_id", FIGURE),
+        ("cast_bf16", CAST),
+        ("cast_e4m3", CAST),
+        ("cast_e5m2", CAST),
+        ("checksum", pa.int64()),
     ),
     "incidents": (
         ("incident", pa.utf8()),
@@ -301,6 +307,9 @@ _COLUMNS: Final[dict[str, Columns]] = {
     ),
 }
 
+_LAST_COLUMNS: Final[dict[str, tuple[str, ...]]] = {"statistics": ("residual_cosine",)}
+"""Table -> its last column in each earlier minor version: whoever reads, knows what those wrote."""
+
 TABLES: Final[tuple[str, ...]] = tuple(_COLUMNS)
 """Every table; a table's position is its stream number on the wire, so only append."""
 
@@ -341,6 +350,24 @@ def schema_of(name: str) -> pa.Schema:
     return table_spec(name).schema
 
 
+@cache
+def versions_of(name: str) -> tuple[TableSpec, ...]:
+    """Return a table as each minor version has it: today's first, then the oldest."""
+    spec = table_spec(name)
+    earlier = [spec.schema.get_field_index(last) + 1 for last in _LAST_COLUMNS.get(name, ())]
+    schemas = [pa.schema(list(spec.schema)[:num_columns]) for num_columns in earlier]
+    return spec, *(TableSpec(name, spec.stream, schema, digest_of(schema)) for schema in schemas)
+
+
 def spec_by_digest(digest: int) -> TableSpec | None:
-    """Return the table whose schema has this digest, or None when this version does not know it."""
-    return next((spec for spec in map(table_spec, TABLES) if spec.digest == digest), None)
+    """Return the table whose schema has this digest, today's or an earlier minor version's, or None for any other."""
+    return next((spec for name in TABLES for spec in versions_of(name) if spec.digest == digest), None)
+
+
+def with_todays_columns(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return the batch with exactly the columns of `schema`: additions left out, missing ones null."""
+    if data.schema.equals(schema):
+        return data
+    have = data.num_columns
+    columns = [data.column(i) if i < have else pa.nulls(data.num_rows, field.type) for i, field in enumerate(schema)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

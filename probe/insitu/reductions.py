@@ -1,219 +1,209 @@
-"""The statistics of one site in one step, computed where the tensor lies, inside the forward pass (tier T1).
+"""The statistics of sites in one step, computed where the tensors lie, inside the step (tier T1).
 
-`compute` writes into a fixed place and reads nothing back: no sync, no shape that depends on values, so it traces into
-`torch.compile(fullgraph=True)`. It works through the tensor in blocks of rows in memory of its own, made once: what
-is allocated beyond that is a few vectors of rows and channels, for logits two blocks. Values are taken as float32 (of
-float64, what float32 cannot hold counts as infinite), sums as float64: the fourth power of a large float32 fits.
+`compute` writes into fixed places and reads nothing back: no sync, no shape that depends on values, so it traces into
+`torch.compile(fullgraph=True)`. Sites of one shape go through every operation together, for what small tensors cost is
+calls; a large one goes in blocks of rows. Memory is a workspace made once: what is allocated beyond it is a few vectors
+of rows and channels, and for figures of rows a block or two. Values are taken as float32 (of float64, what float32
+cannot hold counts as infinite), sums as float64: the fourth power of a large float32 fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from insitu import statistic_layout as layout
-
-HOST_BLOCK: Final = 1 << 16
-"""Elements of a block on the host: its 2.75 MiB of memory stay near the core through all passes."""
-DEVICE_BLOCK: Final = 1 << 20
-"""Elements of a block on a device: 44 MiB, and few launches for a long prompt."""
+from insitu.casts import cast_errors, sample_of
+from insitu.checksums import checksum
+from insitu.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the statistics of one site go: int64[NUM_INTS] and float64[NUM_FLOATS]."""
+class Places:
+    """Where the statistics of some sites go: rows of int64[n, NUM_INTS] and of float64[n, NUM_FLOATS]."""
 
     ints: Tensor
     floats: Tensor
+    rows: Tensor
+    """int64: of each site its row."""
 
+    def write(self, ints: Tensor, floats: Tensor) -> None:
+        """Write all but the checksums."""
+        self.ints[:, : layout.CHECKSUM].index_copy_(0, self.rows, ints)
+        self.floats.index_copy_(0, self.rows, floats)
 
-class Loaded(NamedTuple):
-    """A block of rows in the workspace."""
-
-    bits: Tensor
-    """int32 [rows, width]: magnitudes as their float32 bits, which order as they do; 0 where not finite."""
-    bad: Tensor
-    """bool: not finite."""
-    num_nan: Tensor
-    exact: Tensor
-    """float64, 0 where not finite."""
-
-
-class Workspace:
-    """Memory for one block; every site of a step uses it in turn."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._allocate(HOST_BLOCK if device.type == "cpu" else DEVICE_BLOCK)
-
-    def fit(self, width: int) -> None:
-        """Make room for a row of so many values: once, when a site turns out to be wider than a block."""
-        if width > self.size:
-            self._allocate(width)
-
-    def _allocate(self, size: int) -> None:
-        device = self._device
-        with torch.inference_mode(False):
-            self.value = torch.empty(size, device=device)
-            self.bits = torch.empty(size, dtype=torch.int32, device=device)
-            self.below = torch.empty(size, dtype=torch.int32, device=device)
-            self.exact = torch.empty(size, dtype=torch.float64, device=device)
-            self.power = torch.empty(size, dtype=torch.float64, device=device)
-            self.rung = torch.empty(size, dtype=torch.int64, device=device)
-            self.ones = torch.ones(size, dtype=torch.int64, device=device)
-            self.no_figures = torch.zeros(len(layout.FIGURES), dtype=torch.int64, device=device)
-        self.size = size
-
-    def blocks(self, x: Tensor) -> Sequence[Tensor]:
-        """Return x [rows, width] in blocks of rows."""
-        return torch.split(x, max(1, self.size // x.shape[1]))
-
-    def load(self, block: Tensor) -> Loaded:
-        """Take a block in; what was loaded before is gone."""
-        value = self._like(block, self.value).copy_(block)
-        bits = self._like(block, self.bits)
-        torch.bitwise_and(value.view(torch.int32), layout.MAGNITUDE_BITS, out=bits)
-        bad = bits >= layout.INF_BITS
-        num_nan = (bits > layout.INF_BITS).sum()
-        bits.masked_fill_(bad, 0)
-        return Loaded(bits, bad, num_nan, self._like(block, self.exact).copy_(value).masked_fill_(bad, 0.0))
-
-    def pair(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Take two blocks of one shape in as float64; what was loaded before is gone."""
-        return self._like(first, self.exact).copy_(first), self._like(second, self.power).copy_(second)
-
-    def squares(self, exact: Tensor) -> Tensor:
-        """Return the squares of a loaded block."""
-        return torch.mul(exact, exact, out=self._like(exact, self.power))
-
-    def rank(self, bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how many magnitudes are zero, one less than the smallest other bits, and the counts on the ladder."""
-        below = torch.sub(bits, 1, out=self._like(bits, self.below))  # a rung has its upper edge; zero turns negative
-        num_zero = (below < 0).sum()
-        rung = torch.bitwise_right_shift(below, layout.MANTISSA_BITS, out=self._like(bits, self.rung))
-        found = torch.zeros(layout.HIGHEST + 1, dtype=torch.int64, device=bits.device)
-        found.scatter_add_(0, rung.clamp_(layout.LOWEST, layout.HIGHEST).view(-1), self.ones[: bits.numel()])
-        return num_zero, below.bitwise_and_(layout.MAGNITUDE_BITS).amin(), found[layout.LOWEST :]
-
-    @staticmethod
-    def _like(block: Tensor, memory: Tensor) -> Tensor:
-        return memory[: block.numel()].view(block.shape)
+    def write_checksum(self, value: Tensor) -> None:
+        """Write the checksum, int64[], of the one site."""
+        self.ints[:, layout.CHECKSUM].index_copy_(0, self.rows, value[None])
 
 
 class Look(NamedTuple):
-    """What one look at a block tells."""
+    """What one look at a block tells, by site."""
 
-    num_bad: Tensor
-    num_nan: Tensor
-    num_zero: Tensor
-    first_bad: Tensor
+    num_finite: Tensor
+    """float32 [sites, rows]."""
     row_absmax: Tensor
     channel_absmax: Tensor
+    num_nan: Tensor
+    num_zero: Tensor
+    """What is not finite counts as zero."""
     smallest: Tensor
     """int32: one less than the bits of the smallest magnitude that is not zero."""
     rungs: Tensor
-    total: Tensor
-    squares: Tensor
+    moments: Tensor
+    """float64 [sites, 5]: finite values, their mean, sums of the powers 2, 3 and 4 of their deviations from it."""
 
 
-def compute(x: Tensor, place: Place, work: Workspace, *, is_logits: bool = False, source: Tensor | None = None) -> None:
-    """Write the statistics of the valid rows x, [rows, width], into their place.
+def compute(
+    x: Tensor,
+    places: Places,
+    work: Workspace,
+    step: Tensor,
+    *,
+    has_scores: bool = False,
+    source: Tensor | None = None,
+    sourced: Sequence[int] = (),
+) -> None:
+    """Write the statistics of the valid rows x, [sites, rows, width], into their places.
 
-    is_logits: rows are scores of token ids. source: of a residual stream, what the layer read, of the shape of x.
-    The workspace fits a row. Raises TypeError for complex numbers.
+    step: int64[], the stamp. has_scores: rows are scores of token ids, or of experts. source: what the layers read that
+    returned x[sourced], of the shape of that: of a residual stream. The workspace fits a row. Raises TypeError for
+    complex numbers.
     """
     if x.is_complex():
         raise TypeError(f"no statistics of {x.dtype}")
-    place.ints[layout.ROWS].fill_(x.shape[0])
+    num_sites, num_rows, _ = x.shape
+    head = torch.stack([step, torch.full_like(step, num_rows)]).expand(num_sites, 2)
     if not x.numel():
-        place.ints[layout.ROWS + 1 :].zero_()
-        place.floats.zero_()
+        rest = head.new_zeros(num_sites, layout.CHECKSUM - 2)
+        places.write(torch.cat([head, rest], 1), places.floats.new_zeros(num_sites, layout.NUM_FLOATS))
         return
-    _compute_values(x, place, work)
-    if is_logits:
-        _write_figures(layout.LOGITS, [_confidence(block) for block in work.blocks(x)], place)
-    if source is not None:
-        pairs = zip(work.blocks(x), work.blocks(source), strict=True)
-        _write_figures(layout.RESIDUAL, [_change(*work.pair(*pair)) for pair in pairs], place)
-
-
-def _compute_values(x: Tensor, place: Place, work: Workspace) -> None:
-    blocks, looks = work.blocks(x), []
-    first = 0
-    for block in blocks:
-        loaded = work.load(block)
-        looks.append(_look(loaded, first, work))
-        first += block.shape[0]
-    look = reduce(_join, looks)
-    num = (x.numel() - look.num_bad).clamp_min(1)
-    mean, rms = look.total / num, (look.squares / num).sqrt()
-    if len(blocks) == 1:
-        counts, sums = _spread(loaded, mean, rms, work)
-    else:
-        spreads = [_spread(work.load(block), mean, rms, work) for block in blocks]
-        counts, sums = (reduce(torch.add, each) for each in zip(*spreads, strict=True))
+    look, (num_outliers, num_near_zero) = _values(x, work)
+    num, figures = _figures(x, work, has_scores, source, sourced)
+    cast, noise = cast_errors(sample_of(x), look.row_absmax.amax(1), work.formats)
+    counts = torch.stack([*_counts(look, x.shape[2]), num_outliers, num_near_zero], 1)
     channels, sizes = _largest_channels(look.channel_absmax)
-    row = look.row_absmax.argmax()
-    found = torch.stack([look.num_bad, look.num_nan, look.num_zero, look.first_bad, row])
-    place.ints[layout.ROWS + 1 :].copy_(torch.cat([found, counts, channels, work.no_figures, look.rungs]))
-    smallest = (look.smallest + 1).view(torch.float32)
-    place.floats[: layout.FIGURE.start].copy_(torch.cat([torch.stack([smallest.double(), mean]), sums, sizes.double()]))
+    smallest = (look.smallest + 1).view(torch.float32).double()[:, None]
+    places.write(
+        torch.cat([head, counts, channels, num, cast, look.rungs], 1),
+        torch.cat([smallest, look.moments[:, 1:], sizes.double(), figures.flatten(1), noise], 1),
+    )
 
 
-def _look(loaded: Loaded, first_row: int, work: Workspace) -> Look:
-    """Look at a block whose first row is row `first_row` of the tensor."""
-    bits, bad, num_nan, exact = loaded
-    num_zero, smallest, rungs = work.rank(bits)
-    magnitude = bits.view(torch.float32)
-    row = torch.arange(first_row, first_row + bits.shape[0], device=bits.device)
+def compute_checksum(x: Tensor, places: Places, work: Workspace) -> None:
+    """Write the checksum of the values of one site, x [1, rows, width], as float32."""
+    parts = [checksum(work.load(block)) for block in work.blocks(x)] if x.numel() else [places.rows.new_zeros(())]
+    places.write_checksum(torch.stack(parts).sum())
+
+
+def _values(x: Tensor, work: Workspace) -> tuple[Look, tuple[Tensor, Tensor]]:
+    """Look at all values; then count outliers and nearly zeros, for which the root mean square has to be known."""
+    blocks = work.blocks(x)
+    looks = []
+    for block in blocks:
+        value = work.load(block)
+        magnitude = work.magnitudes(value)
+        looks.append(_look(value, magnitude, work))
+    if len(blocks) == 1:
+        return looks[0], _beside_rms(magnitude, _rms(looks[0]), work)
+    look = _joined(looks)
+    rms = _rms(look)
+    counts = [_beside_rms(_finite(work.magnitudes(work.load(block))), rms, work) for block in blocks]
+    outliers, near_zeros = zip(*counts, strict=True)
+    return look, (torch.stack(outliers).sum(0), torch.stack(near_zeros).sum(0))
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Make zero, in place, what is not finite."""
+    return x.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _look(value: Tensor, magnitude: Tensor, work: Workspace) -> Look:
+    """Look at a block; what is not finite becomes zero in `magnitude`."""
+    flag = work.flag(magnitude)
+    num_finite = torch.lt(magnitude, torch.inf, out=flag).sum(2)
+    num_nan = torch.ne(magnitude, magnitude, out=flag).sum((1, 2))
+    num_zero = torch.eq(_finite(magnitude), 0.0, out=flag).sum((1, 2))
+    below = work.below(magnitude)
+    rungs = work.tally(below)
     return Look(
-        bad.sum(),
+        num_finite,
+        magnitude.amax(2),
+        magnitude.amax(1),
         num_nan,
         num_zero,
-        torch.where(bad.any(1), row, layout.NO_ROW).min(),
-        magnitude.amax(1),
-        magnitude.amax(0),
-        smallest,
+        below.bitwise_and_(layout.MAGNITUDE_BITS).amin((1, 2)),
         rungs,
-        exact.sum(),
-        work.squares(exact).sum(),
+        _moments(value, num_finite.double().sum(1), work),
     )
 
 
-def _join(a: Look, b: Look) -> Look:
-    """Return what looks at a block and at the one after it tell together."""
+def _moments(value: Tensor, num: Tensor, work: Workspace) -> Tensor:
+    """Return the moments of the finite values of a block, num of them a site: see `Look`."""
+    exact, power = work.exact(value), work.power(value)
+    total = torch.nan_to_num(exact, 0.0, 0.0, 0.0, out=power).sum((1, 2))
+    mean = total / num.clamp_min(1)
+    deviation = _finite(exact.sub_(mean[:, None, None]))
+    sums = [torch.mul(deviation, deviation, out=power).sum((1, 2))]
+    sums += [power.mul_(deviation).sum((1, 2)) for _ in range(2)]
+    return torch.stack([num, mean, *sums], 1)
+
+
+def _rms(look: Look) -> Tensor:
+    num, mean, squares = look.moments[:, :3].unbind(1)
+    return (squares / num.clamp_min(1) + mean.square()).sqrt()
+
+
+def _beside_rms(magnitude: Tensor, rms: Tensor, work: Workspace) -> tuple[Tensor, Tensor]:
+    """Return how many finite magnitudes are outliers, and how many nearly zero, by site."""
+    flag = work.flag(magnitude)
+    high, low = (times * rms.float()[:, None, None] for times in (layout.OUTLIER_RMS, layout.NEAR_ZERO_RMS))
+    outliers = torch.gt(magnitude, high, out=flag).sum((1, 2)).long()
+    return outliers, torch.le(magnitude, low, out=flag).sum((1, 2)).long()
+
+
+def _joined(looks: Sequence[Look]) -> Look:
+    """Return what looks at blocks of rows, one after the other, tell together."""
+    num_finite, row_absmax, channel_absmax, nan, zero, smallest, rungs, moments = zip(*looks, strict=True)
     return Look(
-        a.num_bad + b.num_bad,
-        a.num_nan + b.num_nan,
-        a.num_zero + b.num_zero,
-        torch.minimum(a.first_bad, b.first_bad),
-        torch.cat([a.row_absmax, b.row_absmax]),
-        torch.maximum(a.channel_absmax, b.channel_absmax),
-        torch.minimum(a.smallest, b.smallest),
-        a.rungs + b.rungs,
-        a.total + b.total,
-        a.squares + b.squares,
+        torch.cat(num_finite, 1),
+        torch.cat(row_absmax, 1),
+        torch.stack(channel_absmax).amax(0),
+        torch.stack(nan).long().sum(0),
+        torch.stack(zero).long().sum(0),
+        torch.stack(smallest).amin(0),
+        torch.stack(rungs).sum(0),
+        _joined_moments(torch.stack(moments)),
     )
 
 
-def _spread(loaded: Loaded, mean: Tensor, rms: Tensor, work: Workspace) -> tuple[Tensor, Tensor]:
-    """Return (outliers, nearly zeros) as int64[2] and the sums of powers 2, 3, 4 of the deviations as float64[3]."""
-    magnitude = loaded.bits.view(torch.float32)
-    counts = [(magnitude > layout.OUTLIER_RMS * rms).sum(), (magnitude <= layout.NEAR_ZERO_RMS * rms).sum()]
-    deviation = loaded.exact.sub_(mean).masked_fill_(loaded.bad, 0.0)
-    power = work.squares(deviation)
-    sums = [power.sum(), power.mul_(deviation).sum(), power.mul_(deviation).sum()]
-    return torch.stack(counts), torch.stack(sums)
+def _joined_moments(moments: Tensor) -> Tensor:
+    """Return the moments of blocks [blocks, sites, 5] about their common mean: `insitu.statistics._combine_moments`."""
+    num, mean, m2, m3, m4 = moments.unbind(2)
+    together = (num * mean).sum(0) / num.sum(0).clamp_min(1)
+    d = torch.where(num > 0, mean - together, 0.0)
+    m4 = m4 + 4 * d * m3 + 6 * d**2 * m2 + num * d**4
+    m3 = m3 + 3 * d * m2 + num * d**3
+    m2 = m2 + num * d**2
+    return torch.stack([num.sum(0), together, *(each.sum(0) for each in (m2, m3, m4))], 1)
+
+
+def _counts(look: Look, width: int) -> list[Tensor]:
+    """Return of each site what is not finite, NaN, zero, and the rows of the first bad and of the largest value."""
+    num_rows = look.num_finite.shape[1]
+    row = torch.arange(num_rows, device=look.num_finite.device)
+    first_bad = torch.where(look.num_finite < width, row, layout.NO_ROW).amin(1)
+    num_bad = num_rows * width - look.moments[:, 0].long()
+    return [num_bad, look.num_nan.long(), look.num_zero.long(), first_bad, look.row_absmax.argmax(1)]
 
 
 def _largest_channels(channel_absmax: Tensor) -> tuple[Tensor, Tensor]:
     """Return the places in a row with the largest magnitudes, and these, of NUM_CHANNELS; -1 where there are fewer."""
-    missing = max(0, layout.NUM_CHANNELS - channel_absmax.shape[0])
+    missing = max(0, layout.NUM_CHANNELS - channel_absmax.shape[1])
     sizes, channels = channel_absmax.topk(layout.NUM_CHANNELS - missing)
     if missing:
         channels = torch.nn.functional.pad(channels, (0, missing), value=layout.NO_CHANNEL)
@@ -221,35 +211,66 @@ def _largest_channels(channel_absmax: Tensor) -> tuple[Tensor, Tensor]:
     return channels, sizes
 
 
-def _confidence(block: Tensor) -> Tensor:
-    """Return entropy (nats), largest probability, its distance to the second, mass of the top ids, log-sum-exp.
+def _figures(
+    x: Tensor, work: Workspace, has_scores: bool, source: Tensor | None, sourced: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return in how many rows each figure is finite, int64[sites, figures], and what `_told_of` says of them."""
+    num_sites, num_rows, _ = x.shape
+    if not has_scores and source is None:
+        none = torch.zeros(num_sites, len(layout.FIGURES), dtype=torch.int64, device=x.device)
+        return none, none.double()[:, :, None].expand(-1, -1, 4)
+    found = torch.full((len(layout.FIGURES), num_sites, num_rows), torch.nan, dtype=torch.float64, device=x.device)
+    if has_scores:
+        each = torch.cat([_confidence(block) for block in work.blocks(x)], 2).double()
+        for place, figure in zip(layout.SCORES, each, strict=True):
+            found[place] = figure
+    if source is not None:
+        pairs = zip(work.blocks(x), work.blocks(source), strict=True)
+        change = torch.cat([_change(_at(block, sourced), before, work) for block, before in pairs], 2)
+        for at, site in enumerate(sourced):
+            found[layout.RESIDUAL, site] = change[:, at]
+    return _told_of(found)
 
-    float32[5, rows]. A row with NaN or +inf, or with nothing but -inf, has no finite figure.
+
+def _at(x: Tensor, sites: Sequence[int]) -> Tensor:
+    """Return some of the sites of x: where they lie evenly, without a copy."""
+    every = sites[1] - sites[0] if len(sites) > 1 else 1
+    if list(range(sites[0], sites[-1] + 1, every)) == list(sites):
+        return x[sites[0] : sites[-1] + 1 : every]
+    return torch.stack([x[site] for site in sites])
+
+
+def _confidence(block: Tensor) -> Tensor:
+    """Return entropy (nats), largest probability, its distance to the second, mass of the top ids, log-sum-exp, top id.
+
+    float32[6, sites, rows]. A row with NaN or +inf, or with nothing but -inf, has no finite figure.
     """
     scores = block.float()
-    chance = scores.softmax(1)
-    top = chance.topk(min(layout.TOP_K, block.shape[1]), 1).values
-    second = top[:, 1] if top.shape[1] > 1 else torch.zeros_like(top[:, 0])
-    entropy = torch.special.entr(chance).sum(1)
-    return torch.stack([entropy, top[:, 0], top[:, 0] - second, top.sum(1), scores.logsumexp(1)])
+    chance = scores.softmax(2)
+    top, ids = chance.topk(min(layout.TOP_K, block.shape[2]), 2)
+    first = top[..., 0]
+    second = top[..., 1] if top.shape[2] > 1 else torch.zeros_like(first)
+    entropy = torch.special.entr(chance).sum(2)
+    top_id = torch.where(first.isfinite(), ids[..., 0].float(), torch.nan)
+    return torch.stack([entropy, first, first - second, top.sum(2), scores.logsumexp(2), top_id])
 
 
-def _change(after: Tensor, before: Tensor) -> Tensor:
-    """Return rms(after) / rms(before) and the cosine between both, float64[2, rows]; overwrites `after`."""
-    length, length_before = (torch.linalg.vector_norm(each, dim=1) for each in (after, before))
-    return torch.stack([length / length_before, after.mul_(before).sum(1) / (length * length_before)])
+def _change(after: Tensor, before: Tensor, work: Workspace) -> Tensor:
+    """Return rms(after) / rms(before) and the cosine between both, float64[2, sites, rows]."""
+    exact, other = work.exact(after), work.power(before).copy_(before)
+    length, length_before = (torch.linalg.vector_norm(each, dim=2) for each in (exact, other))
+    return torch.stack([length / length_before, exact.mul_(other).sum(2) / (length * length_before)])
 
 
-def _write_figures(at: slice, parts: list[Tensor], place: Place) -> None:
-    """Write count, mean, squared deviations, least and greatest of [figures, rows]; what is not finite is left out."""
-    figures = torch.cat(parts, 1).double()
+def _told_of(figures: Tensor) -> tuple[Tensor, Tensor]:
+    """Return of figures [figures, sites, rows] how many are finite, int64[sites, figures], and of those float64[sites,
+    figures, 4]: mean, squared deviations, least and greatest."""
     missing = ~figures.isfinite()
-    num = figures.shape[1] - missing.sum(1)
+    num = figures.shape[2] - missing.sum(2)
     values = figures.masked_fill(missing, 0.0)
-    mean = values.sum(1) / num.clamp_min(1)
-    apart = (values - mean[:, None]).masked_fill_(missing, 0.0)
-    low = figures.masked_fill(missing, torch.inf).amin(1)
-    high = figures.masked_fill(missing, -torch.inf).amax(1)
-    place.ints[layout.FIGURE_NUM][at].copy_(num)
-    told = torch.stack([mean, apart.square().sum(1), low, high], 1)
-    place.floats[layout.FIGURE].view(-1, 4)[at].copy_(told)
+    mean = values.sum(2) / num.clamp_min(1)
+    apart = (values - mean[..., None]).masked_fill_(missing, 0.0)
+    low = figures.masked_fill(missing, torch.inf).amin(2)
+    high = figures.masked_fill(missing, -torch.inf).amax(2)
+    told = torch.stack([mean, apart.square().sum(2), low, high], 2)
+    return num.t(), told.transpose(0, 1)

@@ -15,7 +15,7 @@ from typing import Final
 import pyarrow as pa
 
 from insitu.exporters.base import Batch
-from insitu.records import TableSpec, table_spec
+from insitu.records import TableSpec, table_spec, with_todays_columns
 from insitu.segment_layout import OPEN, SEALED, Key, SegmentName, list_segments
 from insitu.segment_message import (
     CONTINUATION,
@@ -212,15 +212,6 @@ def compatible_schema(stored: pa.Schema, spec: TableSpec) -> pa.Schema:
     if shared and num_shared and all(field.nullable for field in added):
         return stored.remove_metadata()
     return spec.schema
-
-
-def with_todays_columns(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Return the batch with exactly the columns of `schema`: additions left out, missing ones null."""
-    if data.schema.equals(schema):
-        return data
-    have = data.num_columns
-    columns = [data.column(i) if i < have else pa.nulls(data.num_rows, field.type) for i, field in enumerate(schema)]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _identity_of_lost(data: memoryview, at: int, end: int) -> tuple[int | None, int | None, int | None]:

@@ -122,6 +122,7 @@ class Step:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._session._finish(self._record)
         ended = time.monotonic_ns()
         self._record.t1_ns = ended
         if not self._session._end(self._record):
@@ -261,6 +262,16 @@ class Session:
                 observer.silence()
                 observer.guard.contain(error)
         return True
+
+    def _finish(self, record: StepRecord) -> None:
+        """Take what waits for the end of an open step: part of what the step costs, not of what is around it."""
+        observer = self._observer
+        if observer is not None and self._open is record:
+            try:
+                observer.finish()
+            except Exception as error:
+                observer.silence()
+                observer.guard.contain(error)
 
     def _end(self, record: StepRecord) -> bool:
         """Close a step that is open; return whether it was. One that was open at a fork is the parent's alone."""

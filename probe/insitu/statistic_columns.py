@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from insitu import statistic_layout as layout
-from insitu.records import CHANNEL, FIGURE
+from insitu.records import CAST, CHANNEL, FIGURE
 from insitu.statistics import NONE, Count, Ints, Partials
 
 _COUNTS: Final = {f"num_{name.name.lower()}": name for name in Count if name is not Count.PARTS}
@@ -34,6 +34,8 @@ def columns_of(parts: Partials) -> dict[str, pa.Array]:
         "octaves": _lists(parts.octaves, np.ones(parts.octaves.shape, bool), pa.array(parts.octaves.reshape(-1))),
         "channels": _channels(parts),
         **{name: _figure(num, values) for name, num, values in figures},
+        **{f"cast_{name}": _cast(parts, place) for place, name in enumerate(layout.CASTS)},
+        "checksum": pa.array(parts.checksum, mask=parts.checksum == layout.NO_CHECKSUM),
     }
 
 
@@ -45,6 +47,7 @@ def partials_of(rows: pa.Table) -> Partials:
         counts[:, count] = _numbers(rows[name], 0)
     channels, sizes = _padded_channels(rows["channels"].combine_chunks())
     figures = [rows[name].combine_chunks() for name in layout.FIGURES]
+    casts = [rows[f"cast_{name}"].combine_chunks() for name in layout.CASTS]
     return Partials(
         counts,
         _numbers(pc.list_flatten(rows["octaves"]), 0).reshape(-1, layout.NUM_OCTAVES),
@@ -57,6 +60,11 @@ def partials_of(rows: pa.Table) -> Partials:
         sizes,
         np.stack([_numbers(pc.struct_field(figure, "num"), 0) for figure in figures], 1),
         np.stack([np.stack([_floats(pc.struct_field(f, name), 0.0) for name in _OF_FIGURE], 1) for f in figures], 1),
+        np.stack([np.stack([_numbers(pc.struct_field(c, name), 0) for name in ("num", "lost")], 1) for c in casts], 1),
+        np.stack(
+            [np.stack([_floats(pc.struct_field(c, name), 0) for name in ("noise", "signal")], 1) for c in casts], 1
+        ),
+        _numbers(rows["checksum"], layout.NO_CHECKSUM),
     )
 
 
@@ -98,6 +106,14 @@ def _figure(num: Ints, values: NDArray[np.float64]) -> pa.Array:
     """Return a figure's column; values: [4, n]."""
     fields = [pa.array(num), *(pa.array(each) for each in np.where(num > 0, values, 0.0))]
     return pa.StructArray.from_arrays(fields, fields=list(FIGURE), mask=pa.array(num == 0))
+
+
+def _cast(parts: Partials, place: int) -> pa.Array:
+    """Return the column of a format's casts."""
+    nothing = parts.cast_num[:, place, 0] == 0
+    values = np.where(nothing[:, None], 0.0, parts.casts[:, place])
+    fields = [pa.array(each) for each in (*parts.cast_num[:, place].T, *values.T)]
+    return pa.StructArray.from_arrays(fields, fields=list(CAST), mask=pa.array(nothing))
 
 
 def _numbers(column: Any, missing: int) -> Ints:

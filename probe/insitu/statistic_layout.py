@@ -26,10 +26,16 @@ E4M3: Final = (2.0**-10, 448.0)
 E5M2: Final = (2.0**-17, 57344.0)
 """Of float8 formats: the largest magnitude that a cast rounds to zero, and the largest finite number."""
 
-FIGURES: Final = ("entropy", "top1", "margin", "topk_mass", "logsumexp", "residual_ratio", "residual_cosine")
+FIGURES: Final = ("entropy", "top1", "margin", "topk_mass", "logsumexp", "residual_ratio", "residual_cosine", "top_id")
 """Figures that each row has; over rows they are kept as count, mean, sum of squared deviations, least and greatest."""
-LOGITS: Final = slice(0, 5)
 RESIDUAL: Final = slice(5, 7)
+SCORES: Final = (0, 1, 2, 3, 4, 7)
+"""Those of rows that are scores: of token ids, or of a router's experts."""
+
+CASTS: Final = ("bf16", "e4m3", "e5m2")
+"""Formats of which the error of a cast is taken: bfloat16, and float8 scaled so that the largest magnitude fits."""
+CAST_VALUES: Final = 1 << 14
+"""Values of which casts are tried, in rows that lie evenly, of all tensors that are measured together: a sample."""
 
 MANTISSA_BITS: Final = 21
 """Bits of a float32 below the ladder's."""
@@ -47,8 +53,14 @@ STAMP, ROWS, BAD, NAN, ZERO, FIRST_BAD, ABSMAX_ROW, OUTLIER, NEAR_ZERO = range(9
 `reductions.compute` writes a place front to back: this order is its."""
 CHANNEL: Final = slice(9, 9 + NUM_CHANNELS)
 FIGURE_NUM: Final = slice(CHANNEL.stop, CHANNEL.stop + len(FIGURES))
-RUNG: Final = slice(FIGURE_NUM.stop, FIGURE_NUM.stop + NUM_RUNGS)
-NUM_INTS: Final = RUNG.stop
+CAST_NUM: Final = slice(FIGURE_NUM.stop, FIGURE_NUM.stop + len(CASTS))
+CAST_LOST: Final = slice(CAST_NUM.stop, CAST_NUM.stop + len(CASTS))
+"""Values that were cast; those of them that are not zero and become it."""
+RUNG: Final = slice(CAST_LOST.stop, CAST_LOST.stop + NUM_RUNGS)
+CHECKSUM: Final = RUNG.stop
+"""Of the bits of all values, where a site is compared between ranks; written by itself, before the rest."""
+NUM_INTS: Final = CHECKSUM + 1
+NO_CHECKSUM: Final = 0
 NO_ROW: Final = 1 << 40
 """First bad row of a tensor that has none; larger than any row."""
 NO_CHANNEL: Final = -1
@@ -58,4 +70,6 @@ SMALLEST: Final = 0
 MOMENTS: Final = slice(1, 5)
 CHANNEL_ABSMAX: Final = slice(5, 5 + NUM_CHANNELS)
 FIGURE: Final = slice(CHANNEL_ABSMAX.stop, CHANNEL_ABSMAX.stop + 4 * len(FIGURES))
-NUM_FLOATS: Final = FIGURE.stop
+CAST: Final = slice(FIGURE.stop, FIGURE.stop + 2 * len(CASTS))
+"""By format: sum of squared errors of the cast, sum of squares of what was cast."""
+NUM_FLOATS: Final = CAST.stop

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from insitu import statistic_layout as layout
-from insitu.reductions import Place, Workspace
 from insitu.rules import SUMMARY, Rule
 from insitu.sites import Site, is_named
 from insitu.slab import NEVER, Ring
+from insitu.staging import Place
 from insitu.statistics import Floats, Ints
+from insitu.workspace import Workspace
 
 NUM_SLABS: Final = 16
 """Sampled steps that may wait for the drain: with one in 16, 256 steps, as many as there are slabs of canaries."""
@@ -57,7 +58,7 @@ class StatisticSlabs:
             self._ints[:, :, layout.STAMP] = NEVER
             self._floats = torch.zeros((*shape, layout.NUM_FLOATS), dtype=torch.float64, device=device)
         self.places = tuple(
-            {site: Place(self._ints[slab, at], self._floats[slab, at]) for at, site in enumerate(sites)}
+            {site: Place(self._ints[slab], self._floats[slab], row) for row, site in enumerate(sites)}
             for slab in range(NUM_SLABS)
         )
 

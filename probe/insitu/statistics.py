@@ -73,9 +73,15 @@ class Partials:
     """[n, 8]: the channels with the largest magnitudes, that first; -1 where there are fewer."""
     channel_absmax: Floats
     figure_num: Ints
-    """[n, 7]: rows in which the figure was finite."""
+    """[n, 8]: rows in which the figure was finite."""
     figures: Floats
-    """[n, 7, 4]: mean, sum of squared deviations, least, greatest."""
+    """[n, 8, 4]: mean, sum of squared deviations, least, greatest."""
+    cast_num: Ints
+    """[n, 3, 2]: by format values that were cast, and those of them that became zero and were not."""
+    casts: Floats
+    """[n, 3, 2]: sum of squared errors, sum of squares of what was cast."""
+    checksum: Ints
+    """Of the bits of all values; of parts that differ, or where there is none, NO_CHECKSUM."""
 
     def __len__(self) -> int:
         return len(self.absmax)
@@ -138,6 +144,9 @@ def from_places(step_id: Ints, ints: Ints, floats: Floats) -> Partials:
         floats[:, layout.CHANNEL_ABSMAX],
         ints[:, layout.FIGURE_NUM],
         floats[:, layout.FIGURE].reshape(len(ints), len(layout.FIGURES), 4),
+        np.stack([ints[:, layout.CAST_NUM], ints[:, layout.CAST_LOST]], 2),
+        floats[:, layout.CAST].reshape(len(ints), len(layout.CASTS), 2),
+        ints[:, layout.CHECKSUM],
     )
 
 
@@ -167,7 +176,15 @@ def combine(parts: Partials, group: Ints) -> Partials:
         sizes,
         num,
         figures,
+        np.add.reduceat(parts.cast_num, starts),
+        np.add.reduceat(parts.casts, starts),
+        _one_for_all(parts.checksum, starts),
     )
+
+
+def _one_for_all(checksum: Ints, starts: Ints) -> Ints:
+    low, high = np.minimum.reduceat(checksum, starts), np.maximum.reduceat(checksum, starts)
+    return np.where(low == high, low, layout.NO_CHECKSUM)
 
 
 def _first(group: Ints, size: Floats, at: Ints) -> Ints:
@@ -229,6 +246,9 @@ def _combine_channels(parts: Partials, group: Ints, starts: Ints) -> tuple[Ints,
 _SHARES: Final = ("zero", "near_zero", "outlier", "beyond", "e4m3_over", "e4m3_under", "e5m2_over", "e5m2_under")
 
 
+_LOGSUMEXP: Final = layout.FIGURES.index("logsumexp")
+
+
 def finalise(parts: Partials) -> Mapping[str, NDArray[Any]]:
     """Return what a person reads, by name, an array over the parts each (docs/probe.md); NaN is what nobody can tell.
 
@@ -259,7 +279,7 @@ def finalise(parts: Partials) -> Mapping[str, NDArray[Any]]:
             "dynamic_range": np.where(np.isfinite(parts.smallest), np.log2(parts.absmax / parts.smallest), np.nan),
             "octaves": parts.octaves,
         }
-        return found | _figures(parts)
+        return found | _figures(parts) | _casts(parts)
 
 
 def _places(at: Ints) -> tuple[Ints, Ints]:
@@ -273,6 +293,15 @@ def _outlier_channels(parts: Partials, threshold: Floats) -> Ints:
     return np.where(is_outlier, parts.channels, layout.NO_CHANNEL)
 
 
+def _casts(parts: Partials) -> dict[str, NDArray[Any]]:
+    """Return by format mean squared error, the same as a share of the mean square, and what it makes zero."""
+    found: dict[str, NDArray[Any]] = {}
+    for place, name in enumerate(layout.CASTS):
+        (num, lost), (noise, signal) = parts.cast_num[:, place].T, parts.casts[:, place].T
+        found |= {f"{name}_mse": noise / num, f"{name}_noise": noise / signal, f"{name}_lost_share": lost / num}
+    return found
+
+
 def _figures(parts: Partials) -> dict[str, NDArray[Any]]:
     found: dict[str, NDArray[Any]] = {}
     for place, name in enumerate(layout.FIGURES):
@@ -284,4 +313,6 @@ def _figures(parts: Partials) -> dict[str, NDArray[Any]]:
             "_max": high,
         }
         found |= {f"{name}{suffix}": np.where(num > 0, values, np.nan) for suffix, values in told.items()}
-    return found
+    del found["top_id"], found["top_id_std"]  # ids are names: only whether they are one and the same means anything
+    num, (mean, squares, _, _) = parts.figure_num[:, _LOGSUMEXP], parts.figures[:, _LOGSUMEXP].T
+    return found | {"z_loss": np.where(num > 0, mean**2 + squares / num, np.nan)}

@@ -21,11 +21,12 @@ from torch import nn
 
 from insitu.guard import Guard
 from insitu.plain import can_hold, is_plain, plain, rows_of, width_of
-from insitu.reductions import Place, Workspace
 from insitu.row_slabs import RowArea
 from insitu.sites import Site
 from insitu.slab import Plan, Views
+from insitu.staging import Place
 from insitu.statistic_taps import StatisticTaps, source_of
+from insitu.workspace import Workspace
 
 _DIMS: Final = tuple(tuple(range(n)) for n in range(65))
 """All dims of a tensor, by how many it has: torch adds up at most 64."""

@@ -81,6 +81,24 @@ def test_ranks_and_steps_add_up_and_sites_come_in_order_of_execution() -> None:
     assert logits["zero_share"] == 0.5 and logits["beyond_channels"] == [3]
 
 
+def test_casts_and_scores_add_up_and_rows_of_an_earlier_version_have_none() -> None:
+    scores = {"num": 2, "mean": 3.0, "m2": 8.0, "low": 1.0, "high": 5.0}
+    ids = {"num": 2, "mean": 7.0, "m2": 0.0, "low": 7.0, "high": 7.0}
+    rows = statistics(
+        {"epoch": 2, "step_id": 5, "site": 1, "logsumexp": scores, "top_id": ids, "cast_e4m3": CAST},
+        {"epoch": 3, "step_id": 5, "site": 1, "cast_e4m3": {**CAST, "num": 12, "lost": 0}},
+        {"epoch": 1, "step_id": 5, "site": 4},
+    )
+    first, logits = value_statistics(rows, SITES).to_pylist()
+    assert (logits["e4m3_mse"], logits["e4m3_noise"], logits["e4m3_lost_share"]) == (1.0 / 16, 1.0 / 8, 1 / 16)
+    assert (logits["z_loss"], logits["top_id_min"], logits["top_id_max"]) == (3.0**2 + 8.0 / 2, 7.0, 7.0)
+    assert all(first[name] is None for name in ("e4m3_mse", "bf16_noise", "e5m2_lost_share", "z_loss", "top_id_max"))
+    assert not {"top_id", "top_id_std", "checksum"} & set(logits)
+
+
+CAST = {"num": 4, "lost": 1, "noise": 0.5, "signal": 4.0}
+
+
 def test_by_step_ranks_alone_add_up() -> None:
     rows = statistics(
         {"epoch": 3, "step_id": 7, "site": 1},

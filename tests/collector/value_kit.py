@@ -12,22 +12,44 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from insitu import statistic_layout as layout
-from insitu.reductions import Place, Workspace, compute
+from insitu.reductions import Places, compute
 from insitu.statistics import Partials, concat, finalise, from_places
+from insitu.workspace import Workspace
 
 Matrix = NDArray[np.float64]
 Float32 = np.ndarray[Any, np.dtype[np.float32]]
 WORK = Workspace(torch.device("cpu"))
 
 
-def part_of(x: torch.Tensor, step: int = 0, work: Workspace | None = None, **options: Any) -> Partials:
-    """Return the part that the device makes of a matrix, in a place that holds what another step left."""
-    place = Place(
-        torch.full((layout.NUM_INTS,), 77, dtype=torch.int64),
-        torch.full((layout.NUM_FLOATS,), 7.7, dtype=torch.float64),
+def used_places(num: int) -> Places:
+    """Return places that hold what another step left, in another order than that of the sites."""
+    return Places(
+        torch.full((num, layout.NUM_INTS), 77, dtype=torch.int64),
+        torch.full((num, layout.NUM_FLOATS), 7.7, dtype=torch.float64),
+        torch.arange(num).flip(0),
     )
-    compute(x, place, work or WORK, **options)
-    return from_places(np.array([step]), place.ints.numpy()[None], place.floats.numpy()[None])
+
+
+def told_by(x: torch.Tensor, step: int = 0, work: Workspace | None = None, **options: Any) -> Partials:
+    """Return the parts that the device makes of [sites, rows, width], in order of the sites."""
+    places = used_places(len(x))
+    compute(x, places, work or WORK, torch.tensor(step), **options)
+    ints, floats = places.ints.flip(0).numpy(), places.floats.flip(0).numpy()
+    assert (ints[:, layout.STAMP] == step).all()
+    return from_places(np.full(len(x), step), ints, floats)
+
+
+def part_of(
+    x: torch.Tensor,
+    step: int = 0,
+    work: Workspace | None = None,
+    *,
+    is_logits: bool = False,
+    source: torch.Tensor | None = None,
+) -> Partials:
+    """Return the part that the device makes of a matrix."""
+    before = {} if source is None else {"source": source[None], "sourced": (0,)}
+    return told_by(x[None], step, work, has_scores=is_logits, **before)
 
 
 @st.composite

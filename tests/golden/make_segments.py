@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from insitu.exporters.base import Batch
 from insitu.exporters.window import Pending
-from insitu.records import TABLES, schema_of, table_spec
+from insitu.records import TABLES, TableSpec, schema_of, table_spec, versions_of, with_todays_columns
 from insitu.segments import SegmentName, ShardWriter
 from insitu.wire.insitu_pb2 import DURABLE, Ack, Hello, Refusal, ToCollector, ToProbe
 
@@ -45,9 +45,18 @@ def value(kind: pa.DataType, row: int) -> Any:
     return "Größe" if row == 0 else ""
 
 
-def rows_of(table: str) -> list[dict[str, Any]]:
-    """Return the rows of a table's golden segment."""
-    columns = list(schema_of(table))[4:]
+def golden_specs() -> dict[str, TableSpec]:
+    """Return every minor version of every table by the name of its golden file: `table`, then `table-1`, ..."""
+    return {
+        f"{table}-{number}" if number else table: spec
+        for table in TABLES
+        for number, spec in enumerate(sorted(versions_of(table), key=lambda spec: len(spec.schema)))
+    }
+
+
+def rows_of(spec: TableSpec) -> list[dict[str, Any]]:
+    """Return the rows of a golden segment."""
+    columns = list(spec.schema)[4:]
     return [
         {
             "epoch": EPOCH,
@@ -60,10 +69,11 @@ def rows_of(table: str) -> list[dict[str, Any]]:
     ]
 
 
-def batches_of(table: str) -> list[Batch]:
-    """Return the two batches of a table's golden segment: all rows, and none."""
-    rows = pa.RecordBatch.from_pylist(rows_of(table), schema=schema_of(table))
-    return [Batch(EPOCH, 5, rows, table), Batch(EPOCH, 6, rows.slice(0, 0), table)]
+def batches_of(spec: TableSpec) -> list[Batch]:
+    """Return the two batches of a golden segment, with today's columns: all rows, and none."""
+    rows = pa.RecordBatch.from_pylist(rows_of(spec), schema=spec.schema)
+    both = [with_todays_columns(each, schema_of(spec.name)) for each in (rows, rows.slice(0, 0))]
+    return [Batch(EPOCH, seq, each, spec.name) for seq, each in enumerate(both, 5)]
 
 
 def messages() -> dict[str, bytes]:
@@ -76,34 +86,37 @@ def messages() -> dict[str, bytes]:
     )
     return {
         "hello": ToCollector(hello=hello).SerializeToString(deterministic=True),
-        "frame": ToCollector(frame=Pending.of(batches_of("events")[0]).frame()).SerializeToString(deterministic=True),
+        "frame": ToCollector(frame=Pending.of(batches_of(table_spec("events"))[0]).frame()).SerializeToString(
+            deterministic=True
+        ),
         "ack": ToProbe(ack=Ack(stream=9, seq=5, level=DURABLE, window_bytes=1 << 24)).SerializeToString(),
         "refusal": ToProbe(refusal=Refusal(stream=9, seq=6, reason="disk_full", retry=True)).SerializeToString(),
     }
 
 
-def make_segment(table: str) -> None:
-    target = HERE / "segments" / f"{table}.arrow"
+def make_segment(name: str, spec: TableSpec) -> None:
+    target = HERE / "segments" / f"{name}.arrow"
     if target.exists():
         return
+    assert spec == table_spec(spec.name), f"{name}: an earlier version wrote this file, and only it can"
     with tempfile.TemporaryDirectory() as store:
         writer = ShardWriter(store, SHARD)
-        for batch in batches_of(table):
+        for batch in batches_of(spec):
             writer.append(batch)
         writer.close()
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(SegmentName(table, SHARD, 0).path(Path(store), "sealed"), target)
+        shutil.copyfile(SegmentName(spec.name, SHARD, 0).path(Path(store), "sealed"), target)
 
 
 def main() -> None:
-    for table in TABLES:
-        make_segment(table)
+    for name, spec in golden_specs().items():
+        make_segment(name, spec)
     for name, data in messages().items():
         target = HERE / "wire" / f"{name}.bin"
         target.parent.mkdir(exist_ok=True)
         if not target.exists():
             target.write_bytes(data)
-    digests = {table: f"{table_spec(table).digest:016x}" for table in TABLES}
+    digests = {name: f"{spec.digest:016x}" for name, spec in golden_specs().items()}
     path = HERE / "digests.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(digests | kept, indent=1) + "\n")

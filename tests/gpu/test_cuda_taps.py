@@ -9,9 +9,10 @@ from torch import nn
 
 import insitu
 from insitu import statistic_layout
-from insitu.reductions import Place, Workspace, compute
+from insitu.reductions import Places, compute
 from insitu.statistics import finalise, from_places
 from insitu.testing import Recording
+from insitu.workspace import Workspace
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,16 +68,17 @@ def test_statistics_of_the_device_are_those_of_the_host_and_nothing_waits_for_it
     found = []
     for name in ("cpu", "cuda"):
         device = torch.device(name)
-        ints = torch.zeros(statistic_layout.NUM_INTS, dtype=torch.int64, device=device)
-        floats = torch.zeros(statistic_layout.NUM_FLOATS, dtype=torch.float64, device=device)
-        given, work = (x.to(device), source.to(device)), Workspace(device)
+        ints = torch.zeros(2, statistic_layout.NUM_INTS, dtype=torch.int64, device=device)
+        floats = torch.zeros(2, statistic_layout.NUM_FLOATS, dtype=torch.float64, device=device)
+        given, work = (torch.stack([x, -x]).to(device), source[None].to(device)), Workspace(device)
+        places, step = Places(ints, floats, torch.arange(2, device=device)), torch.tensor(3, device=device)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            compute(given[0], Place(ints, floats), work, is_logits=True, source=given[1])
+            compute(given[0], places, work, step, has_scores=True, source=given[1], sourced=(1,))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        found.append(finalise(from_places(np.zeros(1, np.int64), ints.cpu().numpy()[None], floats.cpu().numpy()[None])))
+        found.append(finalise(from_places(np.zeros(2, np.int64), ints.cpu().numpy(), floats.cpu().numpy())))
     host, on_device = found
     for name, values in host.items():
         assert np.allclose(on_device[name], values, 1e-5, 1e-6, equal_nan=True), name

@@ -19,6 +19,7 @@ from insitu.cli import insitu as command
 from insitu.plan_shapes import shapes_of
 from insitu.row_slabs import ROW_BUDGET_BYTES
 from insitu.testing import Recording
+from insitu.workspace import ELEMENT_BYTES
 
 BATCH, PROMPT, MAX_ROWS = 4, 24, 32
 TRAFFIC = ("--batch", str(BATCH), "--prompt", str(PROMPT), "--max-rows", str(MAX_ROWS))
@@ -85,8 +86,10 @@ def test_bytes_are_those_that_such_steps_leave(model: Path, folder: Path, insitu
         memory = found["memory_bytes"]
         assert memory["steps"] == observer.plan.num_slabs * observer.plan.slab_bytes
         assert (memory["rows"], memory["row_slabs"]) == (observer.row_slabs.num_bytes, observer.row_slabs.ring.size)
-        slabs = observer.statistic_slabs
-        assert memory["statistics"] == slabs._ints.nbytes + slabs._floats.nbytes + 44 * slabs.work.size
+        slabs, staging = observer.statistic_slabs, observer.taps.statistics._staging
+        assert staging is not None
+        computed = ELEMENT_BYTES * slabs.work.size + staging.num_bytes
+        assert memory["statistics"] == slabs._ints.nbytes + slabs._floats.nbytes + computed
     stored = {name: insitu_records.table(name).nbytes for name in ("captures", "statistics", "summaries", "steps")}
     rows, logits, summary = (rule["step_bytes"]["decode"] for rule in found["rules"])
     assert stored["captures"] / 39 == pytest.approx(rows + logits, rel=0.1)

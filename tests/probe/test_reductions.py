@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.utils._python_dispatch import TorchDispatchMode
-from value_kit import assert_told, part_of, read
+from value_kit import assert_told, part_of, read, told_by, used_places
 
-from insitu import reductions
 from insitu import statistic_layout as layout
-from insitu.reductions import Place, Workspace, compute
+from insitu.reductions import compute
+from insitu.workspace import HOST_BLOCK, MAX_WIDTH, Workspace
 
 DTYPES = (
     torch.float32,
@@ -96,7 +96,7 @@ def test_the_first_of_many_blocks_that_has_something_is_named() -> None:
 
 def test_a_row_wider_than_a_block_makes_room_for_itself() -> None:
     work = Workspace(torch.device("cpu"))
-    x = torch.from_numpy(np.random.default_rng(2).normal(size=(2, reductions.HOST_BLOCK + 5)).astype(np.float32))
+    x = torch.from_numpy(np.random.default_rng(2).normal(size=(2, HOST_BLOCK + 5)).astype(np.float32))
     work.fit(x.shape[1])
     assert_told(read(part_of(x, work=work)), truth(x))
 
@@ -138,7 +138,8 @@ def test_confidence_is_of_the_rows_that_have_one(scores: np.ndarray[Any, np.dtyp
         told.append(
             [-(likely * np.log(likely)).sum(), chance[0], chance[0] - second, chance[: layout.TOP_K].sum(), logsumexp]
         )
-    for name, values in zip(layout.FIGURES[layout.LOGITS], np.array(told).T, strict=True):
+    names = [layout.FIGURES[place] for place in layout.SCORES[:-1]]  # all but the id of the largest
+    for name, values in zip(names, np.array(told).T, strict=True):
         for suffix, value in (
             ("", values.mean()),
             ("_std", values.std()),
@@ -165,6 +166,52 @@ def test_a_change_of_the_residual_stream_is_by_row() -> None:
     assert np.isnan(found["entropy"])
 
 
+ALIKE = st.integers(1, 4).flatmap(
+    lambda num: hnp.arrays(
+        np.float32,
+        st.tuples(st.just(num), st.integers(1, 6), st.integers(1, 12)),
+        elements=st.one_of(ANY, USUAL, FEW),
+    )
+)
+
+
+@settings(deadline=None)  # torch's own first calls are slow
+@given(x=ALIKE, scores=st.booleans(), data=st.data())
+def test_sites_that_are_measured_together_are_told_as_alone(
+    x: np.ndarray[Any, np.dtype[np.float32]], scores: bool, data: st.DataObject
+) -> None:
+    values = torch.from_numpy(x)
+    sourced = sorted(data.draw(st.sets(st.integers(0, len(x) - 1))))
+    sources = torch.flip(values, (1,))[sourced] + 1
+    given: dict[str, Any] = {"source": sources, "sourced": sourced} if sourced else {}
+    together = told_by(values, has_scores=scores, **given)
+    for site, each in enumerate(values):
+        source = sources[sourced.index(site)] if site in sourced else None
+        alone = read(part_of(each, is_logits=scores, source=source))
+        found = read(together, site)
+        for name, value in alone.items():  # the sample of casts is of all that are measured together
+            if not name.startswith(layout.CASTS):
+                rounding = 1e-6 + 1e-12 * each.numel() * float(truth(each)[np.isfinite(truth(each))].max(initial=0.0))
+                assert found[name] == pytest.approx(value, rel=1e-6, abs=rounding, nan_ok=True), name
+        assert_told(found, truth(each))
+
+
+def test_a_row_that_cannot_be_counted_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most 16777216"):
+        Workspace(torch.device("cpu")).fit(MAX_WIDTH + 1)
+
+
+def test_one_id_for_all_rows_shows_and_a_router_has_a_loss() -> None:
+    scores = torch.tensor([[0.0, 3.0, 1.0], [2.0, 5.0, 1.0], [0.0, float("nan"), 9.0]])
+    found = read(part_of(scores, is_logits=True))
+    assert (found["top_id_min"], found["top_id_max"]) == (1.0, 1.0)
+    logsumexp = np.log(np.exp(scores[:2].numpy()).sum(1))
+    assert found["z_loss"] == pytest.approx((logsumexp**2).mean(), rel=1e-6)
+    other = read(part_of(torch.eye(4), is_logits=True))
+    assert (other["top_id_min"], other["top_id_max"]) == (0.0, 3.0)
+    assert np.isnan(read(part_of(scores))["top_id_min"]) and np.isnan(read(part_of(scores))["z_loss"])
+
+
 def test_complex_numbers_have_no_statistics() -> None:
     with pytest.raises(TypeError, match="complex64"):
         part_of(torch.zeros(2, 2, dtype=torch.complex64))
@@ -174,23 +221,22 @@ def test_complex_numbers_have_no_statistics() -> None:
 @pytest.mark.parametrize("is_logits", [False, True])
 def test_it_traces_into_a_graph_without_a_break_and_says_the_same(rows: int, is_logits: bool) -> None:
     torch.manual_seed(4)
-    x, work = torch.randn(rows, 24), Workspace(torch.device("cpu"))
+    x, work = torch.randn(1, rows, 24), Workspace(torch.device("cpu"))
     work.size = 4 * 24  # nine rows are three blocks
-    place = Place(torch.zeros(layout.NUM_INTS, dtype=torch.int64), torch.zeros(layout.NUM_FLOATS, dtype=torch.float64))
+    places, stamp = used_places(1), torch.tensor(4)
 
     def step(x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(x) * 2
-        compute(y, place, work, is_logits=is_logits, source=x)
+        compute(y, places, work, stamp, has_scores=is_logits, source=x, sourced=(0,))
         return y
 
     step(x)
-    expected = place.ints.clone(), place.floats.clone()
-    place.ints.fill_(-5)
-    place.floats.fill_(-5.0)
+    expected = places.ints.clone(), places.floats.clone()
+    places.ints.fill_(-5)
+    places.floats.fill_(-5.0)
     torch.compile(step, fullgraph=True, backend="aot_eager")(x)
-    assert torch.equal(place.ints[1:], expected[0][1:])
-    told = place.floats[layout.FIGURE if is_logits else layout.MOMENTS]
-    assert torch.allclose(told, expected[1][layout.FIGURE if is_logits else layout.MOMENTS], equal_nan=True)
+    assert torch.equal(places.ints[:, : layout.CHECKSUM], expected[0][:, : layout.CHECKSUM])
+    assert torch.allclose(places.floats, expected[1], equal_nan=True)
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -212,8 +258,8 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_memory_is_bounded_by_the_block_whatever_the_tensor() -> None:
     work = Workspace(torch.device("cpu"))
     x = torch.randn(4096, 256)
-    place = Place(torch.zeros(layout.NUM_INTS, dtype=torch.int64), torch.zeros(layout.NUM_FLOATS, dtype=torch.float64))
-    memory = [x, place.ints, place.floats, *(each for each in vars(work).values() if isinstance(each, torch.Tensor))]
+    places = used_places(1)
+    memory = [x, places.ints, places.floats, *(each for each in vars(work).values() if isinstance(each, torch.Tensor))]
     with Largest({each.untyped_storage().data_ptr() for each in memory}) as largest:
-        compute(x, place, work)
+        compute(x[None], places, work, torch.tensor(0))
     assert 0 < largest.num_bytes <= 4 * work.size < x.untyped_storage().nbytes() / 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from value_kit import assert_told
 
 import insitu
@@ -32,10 +33,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INSITU_RUN", RUN)
 
 
-def llama() -> nn.Module:
+def llama(vocab_size: int = 48) -> nn.Module:
     torch.manual_seed(5)
     config = LlamaConfig(
-        vocab_size=48,
+        vocab_size=vocab_size,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=2,
@@ -137,6 +138,8 @@ def test_the_first_rule_of_its_kind_that_names_a_site_is_followed(insitu_records
             rows = [insitu.Rows("a", start=0, count=3, capture=step % 5 == 4)]
             with session.step(step, rows=rows):
                 model(torch.randint(48, (1, 3)))
+            if step % 8 == 7:
+                session.flush()  # there are sixteen places, and a drain that shares its core
     every, second = set(range(STEPS)), {step for step in range(STEPS) if is_sampled(RUN, step, 2)}
     assert steps_of(insitu_records, "L1.resid_post") == every
     assert steps_of(insitu_records, "L0.resid_post") == steps_of(insitu_records, "L0.mlp_out") == second
@@ -224,21 +227,122 @@ def test_a_layer_that_overwrites_what_it_read_tells_no_change(insitu_records: Re
     assert np.isnan(found[0, "L2.resid_post"]["residual_ratio"]), "its input has another width"
 
 
+class Imaginary(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.complex(x, x)
+
+
 def test_a_site_without_statistics_is_said_once_and_disturbs_no_other(
     insitu_records: Recording, caplog: pytest.LogCaptureFixture
 ) -> None:
-    net = nn.Sequential(nn.ReLU(), nn.ReLU())
+    net = nn.Sequential(nn.ReLU(), Imaginary())
     with insitu.attach(net, to=insitu_records, rules=[summary(every=1)]) as session, torch.inference_mode():
-        observer = session._observer
-        assert observer is not None and observer.statistic_slabs is not None
-        for slab in observer.statistic_slabs.places:  # as if there were no memory for it
-            slab[0] = type(slab[0])(slab[0].ints[:3], slab[0].floats)
         with caplog.at_level(logging.WARNING, "insitu"):
             for _ in range(8):
                 net(torch.randn(2, 3))
         assert session.coverage().never_fired == []
-    assert sum("no statistics of 0 (" in record.message for record in caplog.records) == 1
-    assert {site for _, site in told(insitu_records)} == {"1", "output"}
+    assert sum("no statistics of 1 (" in record.message for record in caplog.records) == 1
+    assert {site for _, site in told(insitu_records)} == {"0"}
+    assert len(told(insitu_records)) == 8
+
+
+def test_what_cannot_be_measured_together_is_said_and_not_tried_again(
+    insitu_records: Recording, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(nn.ReLU(), nn.ReLU())
+    with insitu.attach(net, to=insitu_records, rules=[summary(every=1)]), torch.inference_mode():
+        net(torch.randn(2, 3))
+        with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "insitu"):
+            patched.setattr("insitu.reductions.cast_errors", no_memory)
+            for _ in range(3):
+                net(torch.randn(2, 3))
+        net(torch.randn(2, 3))
+    said = [record.message.split(" (")[0] for record in caplog.records]
+    assert said == [f"insitu: no statistics of {site}" for site in ("0", "1", "output")]
+    assert {step for step, _ in told(insitu_records)} == {0}
+
+
+def no_memory(*_: Any) -> Any:
+    raise RuntimeError("out of memory")
+
+
+def test_large_and_small_tensors_of_many_widths_are_all_told(insitu_records: Recording) -> None:
+    widths = [3, 200, 3, *range(4, 30), 200, 40_000]
+    layers = [nn.Linear(a, b) for a, b in zip([8, *widths], widths, strict=False)]
+    net = nn.Sequential(*layers)
+    seen = Seen(net, {str(at): str(at) for at in range(len(layers))})
+    with insitu.attach(net, to=insitu_records, rules=[summary(every=1)]), torch.inference_mode():
+        for seen.step in range(3):
+            net(torch.randn(1 + 400 * (seen.step == 1), 8))
+    found = told(insitu_records)
+    assert len(found) == 3 * (len(layers) + 1)
+    for key, values in seen.values.items():
+        assert_told(found[key], values.numpy().astype(np.float64))
+
+
+class FirstRow(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:1]
+
+
+def test_sites_of_one_width_and_other_rows_or_another_kind_are_kept_apart(insitu_records: Recording) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), FirstRow(), nn.Linear(8, 8))
+    seen = Seen(net, {str(at): str(at) for at in range(4)})
+    with insitu.attach(net, to=insitu_records, rules=[summary(every=1)]), torch.inference_mode():
+        for seen.step in range(3):
+            net(torch.randn(5, 8))
+    found = told(insitu_records)
+    for key, values in seen.values.items():
+        assert_told(found[key], values.numpy().astype(np.float64))
+    recording, model = Recording(), llama(vocab_size=16)  # as many ids as the residual stream is wide
+    with insitu.attach(model, to=recording, rules=[summary(every=1)]), torch.inference_mode():
+        model(torch.arange(6)[None])
+    entropy = {site: row["entropy"] for (_, site), row in told(recording).items()}
+    assert {site for site, value in entropy.items() if not np.isnan(value)} == {"logits"}
+
+
+def test_scores_of_routers_are_told_as_those_of_tokens(insitu_records: Recording) -> None:
+    torch.manual_seed(2)
+    config = MixtralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=6,
+    )
+    model = MixtralForCausalLM(config).eval()
+    kept: list[torch.Tensor] = []
+    gate = dict(model.named_modules())["model.layers.1.mlp.gate"]
+    gate.register_forward_hook(lambda _m, _i, output: kept.append(output[0].clone()))
+    session = insitu.attach(model, to=insitu_records, rules=[summary(every=1)])
+    with session, torch.inference_mode(), session.step(5):
+        model(torch.randint(32, (2, 4)))
+    row = told(insitu_records)[5, "L1.router_logits"]
+    chance = kept[0].double().softmax(1)
+    assert row["entropy"] == pytest.approx(float(-(chance * chance.log()).sum(1).mean()), rel=1e-5)
+    assert row["z_loss"] == pytest.approx(float(kept[0].double().logsumexp(1).square().mean()), rel=1e-5)
+    assert np.isnan(told(insitu_records)[5, "L1.mlp_out"]["entropy"])
+
+
+def test_ranks_that_hold_a_site_whole_have_one_checksum_and_one_bit_changes_it(insitu_records: Recording) -> None:
+    model, ids = llama(), torch.arange(6)[None]
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        bits = other.get_parameter("lm_head.weight").view(torch.int32)
+        bits[7, 3] ^= 1 << 20
+    found = []
+    for each in (model, copy.deepcopy(model), other):
+        recording = Recording()
+        with insitu.attach(each, to=recording, rules=[summary(every=1)]), torch.inference_mode():
+            each(ids)
+        names = {row["site"]: row["name"] for row in recording.rows("sites")}
+        found.append({names[row["site"]]: row["checksum"] for row in recording.rows("statistics")})
+    assert found[0] == found[1]
+    whole = {name for name, value in found[0].items() if value is not None}
+    assert whole == {"L1.resid_post", "logits"}
+    assert found[0]["L1.resid_post"] == found[2]["L1.resid_post"] and found[0]["logits"] != found[2]["logits"]
 
 
 def test_steps_that_find_no_place_are_counted(insitu_records: Recording) -> None:
