@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 
-LEAST_DEVIATIONS: Final = 3.0
-"""Of the level, that a shift has at least. So D = -1.5 without one: a false alarm in 2.4e7 independent seconds."""
+LEAST_DEVIATIONS: Final = 2.5
+"""Of the level, that a shift has at least. So D = -1.25 without one: a false alarm in 1.9e7 independent seconds. Three
+left a rise by two thirds untold where the core's own speed varied by a quarter from second to second."""
 DRIFT: Final = 0.5
 """... of the least shift."""
-THRESHOLD: Final = 5.0
-"""Deviations; the least shift is seen after 4 s on average."""
+THRESHOLD: Final = 6.0
+"""Deviations; the least shift is seen after 5.4 s on average."""
 MIN_DEVIATION: Final = 0.03
 """Seconds are never taken to be more alike than this share of a step."""
 MIN_BEFORE: Final = 20
@@ -77,23 +78,28 @@ def _begin(total: Float64) -> int:
     return int(zero[-1]) + 1 if len(zero) else 0
 
 
+def _level(before: Float64, least: float) -> tuple[float, float]:
+    """Return the level of what came before, and the least shift that is told beside its noise."""
+    level = float(np.median(before))
+    deviation = 1.4826 * float(np.median(np.abs(before - level)))
+    return level, max(least, LEAST_DEVIATIONS * max(deviation, MIN_DEVIATION))
+
+
 def latest_change(values: Float64, least: float) -> Change | None:
     """Return the rise that the series is in, or None; least: the smallest shift that is to be told, before noise."""
     if len(values) < MIN_BEFORE + 2:
         return None
-    before = values[: max(MIN_BEFORE, len(values) - PERSIST)]
-    level = float(np.median(before))
-    deviation = 1.4826 * float(np.median(np.abs(before - level)))
-    least = max(least, LEAST_DEVIATIONS * max(deviation, MIN_DEVIATION))
-    total = _walk(values, level, least)
-    if total[-1] <= THRESHOLD * least / LEAST_DEVIATIONS:
+    level, told_from = _level(values[: max(MIN_BEFORE, len(values) - PERSIST)], least)
+    total = _walk(values, level, told_from)
+    if total[-1] <= THRESHOLD * told_from / LEAST_DEVIATIONS:
         return None
     begin = _begin(total)
     shift = float(np.median(values[begin:][-PERSIST:])) - level
-    if shift > least and (again := _begin(_walk(values, level, shift))) < len(values):
+    if shift > told_from and (again := _begin(_walk(values, level, shift))) < len(values):
         begin = max(begin, again)  # by the least shift a blip just before would be taken for part of a large one
     if begin < MIN_BEFORE:
         return None
+    level, least = _level(values[:begin], least)  # as a rise lasts, more of it would count as what was before
     last = values[begin:][-PERSIST:]
     shift, share = float(np.median(last)) - level, float((last > level + least / 2).mean())
     stays = len(values) - begin >= PERSIST and shift >= least and share >= STAYS
