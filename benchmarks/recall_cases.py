@@ -227,7 +227,7 @@ KINDS: Final = {
     "straggler_rank": Kind(K.STRAGGLER_RANK, "ms a step", (0.5, 20.0), _straggler, _late),
     "fail_slow": Kind(K.FAIL_SLOW, "times as long", (1.1, 2.0), _failing, _of(1.25)),
     "gc_pause": Kind(K.GC_PAUSE, "ms a pause", (30.0, 600.0), _gc, _of(100.0)),
-    "stuck": Kind(K.STUCK, "ms", (1_000.0, 7_000.0), _hang, _of(2_200.0)),
+    "stuck": Kind(K.STUCK, "ms", (1_000.0, 7_000.0), _hang, _of(3_200.0)),
     "first_nonfinite": Kind(K.FIRST_NONFINITE, "rows", ONE, _nan, _of(0.0)),
     "records_dropped": Kind(K.RECORDS_DROPPED, "share of rows", (0.002, 0.2), _dropped, _of(0.0)),
     "site_never_fired": Kind(K.SITE_NEVER_FIRED, "sites", ONE, _silent, _of(0.0)),

@@ -83,7 +83,25 @@ def test_a_rise_that_stays_is_told_after_fifteen_seconds_from_where_it_began(bef
 
 def test_a_rise_that_lasts_is_no_part_of_what_was_before() -> None:
     """Seconds of a real rank on a core whose speed varied: the longer the rise, the larger it had to be."""
-    before = [-0.15, -0.12, -0.09, -0.15, 0.22, 0.21, 0.11, 0.32, 0.38, 0.31, -0.03, -0.09, 0.26, 0.11, 0.05, 0.09, 0.23]
+    before = [
+        -0.15,
+        -0.12,
+        -0.09,
+        -0.15,
+        0.22,
+        0.21,
+        0.11,
+        0.32,
+        0.38,
+        0.31,
+        -0.03,
+        -0.09,
+        0.26,
+        0.11,
+        0.05,
+        0.09,
+        0.23,
+    ]
     after = [0.88, 0.71, 0.73, 0.9, 0.78, 0.79, 0.69, 0.68, 0.77, 0.83, 0.65, 0.72, 0.82, 0.76, 0.75, 0.7, 0.82, 0.82]
     series = np.array([*before, 0.24, -0.09, -0.07, -0.17, -0.32, 0.18, *after])
     found = [latest_change(series[:now], LEAST) for now in range(23 + PERSIST, len(series) + 1)]
