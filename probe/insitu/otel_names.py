@@ -24,8 +24,15 @@ DISTRO_NAME: Final = "telemetry.distro.name"
 DISTRO_VERSION: Final = "telemetry.distro.version"
 MODEL: Final = "gen_ai.request.model"
 OPERATION: Final = "gen_ai.operation.name"
+COMPLETION: Final = "text_completion"
+"""The operation of all requests that `session.request(...)` tells of."""
 PROVIDER: Final = "gen_ai.provider.name"
+REQUEST_ID: Final = "gen_ai.request.id"
+INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 ERROR: Final = "error.type"
+OTHER_ERROR: Final = "_OTHER"
+"""What the conventions call an error whose kind is not told."""
 RUN: Final = "insitu.run"
 ROLE: Final = "insitu.role"
 BOOT: Final = "insitu.boot_id"
@@ -69,6 +76,16 @@ REQUESTS: Final = "insitu.requests"
 def span_name(cls: str) -> str:
     """Return the name of an interval's span, by its class (`insitu.vocabulary.IntervalClass`)."""
     return f"insitu.{cls}"
+
+
+def event_name(event: str) -> str:
+    """Return the name of an event of a request's span, by its `insitu.vocabulary.RequestEvent`."""
+    return f"insitu.request.{event}"
+
+
+def request_span_name(model: str | None) -> str:
+    """Return the name of a request's span, as the conventions have it: the operation, and the model if it is known."""
+    return f"{COMPLETION} {model}" if model else COMPLETION
 
 
 class Form(StrEnum):

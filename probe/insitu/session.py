@@ -70,7 +70,7 @@ class Stats:
     concurrent_forward: int
     """Forwards, or steps, that ran while another step was open: not observed, and in no other count."""
     overhead_share: float
-    """(drain CPU + time in hooks and around steps) / wall time inside steps."""
+    """(CPU of the drain, and of an exporter that tells its own, + time in hooks and around steps) / time in steps."""
     drain_cpu_s: float = 0.0
     """CPU-seconds of the drain's thread so far."""
     bad_headers: dict[str, int] = field(default_factory=dict)
@@ -397,7 +397,7 @@ class Session:
     def stats(self) -> Stats:
         """Return the session's account; exact once `close` has returned."""
         observer, inlet = self._observer, self._inlet
-        spent = self._drain.cpu_ns + hook_ns(observer, inlet)
+        spent = self._drain.cpu_ns + getattr(self._exporter, "cpu_ns", 0) + hook_ns(observer, inlet)
         return Stats(
             epoch=self.source.epoch,
             role=str(self.source.role),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 
 from insitu.guard import Guard
@@ -45,6 +46,7 @@ class StepTraces:
         self._is_kept = False
         self._by_step: dict[int, Served] = {}
         self._by_request: dict[str, RequestContext] = {}
+        self._noting = Lock()
 
     def keep(self) -> None:
         """Remember from now on."""
@@ -75,9 +77,10 @@ class StepTraces:
     def note_request(self, request: str, trace: RequestContext) -> None:
         """Remember a request's own trace, by name. Any thread."""
         if self._is_kept and trace.trace_id:
-            if len(self._by_request) >= MAX_STEPS:
-                self._by_request.pop(next(iter(self._by_request)), None)
-            self._by_request[request] = trace
+            with self._noting:
+                if len(self._by_request) >= MAX_STEPS:
+                    del self._by_request[next(iter(self._by_request))]
+                self._by_request[request] = trace
 
     def of_request(self, request: str) -> RequestContext | None:
         """Return a request's trace, or None where it has none. Any thread."""

@@ -56,6 +56,9 @@ def test_spans_of_each_rank_link_to_the_request_they_served() -> None:
         finally:
             engine.stop()
         assert engine.process.returncode == 0, engine.lines
+        (request,) = [span for span in inbox.spans() if span.name == f"text_completion {MODEL.name}"]
+        assert (request.trace_id.hex(), request.parent_span_id.hex()) == (TRACE, SPAN)
+        assert attributes(request)["gen_ai.usage.output_tokens"] == 4
         assert served(inbox) == {0: {TRACE}, 1: {TRACE}}
         steps: dict[int, dict[int, bytes]] = {0: {}, 1: {}}
         for span in inbox.spans():

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from otlp_kit import Inbox, attributes, attributes_of, grpc_receiver, http_receiver
 
 import insitu
-from insitu.exporters import open_exporter, otlp_ship
+from insitu.exporters import open_exporter, otlp, otlp_ship
 from insitu.exporters.otlp_spans import trace_id_of
 from insitu.identity import Source
 from insitu.session import Session, Stats
@@ -180,6 +180,37 @@ def test_requests_arrive_as_latencies_with_exemplars(receiver: Inbox) -> None:
         kinds = [attributes(point) for point in points]
         assert told in kinds
         assert ({**told, "error.type": "_OTHER"} in kinds) == (metric != "gen_ai.server.time_to_first_token")
+
+
+def test_a_request_that_has_ended_is_a_span_of_its_own_trace(inbox: Inbox) -> None:
+    session = insitu.start(to=f"otlp://{inbox.target}", role="driver", model="oracle")
+    for name, trace, end in (("one", ASKED, "finished"), ("two", SILENT, "finished"), ("three", None, "failed")):
+        session.request("arrived", name, num_tokens=9, trace=trace, t_ns=1_000)
+        session.request("scheduled", name, step_id=7, t_ns=2_000)
+        session.request("first_token", name, num_tokens=1, t_ns=3_000)
+        session.request("token", name, num_tokens=2, t_ns=4_000)
+        session.request(end, name, num_tokens=5, t_ns=5_000)
+    session.close()
+    assert "requests" not in check(session.stats()).dropped
+    spans = [span for span in inbox.spans() if span.name == "text_completion oracle"]
+    told = {attributes(span).pop("gen_ai.request.id"): span for span in spans}
+    assert set(told) == {"one", "three"}  # the other one's trace is not sampled
+    one, three = told["one"], told["three"]
+    assert (one.trace_id.hex(), one.parent_span_id.hex()) == ("a" * 32, "b" * 16)
+    assert (three.parent_span_id, three.status.code) == (b"", 2)
+    assert (one.kind, one.end_time_unix_nano - one.start_time_unix_nano) == (2, 4_000)
+    assert attributes(one) == {
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.provider.name": "insitu",
+        "gen_ai.request.id": "one",
+        "gen_ai.request.model": "oracle",
+        "gen_ai.usage.input_tokens": 9,
+        "gen_ai.usage.output_tokens": 5,
+    }
+    assert attributes(three)["error.type"] == "_OTHER"
+    events = [(event.name, event.time_unix_nano - one.start_time_unix_nano) for event in one.events]
+    assert events == [("insitu.request.scheduled", 1_000), ("insitu.request.first_token", 2_000)]
+    assert attributes(one.events[0]) == {"insitu.step": 7}
 
 
 def test_magnitudes_arrive_as_an_exponential_histogram(inbox: Inbox) -> None:
@@ -501,6 +532,26 @@ def test_more_than_the_queue_holds_waits_in_the_outbox(inbox: Inbox, monkeypatch
     assert stats.durable["intervals"] == stats.produced["intervals"] >= 30
 
 
+def test_a_long_outage_is_held_in_bounds(receiver: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp, "MAX_OPEN", 12)
+    receiver.code = grpc.StatusCode.UNAVAILABLE
+    model = oracle_model()
+    session = insitu.attach(model, to=f"otlp://{receiver.target}", rules=RULES)
+    for _ in range(10):
+        step(model, session)
+        session.flush(0.05)
+    exporter = session._exporter
+    assert isinstance(exporter, otlp.OtlpExporter)
+    assert 0 < exporter._account.num_open <= 12
+    receiver.code = None
+    assert session.flush(20.0).pending == 0
+    session.close()
+    stats = check(session.stats())
+    assert dropped(stats) == {}
+    assert steps_of(receiver) == set(range(10))
+    assert stats.overhead_share > 0
+
+
 def test_tables_without_a_form_in_otlp_are_counted_and_said_once(
     inbox: Inbox, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -552,6 +603,25 @@ def test_the_hosts_own_exporters_keep_their_words(caplog: pytest.LogCaptureFixtu
     run(f"otlp://{inbox.target}")
     logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").error("the host's own export failed")
     assert "the host's own export failed" in caplog.text
+
+
+def test_what_is_needed_is_imported_before_the_model_steps(receiver: Inbox) -> None:
+    code = f"""
+    import sys, insitu, torch
+    model = torch.nn.Linear(4, 4)
+    session = insitu.attach(model, to="otlp://{receiver.target}")
+    before = set(sys.modules)
+    with torch.inference_mode():
+        [model(torch.ones(1, 4)) for _ in range(20)]
+    assert session.flush(10.0).durable > 0
+    late = set(sys.modules) - before
+    session.close()
+    print(sorted(late))
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout == "[]\n", ran.stderr
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:

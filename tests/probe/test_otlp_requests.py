@@ -8,12 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu import otel_names as names
-from insitu.exporters.otlp_requests import MAX_OPEN, Latency, Requests
+from insitu.exporters.otlp_requests import MAX_MARKS, MAX_OPEN, Ended, Latency, Mark, Requests
 from insitu.vocabulary import RequestEvent
 
 
 def row(request: str, event: RequestEvent, t_ns: int, num_tokens: int | None = None) -> dict[str, Any]:
-    return {"request": request, "event": int(event), "t_ns": t_ns, "num_tokens": num_tokens}
+    return {"request": request, "event": int(event), "t_ns": t_ns, "num_tokens": num_tokens, "step_id": 3}
+
+
+def ended(rows: list[dict[str, Any]]) -> list[Ended]:
+    requests = Requests()
+    for each in rows:
+        list(requests.take(each))
+    found = requests.take_ended()
+    assert requests.take_ended() == []
+    return found
 
 
 def latencies(rows: list[dict[str, Any]]) -> list[Latency]:
@@ -34,6 +43,15 @@ def test_a_request_has_three_latencies() -> None:
         Latency(names.REQUEST_TIME, "a", 1.1, 2_100_000_000),
         Latency(names.TOKEN_TIME, "a", 0.2, 2_100_000_000),
     ]
+    marks = (Mark("scheduled", 1_100_000_000, 3), Mark("first_token", 1_500_000_000, 3))
+    assert ended(rows) == [Ended("a", 1_000_000_000, 2_100_000_000, False, 7, 4, marks)]
+
+
+def test_a_request_that_is_preempted_for_ever_keeps_its_first_marks() -> None:
+    rows = [row("a", RequestEvent.ARRIVED, 0), *(row("a", RequestEvent.PREEMPTED, at) for at in range(1000))]
+    (found,) = ended([*rows, row("a", RequestEvent.FAILED, 1000)])
+    assert [mark.t_ns for mark in found.marks] == list(range(MAX_MARKS))
+    assert found.failed
 
 
 def test_one_token_has_no_time_between_tokens() -> None:
@@ -61,6 +79,7 @@ events = st.tuples(st.sampled_from("abc"), st.sampled_from(RequestEvent), st.int
 def test_whatever_comes_no_request_ends_more_often_than_it_arrived(drawn: list[tuple[str, RequestEvent, int]]) -> None:
     rows = [row(name, event, at, tokens) for at, (name, event, tokens) in enumerate(drawn)]
     found = latencies(rows)
+    assert len(ended(rows)) == sum(latency.metric is names.REQUEST_TIME for latency in found)
     assert all(latency.seconds >= 0 for latency in found)
     for name in "abc":
         ends = sum(latency.request == name and latency.metric is names.REQUEST_TIME for latency in found)

@@ -17,7 +17,7 @@ from typing import Final
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.otlp_account import Account
 from insitu.exporters.otlp_ends import THREAD, import_exporters, target_of
-from insitu.exporters.otlp_ship import Limits, Shipper
+from insitu.exporters.otlp_ship import MAX_OPEN, Limits, Shipper
 from insitu.identity import Source
 from insitu.step_traces import StepTraces
 from insitu.vocabulary import DropReason
@@ -66,6 +66,8 @@ class OtlpExporter:
         self._arrived: deque[Batch] = deque()
         self._thread: threading.Thread | None = None
         self._shipper: Shipper | None = None
+        self.cpu_ns = 0
+        """CPU time of the thread so far."""
         self._hurry = self._is_closing = self._is_broken = False
 
     # -- what the drain thread calls -----------------------------------------------------------------------------
@@ -77,10 +79,12 @@ class OtlpExporter:
         with self._changed:
             if self._is_closing:
                 raise Refused(DropReason.SHUTDOWN)
+            away = self._shipper.away if self._shipper is not None else None
+            if self._account.num_open >= MAX_OPEN:
+                raise Retry(RETRY_S, away or DropReason.QUEUE_FULL)
             waiting = sum(each.num_rows for each in self._arrived)
             waiting += self._shipper.num_waiting if self._shipper is not None else 0
             if waiting and waiting + batch.num_rows > self._limits.queue:
-                away = self._shipper.away if self._shipper is not None else None
                 raise Retry(RETRY_S, away or DropReason.QUEUE_FULL)
             self._account.begin((batch.stream, batch.seq), batch.num_rows)
             self._arrived.append(batch)
@@ -162,6 +166,7 @@ class OtlpExporter:
                 hurry, self._hurry = self._hurry, False
             shipper.take(batches)
             shipper.ship(hurry=hurry)
+            self.cpu_ns = time.thread_time_ns()
 
     def _is_asked(self) -> bool:
         return bool(self._arrived) or self._hurry or self._is_closing

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -214,12 +215,20 @@ def _exporter(target: Target, notes: _Notes) -> Any:
 
 
 def import_exporters(protocol: str) -> dict[str, Any]:
-    """Return the SDK's exporter of each signal. Raises ModuleNotFoundError where the extra is not installed."""
+    """Return the SDK's exporter of each signal. Raises ModuleNotFoundError where the extra is not installed.
+
+    Imports what those import at their first request, too: that would be while the model steps.
+    """
     if protocol == "grpc":
+        with suppress(ModuleNotFoundError):  # not public: a gRPC without it imports something else then
+            import_module("grpc._channel")
+        import_module("grpc.experimental")
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcMetrics
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpans
 
         return {"traces": GrpcSpans, "metrics": GrpcMetrics}
+    import_module("netrc")
+    import_module("requests")
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpMetrics
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpans
 

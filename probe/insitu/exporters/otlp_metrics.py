@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics.export import Metric
 
 from insitu import otel_names as names
 from insitu.exporters.otlp_points import Attributes, Points
-from insitu.exporters.otlp_requests import Requests
+from insitu.exporters.otlp_requests import Ended, Requests
 from insitu.identity import Source
 from insitu.statistic_columns import partials_of
 from insitu.statistics import Count, Partials, combine, concat, finalise
@@ -42,7 +42,7 @@ class Metrics:
         self._points = Points(source.unix_anchor_ns, delta=delta)
         self._base: Attributes = ((names.RANK, source.rank), (names.STAGE, source.stage))
         model: Attributes = () if source.model is None else ((names.MODEL, source.model),)
-        self._served: Attributes = ((names.OPERATION, "text_completion"), (names.PROVIDER, "insitu"), *model)
+        self._served: Attributes = ((names.OPERATION, names.COMPLETION), (names.PROVIDER, names.SCOPE), *model)
         self._requests = Requests()
         self._sites: dict[int, Attributes] = {}
         self._axes: dict[int, str] = {}
@@ -109,14 +109,18 @@ class Metrics:
             attributes = (*self._base, (names.TAKE, take), (names.EVERY, every))
             self._points.put(names.PERIOD, attributes, float(period))
 
+    def take_ended(self) -> list[Ended]:
+        """Return, once each, the requests that have ended, as far as rows told of them."""
+        return self._requests.take_ended()
+
     def spend(self, seconds: float) -> None:
         """Tell of the CPU time of the thread that makes requests of rows."""
         self._points.reach(names.PROBE_TIME, (*self._base, (names.KIND, "otlp")), seconds)
 
     def _take_requests(self, rows: pa.RecordBatch) -> None:
-        for row in rows.select(["request", "event", "t_ns", "num_tokens"]).to_pylist():
+        for row in rows.select(["request", "event", "t_ns", "num_tokens", "step_id"]).to_pylist():
             for latency in self._requests.take(row):
-                error: Attributes = ((names.ERROR, "_OTHER"),) if latency.failed else ()
+                error: Attributes = ((names.ERROR, names.OTHER_ERROR),) if latency.failed else ()
                 context = self._traces.of_request(latency.request)
                 found = self._point_at(context, latency.seconds, self._source.unix_ns(latency.t_ns), {})
                 self._points.measure(latency.metric, (*self._served, *error), latency.seconds, found)

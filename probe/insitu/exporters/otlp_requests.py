@@ -1,9 +1,9 @@
-"""What happened to requests as the latencies that OpenTelemetry's conventions for GenAI servers name. Pure."""
+"""What happened to requests: latencies, as OpenTelemetry's GenAI conventions name them, and the whole. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from insitu import otel_names as names
@@ -25,10 +25,41 @@ class Latency:
     failed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that happened to a request on its way."""
+
+    event: str
+    """Lower-case name of a `RequestEvent`."""
+    t_ns: int
+    step_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request from its arrival to its end."""
+
+    request: str
+    arrived_ns: int
+    ended_ns: int
+    failed: bool
+    num_prompt: int
+    """Tokens; so are `num_output`."""
+    num_output: int
+    marks: tuple[Mark, ...]
+
+
 @dataclass(slots=True)
 class _Open:
     arrived_ns: int
+    num_prompt: int
     first_ns: int | None = None
+    marks: list[Mark] = field(default_factory=list)
+
+
+_NO_MARK: Final = frozenset((RequestEvent.ARRIVED, RequestEvent.TOKEN, RequestEvent.FINISHED, RequestEvent.FAILED))
+MAX_MARKS: Final = 64
+"""Of one request: one that is preempted again and again keeps its first ones."""
 
 
 class Requests:
@@ -36,6 +67,12 @@ class Requests:
 
     def __init__(self) -> None:
         self._open: dict[str, _Open] = {}
+        self._ended: list[Ended] = []
+
+    def take_ended(self) -> list[Ended]:
+        """Return, once each, the requests that have ended."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def take(self, row: Mapping[str, Any]) -> Iterator[Latency]:
         """Yield what a row makes known: rows of one request come in order."""
@@ -43,10 +80,12 @@ class Requests:
         if event == RequestEvent.ARRIVED:
             if len(self._open) >= MAX_OPEN:
                 del self._open[next(iter(self._open))]
-            self._open[name] = _Open(t_ns)
+            self._open[name] = _Open(t_ns, row["num_tokens"] or 0)
         found = self._open.get(name)
         if found is None:
             return
+        if event not in _NO_MARK and len(found.marks) < MAX_MARKS:
+            found.marks.append(Mark(RequestEvent(event).name.lower(), t_ns, row["step_id"]))
         if event == RequestEvent.FIRST_TOKEN:
             found.first_ns = t_ns
             yield Latency(names.FIRST_TOKEN, name, (t_ns - found.arrived_ns) / 1e9, t_ns)
@@ -55,6 +94,8 @@ class Requests:
             failed = event == RequestEvent.FAILED
             yield Latency(names.REQUEST_TIME, name, (t_ns - found.arrived_ns) / 1e9, t_ns, failed)
             num_tokens = row["num_tokens"] or 0
+            marks = tuple(found.marks)
+            self._ended.append(Ended(name, found.arrived_ns, t_ns, failed, found.num_prompt, num_tokens, marks))
             if found.first_ns is not None and num_tokens > 1:
                 each = (t_ns - found.first_ns) / (num_tokens - 1) / 1e9
                 yield Latency(names.TOKEN_TIME, name, each, t_ns, failed)

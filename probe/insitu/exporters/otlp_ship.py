@@ -25,6 +25,8 @@ from insitu.identity import Source
 from insitu.step_traces import StepTraces
 from insitu.vocabulary import DropReason
 
+MAX_OPEN: Final = 4096
+"""Batches on their way: several minutes' worth. More wait in the outbox, which bounds what a long outage may hold."""
 PAUSE_S: Final = 1.0
 """After a failed export. The SDK's exporter has tried several times before it gives one up."""
 _DELTA: Final = ("delta", "lowmemory")
@@ -102,7 +104,8 @@ class Shipper:
         self._metric_end = MetricEnd(targets[1], resource)
         self._rows: deque[tuple[pa.RecordBatch, Key]] = deque()
         """Intervals that are no spans yet, in pieces of at most `Limits.batch` rows."""
-        self._made: deque[tuple[ReadableSpan, Key]] = deque()
+        self._made: deque[tuple[ReadableSpan, Key | None]] = deque()
+        """Spans, and of which batch they are a row; None: a request's, whose rows the metrics tell of."""
         self.num_waiting = 0
         """Intervals that are not sent yet."""
         self._told: Counter[Key] = Counter()
@@ -142,10 +145,10 @@ class Shipper:
                 self._fail(error, {key: batch.num_rows})
 
     def _take(self, batch: Batch, key: Key) -> None:
+        if not self.num_waiting:
+            self._spans_due_s = self._clock() + self._limits.spans_s
         if batch.table == "intervals":
             self._metrics.take(batch.table, batch.data)
-            if not self.num_waiting:
-                self._spans_due_s = self._clock() + self._limits.spans_s
             step = self._limits.batch
             self._rows += [(batch.data.slice(at, step), key) for at in range(0, batch.num_rows, step)]
             self.num_waiting += batch.num_rows
@@ -154,6 +157,9 @@ class Shipper:
             self._metrics.name_sites(batch.data)
         elif batch.table in TABLES:
             self._metrics.take(batch.table, batch.data)
+            ended = [span for each in self._metrics.take_ended() if (span := self._spans.of_request(each)) is not None]
+            self._made += [(span, None) for span in ended]
+            self.num_waiting += len(ended)
         elif batch.table != "sources":  # which the resource says
             self._say(
                 batch.table,
@@ -177,7 +183,7 @@ class Shipper:
         has_spans = not self.num_waiting or not is_due or self._ship_spans()
         if not has_spans and self._targets[0].shown == self._targets[1].shown:
             return
-        is_due = self._hurry or now >= self._metrics_due_s
+        is_due = self._hurry or now >= self._metrics_due_s or len(self._told) >= MAX_OPEN // 4
         has_metrics = not (self._told or self._unsent) or not is_due or self._ship_metrics()
         self._hurry &= not (has_spans and has_metrics)
 
@@ -194,7 +200,8 @@ class Shipper:
             for _ in chunk:
                 self._made.popleft()
             self.num_waiting -= len(chunk)
-            self._heed(answer, self._targets[0], Counter(key for _, key in chunk), answer.num_rejected)
+            rows = Counter(key for _, key in chunk if key is not None)
+            self._heed(answer, self._targets[0], rows, answer.num_rejected)
         return True
 
     def _make(self) -> None:
@@ -260,7 +267,7 @@ class Shipper:
         self._say("receiver", logging.INFO, f"OTLP records are taken at {target.shown}")
         refused: Counter[Key] = Counter()
         for key, number in rows.items():
-            refused[key] = min(number, num_refused - refused.total())
+            refused[key] = min(number, num_refused - refused.total())  # of spans without a row nothing is counted
         if num_refused:
             said = f"{target.shown} refuses {answer.num_rejected} of its {target.signal} ({answer.text or 'no reason'})"
             self._say(target.signal, logging.ERROR, f"{said}; they are counted as dropped")

@@ -1,4 +1,4 @@
-"""Intervals as OpenTelemetry's spans, with links to the traces their step served.
+"""Intervals as OpenTelemetry's spans, with links to the traces their step served; requests as spans of those traces.
 
 A step computes rows of many requests, so a span of it is no child of any: it has links to them. All ranks' spans of a
 step are one trace, whose id follows from run, replica and step: no rank has to tell another. A span's own id
@@ -15,14 +15,16 @@ from typing import Any, Final
 import pyarrow as pa
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags, TraceState
 from opentelemetry.trace.propagation import set_span_in_context
+from opentelemetry.trace.status import Status, StatusCode
 
 from insitu import otel_names as names
 from insitu.exporters.otlp_metrics import class_name
+from insitu.exporters.otlp_requests import Ended, Mark
 from insitu.identity import Source
 from insitu.sampling import hash64
 from insitu.step_traces import Served, StepTraces
@@ -103,6 +105,43 @@ class Spans:
             end_time=source.unix_ns(row["t1_ns"]),
             instrumentation_scope=self._scope,
         )
+
+    def of_request(self, ended: Ended) -> ReadableSpan | None:
+        """Return the span of a request: a child of whose trace it is in. None where sampling leaves it out."""
+        source, context = self._source, self._traces.of_request(ended.request)
+        whose = f"{source.run}/{source.epoch:x}/request {ended.request}"
+        parent = None if context is None else span_context(context)
+        trace_id = _digest(whose) if parent is None else parent.trace_id
+        if not self._is_wanted(trace_id, context, ()):
+            return None
+        told: dict[str, Any] = {
+            names.OPERATION: names.COMPLETION,
+            names.PROVIDER: names.SCOPE,
+            names.REQUEST_ID: ended.request,
+            names.INPUT_TOKENS: ended.num_prompt,
+            names.OUTPUT_TOKENS: ended.num_output,
+        }
+        if source.model is not None:
+            told[names.MODEL] = source.model
+        if ended.failed:
+            told[names.ERROR] = names.OTHER_ERROR
+        return ReadableSpan(
+            name=names.request_span_name(source.model),
+            context=SpanContext(trace_id, _digest(f"{whose}/span") >> 64 or 1, False, TraceFlags(TraceFlags.SAMPLED)),
+            parent=parent,
+            resource=self._resource,
+            attributes=told,
+            events=[self._event(mark) for mark in ended.marks],
+            kind=SpanKind.SERVER,
+            status=Status(StatusCode.ERROR if ended.failed else StatusCode.UNSET),
+            start_time=source.unix_ns(ended.arrived_ns),
+            end_time=source.unix_ns(ended.ended_ns),
+            instrumentation_scope=self._scope,
+        )
+
+    def _event(self, mark: Mark) -> Event:
+        step = {names.STEP: mark.step_id} if mark.step_id >= 0 else None
+        return Event(names.event_name(mark.event), step, self._source.unix_ns(mark.t_ns))
 
     def _of_step(self, step_id: int) -> _Trace:
         source = self._source
