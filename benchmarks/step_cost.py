@@ -69,11 +69,12 @@ def build(size: str) -> Any:
 @click.option("--size", type=click.Choice(list(WIDTHS)), default="tiny")
 @click.option("--batch", default=8, help="Rows of one decode step.")
 @click.option("--rounds", default=600)
+@click.option("--compiled", is_flag=True, help="Each of them compiled (fullgraph, the same input sizes).")
 @click.option("--summary", is_flag=True, help="Also a model whose every step is sampled, against T0.")
 @click.option("--seed", default=0)
 @click.option("--json", "as_json", is_flag=True)
-def main(size: str, batch: int, rounds: int, summary: bool, seed: int, as_json: bool) -> None:
-    """Measure what T0 (and T1) adds to an eager step on the CPU, one thread."""
+def main(size: str, batch: int, rounds: int, compiled: bool, summary: bool, seed: int, as_json: bool) -> None:
+    """Measure what T0 (and T1) adds to a step on the CPU, one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     bare = build(size)
@@ -91,6 +92,8 @@ def main(size: str, batch: int, rounds: int, summary: bool, seed: int, as_json: 
     models: dict[str, Any] = {"bare": bare, "twin": twin, "attached": attached}
     if summary:
         models["sampled"] = sampled
+    if compiled:
+        models = {name: torch.compile(model, fullgraph=True) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     order = random.Random(seed)
 

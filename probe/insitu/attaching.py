@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from insitu.compiled import Graphs
+from insitu.compilers import leave_out, look_again, put_aside, uncompiled
 from insitu.config import Config
 from insitu.flight import Flight
 from insitu.identity import Source, current_run
@@ -18,7 +20,7 @@ from insitu.rules import Rule
 from insitu.session import Session
 from insitu.sites import is_named
 from insitu.slab import Plan
-from insitu.taps import MARK, Tap, give_forward
+from insitu.taps import MARK, Tap, give_forward, is_traced
 from insitu.vocabulary import Role
 
 logger = logging.getLogger("insitu")
@@ -31,6 +33,7 @@ def attach_with(
 
     Raises what `insitu.attach` does; the model is then as it was.
     """
+    wrapper, model = model, uncompiled(model)
     if hasattr(type(model), MARK):
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
     flight, run = config.flight, source.get("run") or current_run()
@@ -50,11 +53,13 @@ def attach_with(
         observer.taps.remove()
         raise
     session.observe_with(observer)
+    session.on_detach(lambda: look_again(wrapper))
     try:
         session.on_detach(_enter_forward(model, session, observer))
     except TypeError:
         session.close()
         raise ValueError(f"a {type(model).__name__} cannot be observed: its class allows no subclass") from None
+    look_again(wrapper)
     _say_unheld(observer.plan, flight)
     session.dump_on_signal()
     return session, observer
@@ -71,8 +76,16 @@ def _say_unheld(plan: Plan, flight: Flight | None) -> None:
 def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Callable[[], None]:
     """Let the model's outermost forward be a step, timed as compute unless an interval is open; return the undo."""
     forward_of, root_tap = type(model).forward, observer.root_tap
+    graphs, on_cuda = Graphs(type(model), session, observer), observer.device.type == "cuda"
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if is_traced():  # inside of another graph, which has no place where a step could begin
+            return forward_of(self, *args, **kwargs)
+        compiler = put_aside(None)
+        if compiler is not None:
+            return graphs.run(compiler, self, args, kwargs)
+        if on_cuda and torch.cuda.is_current_stream_capturing():
+            return graphs.capture(self, args, kwargs)
         if session.in_step:
             return compute(self, *args, **kwargs)
         with session.step() as step:
@@ -89,7 +102,9 @@ def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Ca
         tap_root(root_tap, observer, output)
         return output
 
-    return give_forward(model, forward)
+    undo = give_forward(model, forward)
+    leave_out(forward.__code__)
+    return undo
 
 
 def tap_root(root_tap: Tap | None, observer: Observer, output: Any) -> None:

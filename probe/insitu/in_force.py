@@ -151,10 +151,20 @@ class InForce:
     def _areas_at(self, slabs: RowSlabs, place: int) -> dict[int, RowArea]:
         areas = self._areas[place]
         if areas is None:
-            vectors = self._destinations.of_group
-            dest_of = {n: vectors[at] for at, numbers in enumerate(self.plan.row_sites) for n in numbers}
-            areas = self._areas[place] = slabs.areas(place, dest_of)
+            areas = self._areas[place] = slabs.areas(place, self._dest_of())
         return areas
+
+    def _dest_of(self) -> dict[int, torch.Tensor]:
+        vectors = self._destinations.of_group
+        return {n: vectors[at] for at, numbers in enumerate(self.plan.row_sites) for n in numbers}
+
+    def rings(self) -> dict[int, RowArea]:
+        """Return the areas of row sites in all slabs; empty before shapes are known, or where no rule takes rows."""
+        return {} if self.row_slabs is None else self.row_slabs.rings(self._dest_of())
+
+    def aim_at_trash(self) -> None:
+        """Let a step without wanted rows run as one that has some: each goes to the trash row."""
+        self._destinations.aim([()] * len(self.plan.groups))
 
     def periods_of(self, phase: int | None) -> Periods:
         """Return by N the sites whose statistics are taken in one of N steps of this phase: always the same mapping."""

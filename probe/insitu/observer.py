@@ -102,6 +102,7 @@ class Observer:
         record.in_force = self.in_force
         record.slab = self.slabs.ring.take()
         current = self.current
+        current.record = record
         if record.slab is None:
             record.num_unmeasured = len(self._due(record))
             record.num_unplugged = len(self.plugged.due(record)) if self.plugged else 0
@@ -119,8 +120,7 @@ class Observer:
         valid["tokens"] = valid["batch"] = -1 if record.num_rows is None else record.num_rows
         valid["samples"] = -1 if record.num_rows is None else record.num_samples
         if self.device.type != "cpu":  # on the host the taps read the same numbers from `current`
-            num_rows = valid["tokens"]
-            self.control.write(record.step_id, record.slab, num_rows, record.num_samples, record.variant)
+            self.write_control(record)
         current.step_id = record.step_id
         views = current.views = self.slabs.views[record.slab]
         current.canary, current.host_stamp = views.canary, views.host_stamp
@@ -141,6 +141,13 @@ class Observer:
         if full is not None and full.places:
             self.taps.statistics.finish()
 
+    def write_control(self, record: StepRecord) -> None:
+        """Tell the device which step this is, and where it writes. It has a slab."""
+        assert record.slab is not None, "a step without a slab has no taps"
+        valid = self.current.num_valid
+        row_slab = record.row_slab or 0
+        self.control.write(record.step_id, record.slab, valid["tokens"], valid["samples"], record.variant, row_slab)
+
     def end(self, record: StepRecord) -> None:
         """Close the step: taps fall silent, and on CUDA an event marks when its slab may be read."""
         self.overhead.stop(record)
@@ -149,6 +156,9 @@ class Observer:
         if self.device.type == "cuda":
             record.ready = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             record.ready.record()
+        if self.taps.desk.is_captured:
+            record.in_graph = True
+            self.control.write(NEVER, self.plan.num_slabs, 0, 0, 0, 0)  # a replay outside of a step writes to the trash
         if current.learning and self.taps.shapes:
             self._learned()
         if self.plugged is not None:
@@ -158,6 +168,7 @@ class Observer:
         """Let no tap write until the next step begins."""
         current = self.current
         current.thread = 0
+        current.record = None
         current.views = None
         current.full = None
 
@@ -307,6 +318,8 @@ class Observer:
         if not seen:
             return
         try:
+            if (in_graph := [record for record in seen if record.in_graph]) and self.taps.desk.memory is not None:
+                self.taps.desk.memory.settle(in_graph, self.slabs)
             reading = read_steps(self.slabs, seen)
             self.num_fired += reading.fired.sum(0)
             self.num_seen["all"] += len(seen)

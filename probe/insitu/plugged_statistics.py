@@ -116,6 +116,11 @@ class PluggedStatistics:
             for stamps, values in zip(self._stamps, self._values, strict=True)
         )
 
+    @property
+    def sites(self) -> frozenset[int]:
+        """Numbers of the sites that are measured."""
+        return frozenset(each.site.number for each in self._wanted)
+
     # -- step thread ---------------------------------------------------------------------------------------------
 
     def due(self, record: StepRecord) -> list[int]:

@@ -45,7 +45,7 @@ class RowArea:
     form: RowForm
     dtype: torch.dtype
     values: torch.Tensor
-    """[max_rows + 1, width]."""
+    """[max_rows + 1, width]; of all slabs [num_slabs, max_rows + 1, width]."""
     indices: torch.Tensor | None
     """int32, as `values`: the places of the largest in their rows."""
     dest: torch.Tensor
@@ -72,11 +72,11 @@ class RowArea:
         if x.shape[1] != width:
             raise ValueError(f"rows of {width} values turned out to have {x.shape[1]}")
         if x.dtype is not self.dtype:
-            x = _cast(x, self.dtype)
+            x = cast_rows(x, self.dtype)
         bits_of(self.values).index_copy_(0, dest, bits_of(x))
 
 
-def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def cast_rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return x in another type. float8 has no infinities: it holds what is too large as its largest number, and what
     is not finite as NaN, so that neither is taken for the other."""
     if dtype.itemsize > 1:
@@ -116,17 +116,23 @@ class RowSlabs:
     def areas(self, place: int, dest_of: Mapping[int, torch.Tensor]) -> dict[int, RowArea]:
         """Return the areas of one slab by site. dest_of: site -> its destination vector."""
         with torch.inference_mode(False):
-            return {
-                site: RowArea(
-                    form,
-                    getattr(torch, form.dtype),
-                    self._values[site][place],
-                    self._indices[site][place] if form.is_top else None,
-                    dest_of[site],
-                    self.broken,
-                )
-                for site, form in self.forms.items()
-            }
+            values = {site: ring[place] for site, ring in self._values.items()}
+            return self._areas(values, {site: ring[place] for site, ring in self._indices.items()}, dest_of)
+
+    def rings(self, dest_of: Mapping[int, torch.Tensor]) -> dict[int, RowArea]:
+        """As `areas`, of all slabs: for graphs, to which the slab is a number in memory."""
+        return self._areas(self._values, self._indices, dest_of)
+
+    def _areas(
+        self,
+        values: Mapping[int, torch.Tensor],
+        indices: Mapping[int, torch.Tensor],
+        dest_of: Mapping[int, torch.Tensor],
+    ) -> dict[int, RowArea]:
+        return {
+            site: RowArea(form, getattr(torch, form.dtype), values[site], indices.get(site), dest_of[site], self.broken)
+            for site, form in self.forms.items()
+        }
 
     def read(self, site: int, places: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return row `rows[i]` of slab `places[i]` of a site, as bytes [n, form.num_bytes] on the host; a copy."""

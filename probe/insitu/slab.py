@@ -226,6 +226,20 @@ class Slabs:
             load={site: load[at : at + size] for site, (at, size) in self.plan.loads.items()},
         )
 
+    @cached_property
+    def areas(self) -> dict[str, torch.Tensor]:
+        """Areas of all slabs on the device: dim 0 is the place in the ring, the others those of `Readings`."""
+        areas = {
+            name: self._memory[:, at : at + size].view(dtype)
+            for name, dtype in (("stamp", torch.int64), ("count", torch.int64), ("canary", torch.float32))
+            for at, size in (self.plan.offsets[name],)
+        }
+        shape = (self.plan.num_slabs, len(self.plan.boundaries), self.plan.max_rows)
+        for name in ("row_sum", "row_absmax"):
+            at, size = self.plan.offsets[name]
+            areas[name] = self._memory[:, at : at + size].view(torch.float32).view(shape)
+        return areas
+
     def read(self, places: Sequence[int]) -> Readings:
         """Return all slabs on the host, those at `places` as they are now; valid until the places are freed."""
         if self._mirror is not self._memory:
@@ -252,7 +266,7 @@ class Slabs:
 
 
 class ControlBlock:
-    """Device int64[8]: step_id, slab, num_rows, num_samples, variant, 0, 0, 0. One async copy a step.
+    """Device int64[8]: step_id, slab, num_rows, num_samples, variant, row slab, 0, 0. One async copy a step.
 
     A ring of pinned blocks feeds it: a host that runs ahead of the device must not overwrite one in flight.
     """
@@ -265,7 +279,7 @@ class ControlBlock:
         self._turn = 0
         self.step_id = self.block[0]
 
-    def write(self, step_id: int, slab: int, num_rows: int, num_samples: int, variant: int) -> None:
+    def write(self, step_id: int, slab: int, num_rows: int, num_samples: int, variant: int, row_slab: int) -> None:
         self._turn = (self._turn + 1) % 8
-        self._numbers[self._turn, :5] = step_id, slab, num_rows, num_samples, variant
+        self._numbers[self._turn, :6] = step_id, slab, num_rows, num_samples, variant, row_slab
         self.block.copy_(self._staged[self._turn], non_blocking=True)

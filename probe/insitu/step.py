@@ -50,6 +50,8 @@ class StepRecord:
     """When it ended; 0 while it has not."""
     num_unplugged: int = 0
     """As `num_unmeasured`, of the statistics of other packages."""
+    in_graph: bool = False
+    """Whether its taps ran in a compiled graph, which writes into slabs of its own."""
     ready: Any = None
     """CUDA event recorded after the step, or None on the host."""
     doublings: int = 0

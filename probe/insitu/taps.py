@@ -9,16 +9,17 @@ result. A forward hook would do the same at twice the cost: one hook moves `Modu
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial, update_wrapper
 from threading import get_ident
 from typing import Any, Final
 
 import torch
 from torch import nn
 
+from insitu.graph_taps import Desk, traced_forward
 from insitu.guard import Guard
 from insitu.plain import can_hold, is_plain, plain, rows_of, width_of
 from insitu.row_slabs import RowArea
@@ -26,6 +27,7 @@ from insitu.sites import Site
 from insitu.slab import Plan, Views
 from insitu.staging import Place
 from insitu.statistic_taps import StatisticTaps, source_of
+from insitu.step import StepRecord
 from insitu.workspace import Workspace
 
 _DIMS: Final = tuple(tuple(range(n)) for n in range(65))
@@ -34,6 +36,8 @@ _INF: Final = float("inf")
 _F32: Final = torch.float32
 MARK: Final = "__insitu_observed__"
 """Attribute of the private classes."""
+is_traced: Final = torch.compiler.is_dynamo_compiling
+"""True only where a compiler traces the function that asks."""
 Tap = Callable[..., None]
 """`tap(x)`; at a residual stream `tap(x, source)` where the input of its layer is at hand."""
 
@@ -60,6 +64,7 @@ class Current:
         "host_stamp",
         "learning",
         "num_valid",
+        "record",
         "sampled",
         "special",
         "step_id",
@@ -75,6 +80,7 @@ class Current:
         self.host_stamp: memoryview | None = None
         """Stamps of a slab that lies in host memory: a store costs 0.06 us, a tensor copy 1.5."""
         self.step_id = -1
+        self.record: StepRecord | None = None
         self.num_valid = {"tokens": -1, "samples": -1, "batch": -1}
         """Valid rows by axis; -1: all are."""
         self.full: Full | None = None
@@ -115,7 +121,8 @@ def give_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[],
     be replaced (compiled script modules).
     """
     original = type(module)
-    functools.update_wrapper(forward, original.forward)
+    update_wrapper(forward, original.forward)
+    forward.__code__ = forward.__code__.replace()  # compilers count what they compile by code
     names = {
         "forward": forward,
         "__module__": original.__module__,
@@ -159,6 +166,7 @@ class Taps:
         self.current = current
         self.shapes: dict[int, tuple[int, torch.dtype]] = {}
         """Site -> (width, dtype), learned when it first fires."""
+        self.desk = Desk()
         self._step_id = step_id
         self._guard = guard
         self._scratch = torch.empty(plan.max_rows)
@@ -203,6 +211,10 @@ class Taps:
         """Tell whether memory for rows of a site can be made: it is known what it returns, and it has sums."""
         return number in self.shapes and number not in self._unfit and can_hold(self.shapes[number][1])
 
+    def tell_unfit(self, numbers: Iterable[int]) -> None:
+        """Take note of sites whose modules return nothing a sum could be taken of."""
+        self._unfit.update(numbers)
+
     def remove_unfit(self) -> None:
         """After the first step: take the taps off sites that return nothing a sum could be taken of.
 
@@ -217,12 +229,15 @@ class Taps:
                 self._put_on(site)
 
     def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
-        current, number, index, unfit = self.current, site.number, site.index, self._on_error(site)
+        current, number, index, unfit = self.current, site.number, site.index, partial(self.fail, site)
         always = site.boundary or number in self._without_canary  # its tap does more, or nothing at all
         forward_of, has_source, odd = original.forward, site.is_residual, self._odd
         tensor, total, dims = torch.Tensor, torch.sum, _DIMS
+        traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_traced():
+                return traced(self, *args, **kwargs)
             output = forward_of(self, *args, **kwargs)
             if current.thread == get_ident():
                 try:
@@ -241,23 +256,22 @@ class Taps:
 
         return forward
 
-    def _on_error(self, site: Site) -> Callable[[Exception], None]:
-        """Return what a failing tap does: in the first step the site is taken for unfit, later all taps fall silent."""
-
-        def unfit(error: Exception) -> None:
-            if self.current.learning:
-                self._unfit.add(site.number)
-            else:
-                self.current.thread = 0
-                self._guard.contain(error)
-
-        return unfit
+    def fail(self, site: Site, error: Exception) -> None:
+        """Contain the error of a tap: in the first step the site is taken for unfit, later all taps fall silent."""
+        if self.current.learning:
+            self._unfit.add(site.number)
+        else:
+            self.current.thread = 0
+            self._guard.contain(error)
 
     def _router_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
         """As `_forward`, for a module that returns (logits, ..., chosen experts): they are counted too."""
-        current, unfit, forward_of, count = self.current, self._on_error(site), original.forward, self._count_chosen
+        current, unfit, forward_of, count = self.current, partial(self.fail, site), original.forward, self.count_chosen
+        traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_traced():
+                return traced(self, *args, **kwargs)
             output = forward_of(self, *args, **kwargs)
             if current.thread == get_ident():
                 try:
@@ -272,8 +286,9 @@ class Taps:
 
     def _named_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
         """As `_forward`, for sites that only rules name: a tensor the module is given, or part of what it returns."""
-        current, unfit, forward_of, index = self.current, self._on_error(site), original.forward, site.index
+        current, unfit, forward_of, index = self.current, partial(self.fail, site), original.forward, site.index
         part = site.part.of if site.part is not None else None
+        traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
 
         def take(found: Any) -> None:
             try:
@@ -283,11 +298,15 @@ class Taps:
                 unfit(error)
 
         def of_input(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_traced():
+                return traced(self, *args, **kwargs)
             if current.thread == get_ident():
                 take(_tensors_of(args, kwargs))
             return forward_of(self, *args, **kwargs)
 
         def of_output(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_traced():
+                return traced(self, *args, **kwargs)
             output = forward_of(self, *args, **kwargs)
             if current.thread == get_ident():
                 take(output)
@@ -295,7 +314,7 @@ class Taps:
 
         return of_input if site.io == "in" else of_output
 
-    def _count_chosen(self, site: Site, chosen: torch.Tensor) -> None:
+    def count_chosen(self, site: Site, chosen: torch.Tensor) -> None:
         """Count, for each expert, the valid rows that chose it. chosen: int64[tokens, top_k]."""
         views, ones = self.current.views, self._ones
         assert views is not None and ones is not None, "a router taps inside an open step, of a plan that has routers"
@@ -311,6 +330,9 @@ class Taps:
         current, number, axis = self.current, site.number, site.axis
 
         def tap(x: torch.Tensor, source: torch.Tensor | None = None) -> None:
+            if (sheet := self.desk.sheet) is not None:  # recorded, not run: what Python chose now would be repeated
+                sheet.note(number, axis, x)
+                return
             views = current.views
             assert views is not None, "a tap runs inside an open step only"
             if current.learning:
@@ -349,9 +371,14 @@ class Taps:
 
     def _take_full(self, site: Site, x: torch.Tensor, source: torch.Tensor | None, full: Full) -> None:
         """Take what the full variant adds: raw rows, and statistics."""
-        current, number = self.current, site.number
+        number = site.number
         if (area := full.rows.get(number)) is not None:
             self._take_rows(site, rows_of(x), area)
+        self.measure(site, x, source, full)
+
+    def measure(self, site: Site, x: torch.Tensor, source: torch.Tensor | None, full: Full) -> None:
+        """Take what statistics there are of the valid rows x, of this package and of others."""
+        current, number = self.current, site.number
         host_step = None if current.host_stamp is None else current.step_id
         if (place := full.places.get(number)) is not None:
             assert full.work is not None, "places come with a workspace"

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -33,6 +34,8 @@ _current: Session | None = None
 _unasked: list[Session] = []
 """Sessions that no code asked for (`insitu run`). They give way to the first one that code asks for."""
 _by_code = False
+_is_traced: Callable[[], bool] = bool
+"""Tells a function that a compiler traces it: torch's, once a session was made and torch is there; until then False."""
 
 
 def settings(**arguments: Any) -> Config:
@@ -156,8 +159,10 @@ def take_unasked(session: Session) -> None:
 
 
 def _remember(session: Session) -> Session:
-    global _current
+    global _current, _is_traced
     _current = session
+    if "torch" in sys.modules:
+        _is_traced = sys.modules["torch"].compiler.is_dynamo_compiling
     return session
 
 
@@ -226,8 +231,6 @@ def start_steps(
 
 
 def _is_module(result: Any) -> bool:
-    import sys
-
     torch_nn = sys.modules.get("torch.nn")
     return torch_nn is not None and isinstance(result, torch_nn.Module)
 
@@ -235,9 +238,9 @@ def _is_module(result: Any) -> bool:
 def tap(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Observe a tensor inside model code under a name of its own; returns it unchanged.
 
-    Outside a step, or where nothing is attached, it does nothing.
+    Outside a step, inside a compiled graph, or where nothing is attached, it does nothing.
     """
-    if _current is not None and _current.in_step:
+    if not _is_traced() and _current is not None and _current.in_step:
         _current.explicit_tap(tensor, name)
     return tensor
 
@@ -251,7 +254,7 @@ class interval:
         self._open: list[Interval] = []
 
     def __enter__(self) -> Interval | None:
-        if _current is None:
+        if _is_traced() or _current is None:
             return None
         opened = _current.interval(self._cls, **self._fields)
         self._open.append(opened)

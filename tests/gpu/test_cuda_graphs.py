@@ -1,0 +1,119 @@
+"""CUDA graphs, of the compiler and hand-made: each replay is the step it runs in. Needs a CUDA device."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+import insitu
+from insitu.testing import Recording
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+
+
+def on_the_host(xs: list[torch.Tensor]) -> Recording:
+    recording, net = Recording(), small_net()
+    with torch.inference_mode(), insitu.attach(net, to=recording):
+        for x in xs:
+            net(x)
+    return recording
+
+
+def assert_same(found: Recording, expected: Recording) -> None:
+    for column in ("step_id", "site", "num_rows", "nonfinite_rows"):
+        assert found.table("summaries")[column] == expected.table("summaries")[column], column
+    for column in ("canary", "row_sum", "absmax"):
+        got, told = (np.array(r.table("summaries")[column].to_pylist(), float) for r in (found, expected))
+        assert np.allclose(got, told, 1e-4, 1e-4, equal_nan=True), column
+
+
+def test_reduce_overhead_says_what_the_host_says_and_its_graphs_are_used(insitu_records: Recording) -> None:
+    xs = [torch.randn(4, 16) for _ in range(600)]  # around the ring more than twice
+    xs[300][2, 5] = math.nan
+    net = small_net().cuda()
+    counters.clear()
+    with torch.inference_mode(), insitu.attach(net, to=insitu_records) as session:
+        compiled = torch.compile(net, mode="reduce-overhead", fullgraph=True)
+        for step, x in enumerate(xs):
+            compiled(x.cuda())
+            if step % 60 == 59:
+                session.flush()
+    assert not counters["inductor"]["cudagraph_skips"], "taps keep the compiler from making CUDA graphs"
+    assert_same(insitu_records, on_the_host(xs))
+
+
+def test_reduce_overhead_takes_the_rows_that_are_wanted(insitu_records: Recording) -> None:
+    net = small_net().cuda()
+    rules = [insitu.Rule(sites="*", requests="opt-in")]
+    with torch.inference_mode(), insitu.attach(net, to=insitu_records, rules=rules, max_rows=8) as session:
+        compiled = torch.compile(net, mode="reduce-overhead", fullgraph=True)
+        for step in range(60):
+            x = torch.full((4, 16), float(step), device="cuda")
+            with session.step(step, rows=[insitu.Rows("a", 0, 3, capture=step % 3 == 1)], num_padded=1):
+                expected = compiled(x)[:3].cpu().numpy()
+            if step == 58:
+                last = expected
+    site = next(row["site"] for row in insitu_records.rows("sites") if row["name"] == "2")
+    assert {row["step_id"] for row in insitu_records.rows("captures")} == {step for step in range(60) if step % 3 == 1}
+    rows = insitu_records.rows("captures", step_id=58, site=site)
+    assert np.array_equal(np.stack([np.frombuffer(row["data"], np.float32) for row in rows]), last)
+
+
+def captured(net: nn.Module, like: torch.Tensor) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Return a CUDA graph of one forward, its input and its output."""
+    x = like.clone()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        net(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        output = net(x)
+    return graph, x, output
+
+
+def test_each_replay_of_a_hand_made_graph_is_the_step_it_runs_in(insitu_records: Recording) -> None:
+    xs = [torch.randn(4, 16) for _ in range(600)]
+    xs[400][1, 3] = math.nan
+    net = small_net().cuda()
+    with torch.inference_mode(), insitu.attach(net, to=insitu_records) as session:
+        graph, given, _ = captured(net, xs[0].cuda())  # the forward that warms up is step 0
+        session.flush()
+        for step, x in enumerate(xs[1:], 1):
+            given.copy_(x)
+            with session.step(step):
+                graph.replay()
+            given.fill_(math.nan)
+            graph.replay()  # of no step: to be seen nowhere
+            if step % 60 == 59:
+                session.flush()
+    assert_same(insitu_records, on_the_host(xs))
+
+
+def test_a_hand_made_graph_returns_the_same_bits_with_taps_and_without() -> None:
+    x, bare = torch.randn(4, 16, device="cuda"), small_net().cuda()
+    net = copy.deepcopy(bare)
+    with torch.inference_mode(), insitu.attach(net, to=Recording()):
+        outputs = []
+        for each in (bare, net):
+            graph, given, output = captured(each, x)
+            given.copy_(x)
+            graph.replay()
+            outputs.append(output.clone())
+    assert torch.equal(*outputs)
