@@ -78,7 +78,7 @@ def statistics(
     if not rows.num_rows:
         asked = 'insitu.attach(model, rules=[insitu.Rule(sites="*", take="summary")])'
         raise NothingFound(f"run {chosen.run} has no statistics there; they are taken where a rule asks: {asked}")
-    return value_statistics(rows, chosen.rows("sites"), by_step=by_step)
+    return value_statistics(rows, chosen.rows("sites"), by_step=by_step, sampling=chosen.rows("sampling"))
 
 
 def plugin_statistics(

@@ -10,24 +10,33 @@ from numpy.typing import NDArray
 
 from insitu.records import IDENTITY, schema_of
 from insitu.statistic_columns import partials_of
+from insitu.statistic_weights import weighed
 from insitu.statistics import Count, combine, finalise
+from insitu_collector.sampling_weights import weights_of
 from insitu_collector.timeline import Int64, numbers
 
 _LISTS: Final = ("outlier_channels", "beyond_channels")
 _STEP_OF_PAIR: Final = np.dtype([("pair", np.int64), ("step", np.int64)])
 
 
-def value_statistics(rows: pa.Table, sites: pa.Table, *, by_step: bool = False) -> pa.Table:
+def value_statistics(
+    rows: pa.Table, sites: pa.Table, *, by_step: bool = False, sampling: pa.Table | None = None
+) -> pa.Table:
     """Return one row a site, or a site and step, in order of execution; all ranks that hold a site of a name add up.
 
     The columns are `site`, with `by_step` `step_id`, and what `insitu.statistics.finalise` gives. Null is what nobody
-    can tell. A row whose site no source has named is left out.
+    can tell. A row whose site no source has named is left out. sampling: what rows stand for; those of a site that
+    stand for more steps than others weigh more.
     """
     names, place = places_of(rows, sites)
     step = numbers(rows, "step_id", -1) if by_step else np.zeros(rows.num_rows, np.int64)
     known = place >= 0
     keys, group = np.unique(np.stack([place[known], step[known]]), axis=1, return_inverse=True)
-    found = finalise(combine(partials_of(rows.filter(pa.array(known))), group.reshape(-1)))
+    told = rows.filter(pa.array(known))
+    parts = partials_of(told)
+    if sampling is not None and not by_step:
+        parts = weighed(parts, weights_of(told, sampling, place[known]))
+    found = finalise(combine(parts, group.reshape(-1)))
     columns = {"site": pa.array([names[at] for at in keys[0].tolist()], pa.utf8())}
     if by_step:
         columns["step_id"] = pa.array(keys[1])

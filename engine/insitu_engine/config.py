@@ -41,6 +41,8 @@ class EngineConfig:
     kv_bytes: int = 256 << 20
     """Most memory a rank gives to keys and values."""
     grace_s: float = GRACE_S
+    sample: float | None = None
+    """Share of requests whose rows are taken though they do not ask; None takes those of nobody else."""
 
     def __post_init__(self) -> None:
         if self.token_budget <= self.max_batch:

@@ -90,6 +90,7 @@ def _spec(config: EngineConfig, checkpoint: Checkpoint, plan: Plan, rank: int, f
         to=config.to,
         store=folder / "ranks",
         driver_pid=os.getpid(),
+        sample=config.sample,
     )
 
 

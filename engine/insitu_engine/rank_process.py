@@ -46,6 +46,8 @@ class RankSpec:
     store: Path
     """File through which the ranks find each other."""
     driver_pid: int
+    sample: float | None = None
+    """Share of requests whose rows are taken unasked."""
 
     @property
     def num_ranks(self) -> int:
@@ -53,12 +55,13 @@ class RankSpec:
 
 
 def attach(spec: RankSpec, stage: Stage) -> insitu.Session:
-    """Return the rank's probe. Opted-in requests give the rows after every layer, and their logits."""
+    """Return the rank's probe. Requests that opt in or are sampled give the rows after every layer, and logits."""
     if spec.to is None:
         return insitu.off()
-    rules = [insitu.Rule(sites="L*.resid_post")]
+    requests = spec.sample or "opt-in"
+    rules = [insitu.Rule(sites="L*.resid_post", requests=requests)]
     if stage.is_last:
-        rules.append(insitu.Rule(sites="logits"))
+        rules.append(insitu.Rule(sites="logits", requests=requests))
     return insitu.attach(
         stage,
         to=spec.to,

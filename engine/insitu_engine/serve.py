@@ -56,6 +56,12 @@ def _split(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
 @click.option("--token-budget", type=click.IntRange(min=2), default=128, show_default=True, help="Most rows of a step.")
 @click.option("--max-queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that may wait.")
 @click.option("--kv-mib", type=click.IntRange(min=1), default=256, show_default=True, help="Key/value memory a rank.")
+@click.option(
+    "--sample",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Rows of this share of requests; a traceparent decides.",
+)
 @click.option("--grace", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds to finish in.")
 def serve(
     model: Path | None,
@@ -73,6 +79,7 @@ def serve(
     max_queue: int,
     kv_mib: int,
     grace: float,
+    sample: float | None,
 ) -> None:
     """Serve a model over HTTP (/v1/completions, /v1/models, /health/ready), one process a pipeline stage.
 
@@ -81,6 +88,7 @@ def serve(
     \b
     insitu serve --stages 2 --port 0
     insitu serve --stages 2 --port 0 --to file://./insitu-store
+    insitu serve --stages 2 --port 0 --to file://./insitu-store --sample 0.01
     """
     began_s = time.monotonic()
     _one_thread_each()
@@ -104,6 +112,7 @@ def serve(
             max_queue=max_queue,
             kv_bytes=kv_mib << 20,
             grace_s=grace,
+            sample=sample,
         )
         _run(config, began_s)
     except EngineError as error:

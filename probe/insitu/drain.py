@@ -29,7 +29,7 @@ from insitu.intervals import T1, Recorder, Rows64, carve
 from insitu.never_fired import ENOUGH_STEPS, NeverFired
 from insitu.no_steps import NoSteps
 from insitu.outbox import Outbox
-from insitu.overhead import FULL_TABLES, Spent
+from insitu.overhead import FULL_TABLES, PLUGGED, STATISTICS, Spent
 from insitu.step import StepRecord
 from insitu.vocabulary import DropReason
 
@@ -344,7 +344,8 @@ class Drain:
             self._put_event(kind, text)
 
     def _spent(self) -> Spent:
-        of_full = {table: self._table_ns[table] + self._outbox.export_ns[table] for table in FULL_TABLES}
+        of_full = {table: self._table_ns[table] + self._outbox.export_ns[table] for table in (*FULL_TABLES, PLUGGED)}
+        of_full[STATISTICS] += of_full.pop(PLUGGED)
         return Spent(self._inlet.enter_ns, self._inlet.step_ns, self.cpu_ns, of_full)
 
     def _put_event(self, kind: str, text: str) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from insitu.flight import FlightRule
@@ -16,17 +15,30 @@ if TYPE_CHECKING:
 OPT_IN: Final = "opt-in"
 
 
-def followed(rules: Sequence[Rule], record: StepRecord) -> Sequence[Rule] | None:
-    """Return the rules for rows as a step follows them, None where none takes any; notes in the step what they want."""
-    rows, phase = record.rows or (), record.phase
-    record.is_named = any(by_name(rule).wants(rows, phase) for rule in rules)
-    record.wants_more = any(rule.wants(rows, phase) for rule in rules if by_name(rule) != rule)
-    if record.is_due:
-        return rules if record.is_named or record.wants_more else None
-    return [by_name(rule) for rule in rules] if record.is_named else None
+class DueRows:
+    """Rules for rows, as they are and as they are for those who asked by name. Made once; steps ask it."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self._all = tuple(rules)
+        self._by_name = tuple(by_name(rule) for rule in self._all)
+        self._named = _distinct(self._by_name)
+        self._more = _distinct(rule for rule, named in zip(self._all, self._by_name, strict=True) if rule != named)
+
+    def followed(self, record: StepRecord) -> Sequence[Rule] | None:
+        """Return the rules as a step follows them, None where none takes any row; notes in the step what they want."""
+        rows, phase = record.rows or (), record.phase
+        record.is_named = any(rule.wants(rows, phase) for rule in self._named)
+        record.wants_more = any(rule.wants(rows, phase) for rule in self._more)
+        if record.is_due:
+            return self._all if record.is_named or record.wants_more else None
+        return self._by_name if record.is_named else None
 
 
-@lru_cache(maxsize=256)
 def by_name(rule: Rule) -> Rule:
     """Return a rule for rows as it is for those who asked by name: who arms a flight recorder did, for all rows."""
     return rule if isinstance(rule, FlightRule) else replace(rule, requests=OPT_IN)
+
+
+def _distinct(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Return one of the rules that want rows of the same steps."""
+    return tuple({(rule.requests, rule.phase): rule for rule in rules}.values())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from insitu.byte_budget import Budget
-from insitu.due_rows import followed
+from insitu.due_rows import DueRows
 from insitu.flight import FlightRule
 from insitu.row_forms import ITEM_BYTES, RowForm, form_of
 from insitu.row_slabs import Destinations, RowArea, RowSlabs
@@ -54,6 +54,7 @@ class InForce:
         self.statistics_ns: Mapping[int, int] = {}
         """Site -> what its statistics take, where that was measured."""
         self.row_slabs: RowSlabs | None = None
+        self._due_rows = DueRows(group.rule for group in plan.groups)
         self.device = device
         self._destinations = Destinations(device, max(1, len(plan.groups)), plan.max_rows)
         self._areas: list[dict[int, RowArea] | None] = []
@@ -95,7 +96,7 @@ class InForce:
     def choose_rows(self, record: StepRecord) -> dict[int, RowArea]:
         """Pick the rows of a step and a slab for them; return their areas by site, empty where nothing is taken."""
         slabs, groups = self.row_slabs, self.plan.groups
-        if slabs is None or (rules := followed([group.rule for group in groups], record)) is None:
+        if slabs is None or (rules := self._due_rows.followed(record)) is None:
             return {}
         wanted = [self._wanted(at, rule, record) for at, rule in enumerate(rules)]
         wanted = self._within_budgets(wanted, record)

@@ -36,6 +36,7 @@ T0_OVER: Final = "t0_over_budget"
 """`events.kind` of the one row that says that T0 alone is over the budget."""
 STATISTICS: Final = "statistics"
 CAPTURES: Final = "captures"
+PLUGGED: Final = "plugin_statistics"
 FULL_TABLES: Final = (STATISTICS, CAPTURES)
 """What only full steps make."""
 
@@ -188,6 +189,7 @@ class Overhead:
         """Return what rules ask of a step on average: added up once for each dictionary, and again once calibrated."""
         known = self._asked.get(id(periods))
         if known is None or known[0] is not self.calibration:
+            self._asked = {key: each for key, each in self._asked.items() if each[0] is self.calibration}
             asked = Burden(sum(self._cost_of(sites) / every for every, sites in periods.items()))
             known = self._asked[id(periods)] = (self.calibration, periods, asked)
         return known[2]

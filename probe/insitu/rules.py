@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Final
 
+from insitu.head_sampling import is_taken
 from insitu.retention import parse_bytes
 from insitu.rows import PHASE_NUMBERS, Place, Rows, places
 from insitu.vocabulary import NAMESPACED
@@ -65,8 +65,8 @@ class Rule:
     statistic of another package (docs/extending.md); T0 is always on and needs no rule. every: of statistics, one step
     in so many (16); the same steps on every rank.
     phase: of a summary, steps of this phase only ("prefill", "decode" or "mixed"); else rows of requests in it.
-    requests: "opt-in" (entries with `capture=True`), "all", or a share of them (0.01), chosen by name alone, beside
-    those that opt in.
+    requests: "opt-in" (entries with `capture=True`), "all", or a share of them (0.01) beside those that opt in: of a
+    request with a trace its flag decides (docs/probe.md, "Sampling").
     rows: which of a request's rows in a step: "all", "last", "first:k" or "every:k" (by token position).
     cast: keep floating-point rows as "bf16", "fp16" or "fp8" (e4m3, without a scale). topk: of each row only the k
     largest values, and their places. max_bytes_per_s: on each rank, of what is kept; a number or text like "64MiB".
@@ -171,9 +171,7 @@ class Rule:
             stated = entry.phase_number()
             if (phase if stated is None else stated) != PHASE_NUMBERS[self.phase]:
                 return False
-        if isinstance(self.requests, str):
-            return self.requests == "all" or entry.capture
-        return entry.capture or lot_of(entry.request) < self.requests
+        return is_taken(entry, self.requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +185,6 @@ class Standing:
     """How long they still are in force; None: until others are set."""
     next_version: int
     """What the next step runs under; differs from `version` between a change and that step."""
-
-
-@lru_cache(maxsize=4096)
-def lot_of(request: str) -> float:
-    """Return a request's place in [0, 1): by its name alone, so that every rank and every step decides alike."""
-    return int.from_bytes(blake2b(request.encode(), digest_size=6).digest()) / (1 << 48)
 
 
 def _is_count(value: object) -> bool:

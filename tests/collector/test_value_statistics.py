@@ -158,6 +158,29 @@ def test_two_sides_are_compared_by_sites_that_only_sampled_steps_tell(tmp_path: 
     assert sites[inner["name"]].num_nonfinite == 0
 
 
+def test_steps_of_a_longer_period_weigh_more_and_no_step_more_than_another() -> None:
+    rows = statistics(
+        *({"epoch": 1, "step_id": step, "site": 3, "mean": 0.0} for step in range(0, 8, 2)),  # half of eight steps
+        {"epoch": 1, "step_id": 8, "site": 3, "mean": 5.0},  # one of eight
+        {"epoch": 1, "step_id": 8, "site": 4, "mean": 7.0},
+    )
+    who = {"epoch": 1, "rank": 0, "stage": 0, "take": "summary", "every": 2}
+    periods = [(step, 2, [3]) for step in range(0, 8, 2)] + [(8, 8, [3, 4])]
+    told = [
+        {**who, "row_seq": at, "step_id": step, "period": period, "sites": sites}
+        for at, (step, period, sites) in enumerate(periods)
+    ]
+    sampling = pa.Table.from_pylist(told, schema=schema_of("sampling"))
+    first, other = value_statistics(rows, SITES, sampling=sampling).to_pylist()
+    assert (first["mean"], other["mean"]) == (2.5, 7.0)
+    assert first["num_parts"] == 5
+    assert (first["num_values"], other["num_values"]) == (8 * 8, 8), "as if the shorter period had gone on"
+    plain = value_statistics(rows, SITES).to_pylist()
+    assert plain[0]["mean"] == 1.0
+    by_step = value_statistics(rows, SITES, by_step=True, sampling=sampling)
+    assert by_step.equals(value_statistics(rows, SITES, by_step=True)), "a step stands for itself"
+
+
 def test_a_step_that_summaries_tell_is_not_told_again() -> None:
     flagged = {"epoch": 1, "rank": 1, "stage": 0, "row_seq": 0, "step_id": 4, "site": 3, "canary": float("nan")}
     boundary = {**flagged, "site": 4, "canary": 1.0, "absmax": 2.0}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.due_rows import by_name, followed
+from insitu.due_rows import DueRows, by_name
+from insitu.flight import FlightRule
 from insitu.rows import Rows
 from insitu.rules import Rule
 from insitu.step import StepRecord
@@ -26,7 +27,7 @@ rule_lists = st.lists(st.sampled_from([ALL, OPT_IN]), min_size=1, max_size=3)
 @given(maps, rule_lists, st.booleans())
 def test_who_asked_by_name_is_heard_in_every_step(captures: list[bool] | None, rules: list[Rule], is_due: bool) -> None:
     record = step(captures, is_due=is_due)
-    found = followed(rules, record)
+    found = DueRows(rules).followed(record)
     taken = [rule.select(record.rows or (), "tokens", 2) for rule in found or ()]
     requests = {place.request for places in taken for place in places}
     assert {str(at) for at, capture in enumerate(captures or []) if capture} <= requests
@@ -41,7 +42,7 @@ def test_more_is_wanted_where_rules_take_rows_that_nobody_asked_for(
     captures: list[bool] | None, rules: list[Rule], is_due: bool
 ) -> None:
     record = step(captures, is_due=is_due)
-    found = followed(rules, record)
+    found = DueRows(rules).followed(record)
     assert record.wants_more == (ALL in rules)
     assert record.is_named == any(captures or [])
     assert (found is None) == (not record.is_named and not (record.wants_more and is_due))
@@ -49,3 +50,13 @@ def test_more_is_wanted_where_rules_take_rows_that_nobody_asked_for(
 
 def test_a_rule_by_name_is_the_same_but_for_whom_it_takes() -> None:
     assert by_name(ALL) == OPT_IN == by_name(OPT_IN)
+
+
+@given(maps, st.booleans())
+def test_an_armed_flight_recorder_has_its_rows_in_every_step(captures: list[bool] | None, is_due: bool) -> None:
+    record = step(captures, is_due=is_due)
+    rules = [FlightRule(sites="L0.*", requests="all"), ALL]
+    flight, other = DueRows(rules).followed(record) or ()
+    assert flight == rules[0]
+    assert (other == ALL) == is_due
+    assert record.is_named, "its cost is not the governor's to spare"
