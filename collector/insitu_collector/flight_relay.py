@@ -248,6 +248,10 @@ class FlightRelay:
         for asked in over:
             del self._open[asked.row["incident"]]
             self._tell([asked.closed()])
+            silent = sorted(member.place for member in asked.members if member.epoch not in asked.answered)
+            missing = ", ".join(str(rank) for _, _, rank in silent)
+            said = f"rank {missing} did not answer" if silent else "every rank answered"
+            _log.info("insitu: incident %s: %s", asked.row["incident"], said)
 
     def _tell(self, rows: list[Row]) -> None:
         try:

@@ -45,8 +45,7 @@ class OpenIncident:
         """Remember another trigger, which opens nothing of its own."""
         self.num_further += 1
         if len(self.further) < MOST_FURTHER:
-            at = f" at step {trigger.step_id}" if trigger.step_id >= 0 else ""
-            self.further.append(f"{trigger.reason}{at}{f': {trigger.text}' if trigger.text else ''}")
+            self.further.append(str(trigger))
 
     def count_canaries(self, part: Canaries) -> None:
         """Count what is shipped of T0."""

@@ -6,6 +6,7 @@ of the same window, rows of `summaries` and `captures` like any other, and rows 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from insitu.harvest import Harvest, Seen
     from insitu.step import StepRecord
     from insitu.wire.insitu_pb2 import Dump
+
+logger = logging.getLogger("insitu")
 
 T0_BYTES: Final = 16 << 20
 """Most memory for canaries: five bytes a site and step, so 100 sites in 1,500 steps a second for twenty seconds."""
@@ -161,6 +164,7 @@ class FlightRecorder:
         incident = self._begin(trigger, (begin_ns, trigger.t_ns + int(self.flight.post_s * 1e9)))
         self._told.append(incident.opened(self._source, self._limiter.suppressed[trigger.reason]))
         self.is_urgent = True
+        logger.warning("insitu: incident %s (%s): what the flight recorder holds is shipped", incident.name, trigger)
 
     def _begin(self, trigger: Trigger, window: Window) -> OpenIncident:
         incident = OpenIncident(trigger.incident, trigger, *window)

@@ -419,8 +419,13 @@ class Session:
     def dump(self, why: str) -> str | None:
         """Ship what the flight recorder holds, and what comes in the next seconds; on every rank, through a collector.
 
-        Return the incident; None where the last was asked for less than `Flight.again_after_s` ago. Any thread.
+        Return the incident; None where the last was asked for less than `Flight.again_after_s` ago, and once the
+        session is closed. Any thread.
         """
+        if self._closed:
+            return None
+        if not self._running:
+            self._run()
         return self._flight.ask(why, self._step_id)
 
     def dump_on_signal(self) -> None:

@@ -50,6 +50,11 @@ class Trigger:
     since_ns: int | None = None
     """When the step began that is meant: it lies in the window, however long it took."""
 
+    def __str__(self) -> str:
+        at = f" at step {self.step_id}" if self.step_id >= 0 else ""
+        said = ", ".join(word for word in (self.site, self.text) if word)
+        return f"{self.reason}{at}{f': {said}' if said else ''}"
+
 
 def incident_id(source: Source, trigger: Trigger) -> str:
     """Return 16 hex digits: the same on every rank of a replica for what a step did, else unlike any other."""

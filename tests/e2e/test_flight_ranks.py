@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from live_system import Process
 
 from insitu_collector.flight_records import FlightIncident
 from insitu_collector.flight_report import incidents_in
@@ -26,13 +28,24 @@ from insitu.testing import oracle_model
 
 rank, to = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-model, orders = oracle_model(num_layers=3, width=4), []
+model, orders, going = oracle_model(num_layers=3, width=4), [], threading.Event()
 flight = insitu.Flight(rows="L*.mlp_out", pre_s=5, post_s=0.5, again_after_s=0)
 session = insitu.attach(model, to=to, rank=rank, stage=rank, flight=flight)
-threading.Thread(target=lambda: orders.extend(line.strip() for line in sys.stdin), daemon=True).start()
+
+def listen():
+    for line in sys.stdin:
+        orders.append(line.strip())
+        if line.strip() == "go":
+            going.set()
 
 def poison(module, args, output):
     return torch.full_like(output, float("nan"))
+
+def hang(module, args):
+    going.wait()
+
+threading.Thread(target=listen, daemon=True).start()
+hooked = model.model.layers[1].self_attn
 
 pause, num_steps = threading.Event(), 0
 with torch.no_grad():
@@ -40,10 +53,14 @@ with torch.no_grad():
         handle = None
         if "nan" in orders:
             orders.remove("nan")
-            handle = model.model.layers[1].self_attn.register_forward_hook(poison)
+            handle = hooked.register_forward_hook(poison)
+        if "hang" in orders:
+            orders.remove("hang")
+            handle = hooked.register_forward_pre_hook(hang)
         if "dump" in orders:
             orders.remove("dump")
             session.dump("again")
+        model.say_next(0)
         model(torch.zeros(3, 4))
         if handle is not None:
             handle.remove()
@@ -51,7 +68,7 @@ with torch.no_grad():
         if num_steps == 20:
             assert session.flush(20).pending == 0
             print("ready", flush=True)
-        pause.wait(0.01)
+        pause.wait(0.02)
 session.close()
 """
 
@@ -80,6 +97,7 @@ class Rank:
 
     def end(self) -> None:
         if self.process.poll() is None:
+            self.order("go")
             self.order("end")
             self.process.wait(60)
         for pipe in (self.process.stdin, self.process.stdout):
@@ -94,9 +112,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collecto
         yield running
 
 
-@pytest.fixture
-def ranks(server: CollectorServer) -> Iterator[list[Rank]]:
-    started = [Rank(number, server.address) for number in range(2)]
+@contextmanager
+def two_ranks(to: str) -> Iterator[list[Rank]]:
+    started = [Rank(number, to) for number in range(2)]
     try:
         for rank in started:
             rank.wait_until_ready()
@@ -121,9 +139,29 @@ def closed(store: Path, count: int) -> list[FlightIncident] | None:
     return found if len(found) == count and all(incident.asked is not None for incident in found) else None
 
 
-def test_one_trigger_is_one_incident_of_every_rank_and_the_dead_are_missing(
-    server: CollectorServer, ranks: list[Rank]
-) -> None:
+def test_a_run_that_is_stuck_ships_what_every_rank_holds(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", "0", "--judge"])
+    try:
+        with two_ranks(collect.wait_for(r"collecting on (grpc://\S+)")[1]) as ranks:
+            ranks[1].order("hang")
+            (found,) = wait_for(lambda: closed(store, 1))
+            ranks[1].order("go")
+    finally:
+        collect.stop()
+    assert (found.reason, found.on_rank, found.asked, found.missing) == ("verdict", 1, [(0, 0), (0, 1)], [])
+    assert "stuck" in found.text
+    for answer in found.answers:
+        assert answer.num_captures > 0
+        assert answer.since_unix_ns < found.trigger_unix_ns - 2 * 10**9, "from before it was seen"
+
+
+def test_one_trigger_is_one_incident_of_every_rank_and_the_dead_are_missing(server: CollectorServer) -> None:
+    with two_ranks(server.address) as ranks:
+        _trigger_and_kill(server, ranks)
+
+
+def _trigger_and_kill(server: CollectorServer, ranks: list[Rank]) -> None:
     ranks[1].order("nan")
     (found,) = wait_for(lambda: closed(server.store, 1))
     assert (found.reason, found.site, found.on_rank, found.on_stage) == ("nonfinite", "L1.mlp_out", 1, 1)

@@ -218,7 +218,7 @@ def test_a_trigger_while_one_is_open_is_told_there(insitu_records: Recording) ->
         assert session.stats().flight["num_suppressed"] == 2
     rows = insitu_records.rows("incidents")
     assert [(row["state"], row["incident"]) for row in rows] == [("opened", name), ("answered", name)]
-    assert sorted(rows[1]["further"]) == ["asked at step 3: second", "nonfinite at step 3"]
+    assert sorted(rows[1]["further"]) == ["asked at step 3: second", "nonfinite at step 3: L1.mlp_out"]
     assert {row["step_id"] for row in insitu_records.rows("captures")} == {1, 2, 3, 4}, "and what came after it"
 
 
