@@ -83,17 +83,18 @@ def to_text(store: Store, incidents: list[FlightIncident]) -> str:
     return "\n".join(f"{each.incident}  {as_time(each.trigger_unix_ns)}  {each.sentence()}" for each in incidents)
 
 
-def one_to_text(incident: FlightIncident, stored: list[Stored]) -> str:
+def one_to_text(store: Store, incident: FlightIncident, stored: list[Stored]) -> str:
     """Return one incident for people."""
     begin, end = incident.window_unix_ns
     lines = [f"incident {incident.incident}, run {incident.run}", incident.sentence(), ""]
     lines.append(f"window   {as_time(begin)} to {as_time(end)}, triggered {as_time(incident.trigger_unix_ns)}")
     lines += [f"rank {answer.rank:<4}{_answer_text(answer)}" for answer in incident.answers]
-    lines += [f"rank {rank:<4}has not answered" for _, rank in incident.missing]
+    lines += [f"rank {rank:<4}of replica {replica} has not answered" for replica, rank in incident.missing]
     if incident.parts:
         lines.append(f"other ranks opened {', '.join(incident.parts)} in the same stretch: part of this one")
     if incident.num_suppressed:
         lines.append(f"{incident.num_suppressed} triggers of this kind opened no incident before it")
+    lines += ["", f"insitu export {store.path} --to perfetto --from {as_time(begin)} --until {as_time(end)}"]
     if stored:
         lines += ["", "in the store, of steps that began in the window:"]
         width = max(len(each.site) for each in stored)
@@ -115,7 +116,7 @@ def _answer_text(answer: Answer) -> str:
         if answer.rows_since_unix_ns is not None:
             said += f" from {as_time(answer.rows_since_unix_ns)}"
     if answer.num_steps_without_rows:
-        said += f"; {answer.num_steps_without_rows} steps without rows, for want of room"
+        said += f"; of {answer.num_steps_without_rows} steps no rows were held"
     if answer.num_further:
         more = f"{'; ...' if answer.num_further > len(answer.further) else ''}"
         said += f"; meanwhile also {'; '.join(answer.further)}{more}"
@@ -147,7 +148,10 @@ def incidents(ctx: click.Context, store: Path, incident: str | None, as_json: bo
         return
     chosen = _one(found, incident)
     stored = stored_of(opened, chosen)
-    click.echo(json.dumps(to_json(opened, [chosen], stored), indent=1) if as_json else one_to_text(chosen, stored))
+    if as_json:
+        click.echo(json.dumps(to_json(opened, [chosen], stored), indent=1))
+    else:
+        click.echo(one_to_text(opened, chosen, stored))
     if chosen.missing:
         ctx.exit(ExitCode.PARTIAL)
 

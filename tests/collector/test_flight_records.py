@@ -169,7 +169,7 @@ def test_a_missing_rank_is_an_exit_status(tmp_path: Path) -> None:
             session.append("incidents", {name: value for name, value in each.items() if name in _COLUMNS})
     status, text = run(f"{tmp_path}/store", "aa")
     assert status == ExitCode.PARTIAL
-    assert "rank 0   has not answered" in text
+    assert "rank 0   of replica 0 has not answered" in text
 
 
 _COLUMNS = set(schema_of("incidents").names[4:])

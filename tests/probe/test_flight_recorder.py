@@ -339,6 +339,32 @@ def test_a_site_whose_rows_a_rule_takes_stays_that_rules(
     assert len(rows) == 2 + 2 * 3
 
 
+def test_rules_that_change_meanwhile_leave_what_is_armed_alone(insitu_records: Recording) -> None:
+    model = oracle_model(num_layers=2, width=4)
+
+    def run(session: insitu.Session) -> None:
+        for _ in range(3):
+            with session.step(rows=[insitu.Rows("a", 0, 3)]):
+                model(torch.zeros(3, 4))
+
+    with torch.no_grad(), insitu.attach(model, to=insitu_records, flight=Flight(rows="L*.mlp_out")) as session:
+        run(session)
+        session.set_rules([insitu.Rule(sites="L0.attn_out", requests="all", rows="last")])
+        run(session)
+        session.set_rules([insitu.Rule(sites="L0.mlp_out", requests="all", rows="last")])
+        run(session)
+        session.dump("all of it")
+    names = names_of(insitu_records)
+    found: dict[str, set[tuple[int, int]]] = {}
+    for row in insitu_records.rows("captures"):
+        found.setdefault(names[row["site"]], set()).add((row["step_id"], row["row"]))
+    held = {(step, row) for step in range(1, 9) for row in range(3)}
+    assert found["L1.mlp_out"] == held
+    assert found["L0.attn_out"] == {(step, 2) for step in (3, 4, 5)}
+    assert found["L0.mlp_out"] == {(s, row) for s, row in held if s < 6} | {(s, 2) for s in (6, 7, 8)}
+    assert account_is_whole(session, insitu_records)
+
+
 def test_a_glob_that_names_no_site_is_an_error_that_lists_the_nearest(insitu_records: Recording) -> None:
     with pytest.raises(ValueError, match="mlp_out"):
         insitu.attach(oracle_model(), to=insitu_records, flight=Flight(rows="L*.mlp_ouT"))
