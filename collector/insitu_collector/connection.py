@@ -73,7 +73,6 @@ class Connection:
 
     def read(self, messages: Iterator[ToCollector]) -> None:
         """Take messages until the peer stops, or until one cannot be taken now."""
-        in_order = False
         try:
             self._hello(next(messages, None))
             for message in messages:
@@ -84,8 +83,6 @@ class Connection:
                     raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, "only frames may follow Hello")
                 elif not self._take(message.frame):
                     break
-            else:
-                in_order = True
         except Rejected as rejected:
             self._rejected = rejected
         except grpc.RpcError:  # the peer went away: what it sent is stored, what it did not, it sends again
@@ -94,7 +91,7 @@ class Connection:
             _log.exception("insitu: a connection is ended; the others go on")
             self._must_end = True
         finally:
-            self._relay.left(self.epoch, self.push, in_order=in_order)
+            self._relay.left(self.epoch, self.push)
             self._no_more_frames = True
             self.notify()
 

@@ -36,6 +36,7 @@ MOST_REMEMBERED: Final = 1024
 
 _INCIDENTS: Final = table_spec("incidents").stream
 _VERDICTS: Final = table_spec("verdicts").stream
+_HEALTH: Final = table_spec("health").stream
 _SAME: Final = ("incident", "reason", "text", "on_rank", "on_stage", "step_id", "site")
 _TIMES: Final = ("trigger_unix_ns", "window_start_unix_ns", "window_end_unix_ns")
 
@@ -56,10 +57,21 @@ class Member:
     push: Push | None
     """Sends to it; None while its connection is broken."""
     broken_s: float = 0.0
+    beat: Frame | None = None
+    """Its last row of `health`: the very last of a process says so."""
 
     @property
     def place(self) -> tuple[str, int, int]:
         return self.run, self.replica, self.rank
+
+    @property
+    def is_closed(self) -> bool:
+        """True when its process has said that it ends. How its connection ended tells nothing: a process that was
+        killed may look like one that has said all it had to say."""
+        if self.beat is None:
+            return False
+        said: list[bool | None] = checked_batch(self.epoch, self.beat).data.column("closing").to_pylist()
+        return said[-1:] == [True]
 
 
 @dataclass(slots=True)
@@ -129,13 +141,13 @@ class FlightRelay:
                 if hello.epoch in epochs:
                     push(ToProbe(dump=asked.dump))
 
-    def left(self, epoch: int | None, push: Push, *, in_order: bool) -> None:
-        """A connection is over. in_order: its process has said all it had to say, and is a rank of its run no more."""
+    def left(self, epoch: int | None, push: Push) -> None:
+        """A connection is over. A process that has taken its leave is a rank of its run no more."""
         with self._lock:
             member = self._members.get(-1 if epoch is None else epoch)
             if member is None or member.push != push:  # it has connected anew meanwhile
                 return
-            if in_order:
+            if member.is_closed:
                 del self._members[member.epoch]
             else:
                 member.push, member.broken_s = None, self._clock()
@@ -144,6 +156,9 @@ class FlightRelay:
 
     def took(self, epoch: int, frame: Frame) -> None:
         """A frame was stored, perhaps not for the first time."""
+        member = self._members.get(epoch) if frame.stream == _HEALTH else None
+        if member is not None:
+            member.beat = frame
         if frame.stream not in (_INCIDENTS, _VERDICTS):
             return
         rows = checked_batch(epoch, frame).data.to_pylist()

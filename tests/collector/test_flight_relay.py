@@ -47,8 +47,11 @@ class Rig:
         source = {"run": run, "replica": str(replica), "rank": str(rank), "role": role}
         self.relay.joined(Hello(protocol=1, epoch=epoch, source=source), push)
 
-    def leave(self, epoch: int, *, in_order: bool) -> None:
-        self.relay.left(epoch, self._pushes[epoch], in_order=in_order)
+    def beat(self, epoch: int, *, closing: bool) -> None:
+        self.take("health", epoch, t_ns=0, closing=closing)
+
+    def leave(self, epoch: int) -> None:
+        self.relay.left(epoch, self._pushes[epoch])
 
     def take(self, table: str, epoch: int, **row: Any) -> Frame:
         self._seq += 1
@@ -123,8 +126,10 @@ def test_whoever_does_not_answer_in_time_is_missing(rig: Rig) -> None:
 
 def test_a_rank_that_died_before_is_missing_and_one_that_took_its_leave_is_not(rig: Rig) -> None:
     rig.join(12, 2)
-    rig.leave(10, in_order=False)
-    rig.leave(12, in_order=True)
+    for epoch, closing in ((10, False), (12, False), (12, True)):
+        rig.beat(epoch, closing=closing)
+    rig.leave(10)
+    rig.leave(12)
     rig.opened(11)
     rig.answer(11)
     assert rig.said == {}
@@ -134,7 +139,7 @@ def test_a_rank_that_died_before_is_missing_and_one_that_took_its_leave_is_not(r
 
 
 def test_a_rank_that_was_started_again_takes_the_place_of_the_one_that_died(rig: Rig) -> None:
-    rig.leave(10, in_order=False)
+    rig.leave(10)
     rig.join(100, 0)
     rig.opened(11)
     rig.answer(11)
@@ -143,7 +148,7 @@ def test_a_rank_that_was_started_again_takes_the_place_of_the_one_that_died(rig:
 
 
 def test_a_connection_that_broke_long_ago_is_no_rank_any_more(rig: Rig) -> None:
-    rig.leave(10, in_order=False)
+    rig.leave(10)
     rig.now_s += FORGET_S + 1
     rig.join(12, 2)
     rig.opened(11, at_ns=NOW_NS + int((FORGET_S + 1) * S))
@@ -154,11 +159,11 @@ def test_a_connection_that_broke_long_ago_is_no_rank_any_more(rig: Rig) -> None:
 
 def test_a_rank_that_reconnects_before_it_answered_is_asked_again(rig: Rig) -> None:
     rig.opened(11)
-    rig.leave(10, in_order=False)
+    rig.leave(10)
     rig.join(10, 0)
     assert [dump.incident for dump in rig.said[10]] == ["aa", "aa"]
     rig.answer(10)
-    rig.leave(10, in_order=False)
+    rig.leave(10)
     rig.join(10, 0)
     assert len(rig.said[10]) == 2
 
@@ -166,7 +171,7 @@ def test_a_rank_that_reconnects_before_it_answered_is_asked_again(rig: Rig) -> N
 def test_an_old_connection_that_ends_late_takes_nobody_away(rig: Rig) -> None:
     old = rig._pushes[10]
     rig.join(10, 0)
-    rig.relay.left(10, old, in_order=False)
+    rig.relay.left(10, old)
     rig.opened(11)
     assert len(rig.said[10]) == 1
 
