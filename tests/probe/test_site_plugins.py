@@ -13,6 +13,7 @@ from package_kit import install
 from torch import nn
 
 import insitu
+from insitu import site_plugins
 from insitu.catalogue import catalogue
 from insitu.families import Family, Place
 from insitu.plugins import SITES, Broken
@@ -122,6 +123,8 @@ def test_one_that_fails_is_said_once_and_the_model_is_tapped_without(
     (said,) = [record.getMessage() for record in caplog.records]
     assert "the sites plug-in acme (acme_net 1.0) failed and is switched off; models are tapped without it" in said
     assert why in said
+    (known,) = site_plugins._installed(tuple(sys.path), ())
+    assert known.guard.num_errors == 1, "it is asked once"
 
 
 def test_under_pytest_its_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

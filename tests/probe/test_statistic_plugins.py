@@ -42,6 +42,20 @@ def test_each_group_is_added_up_whatever_lies_between(parts: Floats, data: st.Da
         assert (row[1], row[2]) == (mine[:, 1].min(), mine[:, 2].max())
 
 
+@pytest.mark.parametrize(("num_parts", "num_calls"), [(1, 0), (2, 1), (3, 2), (64, 6), (65, 7)])
+def test_it_takes_as_many_calls_as_the_largest_group_has_doublings(num_parts: int, num_calls: int) -> None:
+    class Counts(Extremes):
+        num_calls = 0
+
+        def combine(self, a: Floats, b: Floats) -> Floats:
+            self.num_calls += 1
+            return super().combine(a, b)
+
+    counts, group = Counts(), np.array([0] * num_parts + [1])
+    assert merge(counts, np.ones((num_parts + 1, 3)), group)[:, 0].tolist() == [num_parts, 1]
+    assert counts.num_calls == num_calls
+
+
 def test_nothing_adds_up_to_nothing() -> None:
     assert merge(Extremes(), np.zeros((0, 3)), np.zeros(0, np.int64)).shape == (0, 3)
 
