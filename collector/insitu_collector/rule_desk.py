@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import grpc
 
 from insitu.exporters.rules import FOLLOWS_RULES, NO_MODEL
-from insitu.rules import RuleError
+from insitu.rules import RuleError, check_time
 from insitu.rules_text import parse_toml, rule_text
 from insitu.wire.insitu_pb2 import (
     RankRules,
@@ -136,6 +136,7 @@ class RuleDesk:
         """Hand rules down, if no rank refuses them; return how they stand then. Raises RulesRefused."""
         try:
             asked = "; ".join(map(rule_text, parse_toml(order.toml))) or "no rule"
+            check_time(order.for_ms / 1e3 if order.for_ms else None)
         except RuleError as error:
             raise RulesRefused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
         with self._one_question:

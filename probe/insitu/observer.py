@@ -27,6 +27,7 @@ from insitu.sampling import is_sampled
 from insitu.sites import Site
 from insitu.slab import NEVER, ControlBlock, Plan, Slabs
 from insitu.statistic_slabs import StatisticSlabs
+from insitu.statistic_taps import StatisticTaps
 from insitu.step import StepRecord
 from insitu.taps import Current, Full, Tap, Taps, left_to_observe
 from insitu.vocabulary import Variant
@@ -66,7 +67,7 @@ class Observer:
         silent = self._without_canary = canaries.without_canary(sites, t0)
         self.taps = Taps(self.plan, self.current, self.control.step_id, self.guard, silent)
         self.in_force = InForce(self.plan, self.device)
-        self.changes = RuleChanges(self.in_force, self._calibrate_statistics)
+        self.changes = RuleChanges(self.in_force, self._calibrate_beside)
         self.plugged = plugged_statistics(sites, rules, self.device, run, self.control.step_id)
         self.num_fired = np.zeros(self.plan.num_sites, np.int64)
         self.num_steps = 0
@@ -239,14 +240,18 @@ class Observer:
         current.views = None
         self.hook_ns = sum(costs.values())
         kept = frozenset(site.number for site in self.plan.sites if canaries.is_kept(site))
-        statistics_ns = self._calibrate_statistics(self.in_force)
+        statistics_ns = self.in_force.statistics_ns = self._calibrate_statistics(self.in_force)
         self.overhead.calibration = Calibration(costs, statistics_ns, kept, self.in_force.num_row_sites)
 
-    def _calibrate_statistics(self, rules: InForce) -> dict[int, int]:
+    def _calibrate_beside(self, rules: InForce) -> dict[int, int]:
+        """As `_calibrate_statistics`, while steps run: with taps of its own, since those of the steps stage tensors."""
+        return self._calibrate_statistics(rules, StatisticTaps(self.control.step_id))
+
+    def _calibrate_statistics(self, rules: InForce, taps: StatisticTaps | None = None) -> dict[int, int]:
         slabs, costs = rules.statistic_slabs, dict[int, int]()
         if slabs is None or slabs.ring.num_taken == slabs.ring.size:
             return costs
-        take, shapes, best = self.taps.statistics.take, self.taps.shapes, 1 << 60
+        taps, shapes, best = taps or self.taps.statistics, self.taps.shapes, 1 << 60
         samples = [
             (self.plan.sites[number], torch.zeros((4, width), dtype=dtype, device=self.device), place)
             for number, place in slabs.places[slabs.ring.size - 1].items()
@@ -256,8 +261,8 @@ class Observer:
         for _ in range(CALIBRATION_ROUNDS):
             began = time.perf_counter_ns()
             for site, sample, place in samples:
-                take(site, sample, None, place, slabs.work, NEVER)
-            self.taps.statistics.finish()
+                taps.take(site, sample, None, place, slabs.work, NEVER)
+            taps.finish()
             best = min(best, time.perf_counter_ns() - began)
         return {site.number: best // len(samples) for site, _, _ in samples}  # they are taken together
 

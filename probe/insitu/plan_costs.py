@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,9 +27,11 @@ TOGETHER: Final = 8
 ROUNDS: Final = 5
 ENOUGH_S: Final = 0.05
 """No more rounds of one thing once it took so long."""
+ENOUGH_VALUES: Final = 1 << 18
+"""Of a larger tensor so many values are timed, and the rest is taken to cost as much: taps are linear in rows."""
 HOW: Final = (
-    "estimate: (30 us a step + the taps of its sites, each kind timed on this machine's CPU on tensors of the model's "
-    "widths, best of 5) / the stated step time; a sampled step's extra divided by `every`"
+    "estimate: (30 us a step + the taps of its sites, each kind timed on one thread of this machine on tensors of the "
+    "model's widths, best of 5, of long ones a part) / the stated step time; a sampled step's extra divided by `every`"
 )
 
 
@@ -38,10 +41,10 @@ class Costs:
 
     traffic: Traffic
     shapes: dict[int, Shape]
-    _known: dict[tuple[object, ...], int] = field(default_factory=dict)
+    _known: dict[tuple[object, ...], float] = field(default_factory=dict)
 
-    def share(self, phase: str, sites: Sequence[Site], lines: Sequence[Line]) -> float:
-        """Return the probe's share of the stated time of a step."""
+    def share(self, phase: str, sites: Sequence[Site], lines: Sequence[Line] = ()) -> float:
+        """Return the probe's share of the stated time of a step. sites: those with a canary. lines: of rules."""
         total = float(STEP_NS) + sum(self._once("always", site, phase, None) for site in sites)
         for line in lines:
             total += sum(self._of_rule(line.rule, site, phase) for site in line.sites)
@@ -54,27 +57,30 @@ class Costs:
         if rule.take == ROWS:
             wanted = 1 - (1 - self.traffic.chosen(rule)) ** self.traffic.num_requests(phase)
             extra = self._once("rows", site, phase, rule) - self._once("always", site, phase, None)
-            return wanted * max(0, extra)
+            return wanted * max(0.0, extra)
         if rule.take != SUMMARY:
             return 0.0
         return self._once("statistics", site, phase, None) / rule.period
 
-    def _once(self, kind: str, site: Site, phase: str, rule: Rule | None) -> int:
+    def _once(self, kind: str, site: Site, phase: str, rule: Rule | None) -> float:
         """Return the time of one tap; 0 where the width is not known."""
         if site.number not in self.shapes:
-            return 0
+            return 0.0
         width, dtype = self.shapes[site.number]
         num_rows = self.traffic.num_rows(site.axis, phase)
-        key = (kind, num_rows, width, dtype, site.boundary, site.name == "logits", rule)
+        num_timed = min(num_rows, max(1, ENOUGH_VALUES // max(width, 1)))
+        key = (kind, num_timed, width, dtype, site.boundary, site.name == "logits", rule)
         if key not in self._known:
-            x = torch.zeros((num_rows, width), dtype=getattr(torch, dtype))
-            self._known[key] = _best_of(_TAPS[kind](site, x, rule)) // (TOGETHER if kind == "statistics" else 1)
-        return self._known[key]
+            x = torch.zeros((num_timed, width), dtype=getattr(torch, dtype))
+            took = _best_of(_TAPS[kind](site, x, rule))
+            self._known[key] = took / (TOGETHER if kind == "statistics" else 1)
+        return self._known[key] * num_rows / num_timed
 
 
 def _best_of(call: Callable[[], None]) -> int:
+    """Return the ns of the fastest of a few calls, on one thread: several would wait for each other on a busy host."""
     began, best = time.perf_counter(), 1 << 60
-    with torch.inference_mode():
+    with _one_thread(), torch.inference_mode():
         for _ in range(ROUNDS):
             start = time.perf_counter_ns()
             call()
@@ -82,6 +88,16 @@ def _best_of(call: Callable[[], None]) -> int:
             if time.perf_counter() - began > ENOUGH_S:
                 break
     return best
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tap(site: Site, x: torch.Tensor, full: Full | None) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from insitu.rules_text import rule_text
 from insitu.sites_show import meta_model
 
 if TYPE_CHECKING:
+    from insitu.config import Config
     from insitu.row_forms import RowForm
     from insitu.sites import Site
 
@@ -36,23 +37,39 @@ class Found:
     traffic: Traffic
     lines: tuple[Line, ...]
     max_rows: int
+    silent: frozenset[int] = frozenset()
+    """Sites that take nothing in a quiet step (the setting `t0`)."""
+    budget: float = 1.0
+    """Share of step time that the probe may take (the setting `overhead_budget`)."""
 
 
-def look(model: str, rules: Sequence[Rule], traffic: Traffic, max_rows: int) -> Found:
+def look(model: str, rules: Sequence[Rule], traffic: Traffic, config: Config) -> Found:
     """Return what the rules mean in a model. Raises BadRules or ClickException, one line."""
+    from insitu.canaries import tapped, without_canary
     from insitu.catalogue import catalogue
     from insitu.plan_shapes import shapes_of
 
     built = meta_model(model)
     found = catalogue(built)
     try:
-        check_fit(rules, max_rows)
-        sites = found.plan([rule.sites for rule in rules])
+        check_fit(rules, config.max_rows)
+        sites = tapped(found.plan([rule.sites for rule in rules]), rules, config.t0)
     except ValueError as error:  # a rule that means nothing here, or asks for too much
         raise BadRules(str(error)) from None
     shapes = shapes_of(built, sites)
     lines = tuple(lines_of(rules, sites, shapes, traffic))
-    return Found(model, type(built).__name__, sites, len(found.sites), shapes, traffic, lines, max_rows)
+    return Found(
+        model,
+        type(built).__name__,
+        sites,
+        len(found.sites),
+        shapes,
+        traffic,
+        lines,
+        config.max_rows,
+        without_canary(sites, config.t0),
+        config.overhead_budget,
+    )
 
 
 def memory_of(found: Found) -> dict[str, int]:
@@ -84,13 +101,10 @@ def memory_of(found: Found) -> dict[str, int]:
 
 def document(found: Found) -> dict[str, Any]:
     """Return what `--json` prints."""
-    from insitu.plan_costs import HOW, Costs
-
     traffic, lines = found.traffic, found.lines
     always = always_bytes(sum(site.boundary for site in found.sites), traffic)
-    costs = Costs(traffic, dict(found.shapes))
     total = per_s(always, traffic) + sum(line.bytes_per_s for line in lines)
-    memory = memory_of(found)
+    memory, share = memory_of(found), shares_of(found)
     return {
         "schema": SCHEMA,
         "model": found.model,
@@ -103,9 +117,41 @@ def document(found: Found) -> dict[str, Any]:
         "bytes_per_s": total,
         "gib_an_hour": total * GIB_AN_HOUR,
         "memory_bytes": memory,
-        "step_time_share": {**{phase: costs.share(phase, found.sites, lines) for phase in PHASES}, "how": HOW},
-        "notes": [*_notes(lines), *_memory_notes(memory)],
+        "step_time_share": share,
+        "notes": [*_notes(lines), *_memory_notes(memory), *_budget_notes(found, share)],
     }
+
+
+def shares_of(found: Found) -> dict[str, Any]:
+    """Return the probe's share of step time, by phase; `always` without what rules add; and how that was made out."""
+    from insitu.plan_costs import HOW, Costs
+
+    costs = Costs(found.traffic, dict(found.shapes))
+    sites = [site for site in found.sites if site.number not in found.silent]
+    return {
+        **{phase: costs.share(phase, sites, found.lines) for phase in PHASES},
+        "always": {phase: costs.share(phase, sites) for phase in PHASES},
+        "budget": found.budget,
+        "how": HOW,
+    }
+
+
+def _budget_notes(found: Found, share: Mapping[str, Any]) -> list[str]:
+    """Say what the governor would do, by the estimate."""
+    always, asked = (_of_all_time(found.traffic, each) for each in (share["always"], share))
+    if always > found.budget:
+        return [f"what every step pays would be over overhead_budget={found.budget:g}, with and without these rules"]
+    if asked > found.budget:
+        return [
+            f"what rules add would be over overhead_budget={found.budget:g}: summaries, and rows that nobody asks for "
+            "by name, will be taken in fewer steps than they say"
+        ]
+    return []
+
+
+def _of_all_time(traffic: Traffic, share: Mapping[str, Any]) -> float:
+    step_s = {"decode": traffic.decode_ms / 1e3, "prefill": traffic.prefill_ms / 1e3}
+    return sum(float(share[phase]) * traffic.steps_per_s[phase] * step_s[phase] for phase in PHASES)
 
 
 def _entry(line: Line) -> dict[str, Any]:
@@ -234,5 +280,5 @@ def plan(
     insitu plan llama --batch 32 --decode-ms 40 --json | python -m json.tool
     """
     rules = read_rules(file, texts)
-    found = document(look(model, rules, Traffic(**traffic), load_for_command(max_rows=max_rows).max_rows))
+    found = document(look(model, rules, Traffic(**traffic), load_for_command(max_rows=max_rows)))
     click.echo(json.dumps(found, indent=1) if as_json else table(found))

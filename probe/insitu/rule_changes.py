@@ -16,7 +16,7 @@ from insitu.catalogue import Catalogue
 from insitu.flight import FlightRule
 from insitu.in_force import InForce, Shapes
 from insitu.row_slabs import ROW_BUDGET_BYTES, slab_bytes_of
-from insitu.rules import ROWS, SUMMARY, Rule, RuleError, Standing, check_fit
+from insitu.rules import ROWS, SUMMARY, Rule, RuleError, Standing, check_fit, check_time
 from insitu.rules_text import rule_text
 from insitu.sites import SiteError
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 BY_ATTACH: Final = "attach"
 """Who set version 0."""
-LONGEST_S: Final = 7 * 86400.0
-"""Longer than this is no look, and would better be set for good."""
 Calibrate = Callable[[InForce], Mapping[int, int]]
 Tell = Callable[[str, str, int], None]
 """Takes kind, text and step of an event."""
@@ -157,8 +155,7 @@ class RuleChanges:
         for_s: for so long, then what was set without an end is in force again. A version that is not newer than the
         last changes nothing. Raises RuleError, and nothing changes.
         """
-        if for_s is not None and not 0 < for_s <= LONGEST_S:
-            raise RuleError(f"for_s={for_s!r} is no time to follow rules for; give seconds, up to {LONGEST_S:.0f}")
+        check_time(for_s)
         with self._setting:
             if version is not None and version <= self._last_version:
                 return self._last_version

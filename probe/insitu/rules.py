@@ -19,6 +19,8 @@ SUMMARY: Final = "summary"
 """What a rule may take."""
 EVERY: Final = 16
 """Statistics are taken in one step of so many, unless a rule says otherwise: such a step costs many times a canary."""
+LONGEST_S: Final = 7 * 86400.0
+"""What is to be followed for longer would better be set until others are."""
 CASTS: Final = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3fn"}
 """What rows may be kept as, and torch's name for it."""
 
@@ -232,6 +234,12 @@ def check_fit(rules: Sequence[Rule], max_rows: int) -> None:
                 f"rows={rule.rows!r} counts off more rows of a step than are kept: max_rows is {max_rows}; "
                 f'write rows="first:{max_rows}" or less, or raise max_rows'
             )
+
+
+def check_time(for_s: float | None) -> None:
+    """Raise RuleError where rules cannot be followed for such a time. None: until others are set."""
+    if for_s is not None and not 0 < for_s <= LONGEST_S:
+        raise RuleError(f"{for_s:g} s is no time to follow rules for; it may be up to {LONGEST_S / 86400:g} days")
 
 
 def _kept(entry: Rows, kind: str, k: int) -> Iterable[Place]:

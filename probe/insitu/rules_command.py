@@ -154,7 +154,9 @@ def _set(
     from insitu.wire.insitu_pb2 import RulesOrder
 
     who = f"{_user()}@{socket.gethostname()} (process {os.getpid()})"
-    order = RulesOrder(run=run, toml=to_toml(chosen).encode(), for_ms=int((for_s or 0) * 1e3), who=who)
+    order = RulesOrder(
+        run=run, toml=to_toml(chosen).encode(), for_ms=0 if for_s is None else max(1, round(for_s * 1e3)), who=who
+    )
     _print(ctx, *_call(at, lambda stub: stub.SetRules(order, timeout=TIMEOUT_S)), as_json)
 
 

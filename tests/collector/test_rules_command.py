@@ -26,6 +26,7 @@ RUN = "0123456789abcdef"
 @pytest.fixture(autouse=True)
 def run_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INSITU_RUN", RUN)
+    monkeypatch.setenv("INSITU_OVERHEAD_BUDGET", "1")
 
 
 @pytest.fixture
@@ -145,6 +146,7 @@ def test_rules_for_a_time_are_given_to_a_rank_that_comes_later_too(server: Colle
         (["set", "--none", "--rule", "*"], "Error: give --rule or --rules, or --none for no rule"),
         (["for", "soon", "--rule", "*"], "Error: 'soon' is no length of time; write it like "),
         (["for", "none", "--rule", "*"], "Error: `none` is no time; "),
+        (["for", "8d", "--rule", "*"], "Error: 691200 s is no time to follow rules for; it may be up to 7 days"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_and_nothing_changes(

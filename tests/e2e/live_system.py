@@ -86,6 +86,8 @@ class System:
     url: str
     sources: list[dict[str, Any]]
     ended: bool = False
+    to: str = ""
+    """The collector's address."""
 
     def complete(self, prompt: str, **fields: Any) -> dict[str, Any]:
         """Return the completion of one prompt; `capture=True` opts its rows in."""
@@ -104,7 +106,7 @@ def running(folder: Path, serve: list[str], environment: dict[str, str] | None =
     collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", "0", "--judge"])
     to = collect.wait_for(r"collecting on (grpc://\S+)")[1]
     engine = Process([*serve, "--model", str(MODEL), "--port", "0", "--to", to], environment)
-    system = System(store, "", [])
+    system = System(store, "", [], to=to)
     try:
         system.url = engine.wait_for(r"ready on (http://[\w.:]+)")[1]
         yield system

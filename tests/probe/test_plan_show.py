@@ -14,6 +14,7 @@ from small_models import CASES, Case, random_model
 from transformers import AutoModelForCausalLM
 
 import insitu
+from insitu import plan_costs
 from insitu.catalogue import catalogue
 from insitu.cli import insitu as command
 from insitu.plan_shapes import shapes_of
@@ -46,6 +47,18 @@ def planned(*args: str | Path) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long these steps take, the governor leaves none out."""
+    monkeypatch.setenv("INSITU_OVERHEAD_BUDGET", "1")
+
+
+@pytest.fixture
+def _tap_of_10_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timings of a busy machine are nobody's: each kind of tap is taken to cost 10 us."""
+    monkeypatch.setattr(plan_costs, "_best_of", lambda call: 10_000)
+
+
 @pytest.fixture
 def folder(model: Path, tmp_path: Path) -> Path:
     """A checkpoint without its weights."""
@@ -53,6 +66,7 @@ def folder(model: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("_tap_of_10_us")
 def test_a_person_reads_a_line_a_rule(folder: Path) -> None:
     result = run(folder, *rules_of(*RULES))
     assert result.exit_code == 0, result.output
@@ -127,6 +141,7 @@ def test_a_share_of_step_time_grows_with_what_is_taken(folder: Path) -> None:
     assert halved["decode"] < little["decode"]
 
 
+@pytest.mark.usefixtures("_tap_of_10_us")
 def test_what_a_plan_cannot_keep_is_noted(folder: Path) -> None:
     found = planned(
         folder, *rules_of("*,requests=all,max_bytes_per_s=1kB", "L0.*,requests=all"), "--max-rows", "1000000"
@@ -137,6 +152,42 @@ def test_what_a_plan_cannot_keep_is_noted(folder: Path) -> None:
     assert shadow == "rule 2 takes nothing: earlier rules of its kind name all its sites"
     assert memory.startswith("the rows of two steps take ")
     assert found["memory_bytes"]["rows"] > ROW_BUDGET_BYTES
+
+
+@pytest.mark.usefixtures("_tap_of_10_us")
+@pytest.mark.parametrize(
+    ("decode_ms", "said"),
+    [
+        ("0.01", "what every step pays would be over overhead_budget=0.5, with and without these rules"),
+        ("0.65", "what rules add would be over overhead_budget=0.5: summaries, and rows that nobody asks "),
+        ("1e9", None),
+    ],
+)
+def test_what_the_governor_would_not_allow_is_noted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, decode_ms: str, said: str | None
+) -> None:
+    monkeypatch.setenv("INSITU_OVERHEAD_BUDGET", "0.5")
+    times = ("--decode-ms", decode_ms, "--prefill-ms", decode_ms)
+    notes = planned(folder, *TRAFFIC, *times, *rules_of("*,take=summary,every=1"))["notes"]
+    assert [note.startswith(said or "?") for note in notes] == [True] * (said is not None)
+
+
+@pytest.mark.usefixtures("_tap_of_10_us")
+def test_what_the_setting_t0_leaves_out_is_not_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = rules_of("L0.mlp_out,take=summary,every=1000000")
+    every = planned(folder, *TRAFFIC, *rule)
+    monkeypatch.setenv("INSITU_T0", "boundary")
+    few = planned(folder, *TRAFFIC, *rule)
+    assert (every["num_tapped"], few["num_tapped"]) == (27, 3)
+    decode_ns = 25e6
+    assert every["step_time_share"]["always"]["decode"] == pytest.approx((30_000 + 27 * 10_000) / decode_ns)
+    assert few["step_time_share"]["always"]["decode"] == pytest.approx((30_000 + 2 * 10_000) / decode_ns)
+
+
+@pytest.mark.usefixtures("_tap_of_10_us")
+def test_long_tensors_are_timed_in_part_and_counted_whole(folder: Path) -> None:
+    short, long = (planned(folder, "--prompt", str(rows))["step_time_share"]["prefill"] for rows in (1024, 1 << 20))
+    assert long > 100 * short
 
 
 @pytest.mark.parametrize(
@@ -169,6 +220,7 @@ def test_rules_come_from_a_file_and_then_from_the_line(folder: Path, tmp_path: P
     )
 
 
+@pytest.mark.usefixtures("_tap_of_10_us")
 def test_without_rules_only_what_is_always_taken_is_said(folder: Path) -> None:
     found = planned(folder)
     assert (found["rules"], found["notes"], found["num_tapped"]) == ([], [], 27)

@@ -25,6 +25,12 @@ WIDTH = 6
 ROWS = [insitu.Rows("a", start=0, count=3, position=0, capture=True)]
 
 
+@pytest.fixture(autouse=True)
+def budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long these steps take, the governor leaves none out."""
+    monkeypatch.setenv("INSITU_OVERHEAD_BUDGET", "1")
+
+
 def rule(sites: str = "output", **fields: Any) -> insitu.Rule:
     return insitu.Rule(sites=sites, **fields)
 
@@ -165,9 +171,9 @@ def test_a_version_that_is_not_newer_changes_nothing() -> None:
         ([rule("L0.mlp_ot")], None, "no site matches 'L0.mlp_ot'; the nearest are L0.mlp_out, "),
         ([rule("logits"), rule("L9.mlp_out")], None, "only sites that were attached can be named"),
         ([rule("*", rows="first:9")], None, "max_rows is 8"),
-        ([rule("*")], 0.0, "for_s=0.0 is no time"),
-        ([rule("*")], 1e9, "for_s=1000000000.0 is no time"),
-        ([rule("*")], float("nan"), "for_s=nan is no time"),
+        ([rule("*")], 0.0, "0 s is no time"),
+        ([rule("*")], 1e9, "1e[+]09 s is no time to follow rules for; it may be up to 7 days"),
+        ([rule("*")], float("nan"), "nan s is no time"),
     ],
 )
 def test_rules_that_cannot_be_are_refused_and_nothing_changes(
@@ -178,6 +184,39 @@ def test_rules_that_cannot_be_are_refused_and_nothing_changes(
         changes.set_here(rules, "a", for_s)
     assert (changes.turn(step_at(0)).version, changes.standing().next_version) == (0, 0)
     assert changes.set_here([rule("L0.*")], "a", None) == 1
+
+
+def test_what_the_flight_recorder_holds_stays_whatever_is_set(insitu_records: Recording) -> None:
+    net, flight = net_of(2), insitu.Flight(rows="0", pre_s=60, post_s=0)
+    with (
+        torch.inference_mode(),
+        insitu.attach(net, to=insitu_records, rules=[rule("1")], flight=flight) as session,
+    ):
+        for step in range(3):
+            run(session, net, step)
+        session.set_rules([rule(rows="last")])
+        assert session.rules().rules == (rule("1"),), "what arms the recorder is no rule of anybody's"
+        for step in range(3, 6):
+            run(session, net, step)
+        assert session.rules().rules == (rule(rows="last"),)
+        session.dump("a test")
+    rows = captured(insitu_records)
+    held = [("0", row) for row in range(3)]
+    assert {step: sorted(found) for step, found in rows.items()} == {
+        **{step: sorted([*held, *(("1", row) for row in range(3))]) for step in (1, 2)},
+        **{step: sorted([*held, ("output", 2)]) for step in (3, 4, 5)},
+    }
+
+
+def test_statistics_of_other_packages_are_those_of_attach() -> None:
+    fixed = rule("*", take="acme.total", every=4)
+    changes = changes_of(fixed)
+    with pytest.raises(RuleError, match=r"take='acme\.other': statistics of other packages are those that attach"):
+        changes.set([rule("*", take="acme.other")], "a")
+    changes.set([rule("*", rows="last")], "a")
+    assert changes.turn(step_at(0)).plan.rules == (rule("*", rows="last"), fixed)
+    changes.set([fixed], "a")
+    assert changes.turn(step_at(0)).plan.rules == (fixed,)
 
 
 def test_rules_may_not_take_more_memory_than_a_session_has() -> None:

@@ -86,6 +86,7 @@ def test_nothing_is_wanted_when_nobody_opted_in() -> None:
         ({"take": "summary", "cast": "bf16"}, "all valid rows"),
         ({"take": "summary", "max_bytes_per_s": 5}, "all valid rows"),
         ({"take": "summary", "every": 2.5}, "every=2.5"),
+        ({"take": "acme.total", "phase": "decode"}, "phase='decode' is for take="),
     ],
 )
 def test_a_rule_that_cannot_be_followed_says_why(fields: dict[str, Any], message: str) -> None:
