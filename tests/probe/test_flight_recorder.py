@@ -365,6 +365,35 @@ def test_rules_that_change_meanwhile_leave_what_is_armed_alone(insitu_records: R
     assert account_is_whole(session, insitu_records)
 
 
+def test_rows_of_a_compiled_model_are_held_as_of_an_eager_one(insitu_records: Recording) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.second(torch.relu(self.first(x)))
+            return output
+
+    torch.manual_seed(0)
+    net = Net().eval()
+    compiled = torch.compile(net, backend="aot_eager")
+    inputs = torch.randn(6, 4, 8)
+    inputs[5, 2] = float("nan")
+    with torch.no_grad():
+        expected = [net.first(x) for x in inputs]
+        with insitu.attach(net, to=insitu_records, flight=Flight(rows="module:first"), max_rows=16) as session:
+            for x in inputs:
+                compiled(x)
+    assert expect(insitu_records.rows("incidents"), state="opened")["step_id"] == 5
+    rows = insitu_records.rows("captures")
+    assert {(row["step_id"], row["row"]) for row in rows} == {(step, row) for step in range(1, 6) for row in range(4)}
+    for row in rows:
+        values = torch.from_numpy(np.frombuffer(row["data"], np.float32).copy())
+        assert torch.allclose(values, expected[row["step_id"]][row["row"]], equal_nan=True)
+    assert account_is_whole(session, insitu_records)
+
+
 def test_a_glob_that_names_no_site_is_an_error_that_lists_the_nearest(insitu_records: Recording) -> None:
     with pytest.raises(ValueError, match="mlp_out"):
         insitu.attach(oracle_model(), to=insitu_records, flight=Flight(rows="L*.mlp_ouT"))
