@@ -202,6 +202,7 @@ def test_a_request_that_has_ended_is_a_span_of_its_own_trace(inbox: Inbox) -> No
     told = {attributes(span).pop("gen_ai.request.id"): span for span in spans}
     assert set(told) == {"one", "three"}  # the other one's trace is not sampled
     one, three = told["one"], told["three"]
+    assert one.span_id != three.span_id
     assert (one.trace_id.hex(), one.parent_span_id.hex()) == ("a" * 32, "b" * 16)
     assert (three.parent_span_id, three.status.code) == (b"", 2)
     assert (one.kind, one.end_time_unix_nano - one.start_time_unix_nano) == (2, 4_000)
