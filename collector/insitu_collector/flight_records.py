@@ -25,6 +25,8 @@ class Answer:
     last_step_id: int | None
     since_unix_ns: int | None
     """When the first step began of which anything was held; None: nothing was."""
+    window_end_unix_ns: int
+    """Earlier than the incident's where the process ended first."""
     num_summaries: int
     num_full_steps: int
     """Steps with raw rows."""
@@ -104,7 +106,8 @@ class FlightIncident:
         if not since:
             return "Nothing was held of it beyond what the store has anyway"
         before_s = max(0.0, (self.trigger_unix_ns - min(since)) / 1e9)
-        after_s = max(0.0, (self.window_unix_ns[1] - self.trigger_unix_ns) / 1e9)
+        end_ns = max(answer.window_end_unix_ns for answer in self.answers)
+        after_s = max(0.0, (end_ns - self.trigger_unix_ns) / 1e9)
         rows = f"{self.num_captures} rows and " if self.num_captures else ""
         return f"{rows}{self.num_summaries} canaries are kept, from {before_s:.1f} s before to {after_s:.1f} s after"
 
@@ -181,6 +184,7 @@ def _answer(row: Row, replicas: dict[int, int]) -> Answer:
         first_step_id=row["first_step_id"],
         last_step_id=row["last_step_id"],
         since_unix_ns=row["since_unix_ns"],
+        window_end_unix_ns=row["window_end_unix_ns"],
         rows_since_unix_ns=row["rows_since_unix_ns"],
         further=row["further"] or [],
         **{name: row[name] or 0 for name in counts},

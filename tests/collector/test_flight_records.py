@@ -77,6 +77,14 @@ def test_a_rank_that_did_not_answer_is_named_and_a_late_answer_counts() -> None:
     assert late.missing == []
 
 
+def test_a_process_that_ended_first_kept_nothing_of_what_came_after() -> None:
+    ended = held(10, window_end_unix_ns=T + S // 10)
+    (found,) = incidents(row("opened", 11), ended)
+    assert "from 9.0 s before to 0.1 s after" in found.sentence()
+    (both,) = incidents(row("opened", 11), ended, held(11))
+    assert "from 9.0 s before to 2.0 s after" in both.sentence()
+
+
 def test_without_a_collector_nobody_is_called_missing() -> None:
     (found,) = incidents(row("opened"), held(10))
     assert (found.asked, found.missing) == (None, [])
