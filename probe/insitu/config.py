@@ -30,6 +30,9 @@ DEFAULT_TO: Final = "file://./insitu-store"
 DEFAULT_MAX_ROWS: Final = 2048
 DEFAULT_BUDGET: Final = 0.01
 """Of step time: what nobody notices in a latency. A server that must show more sets more."""
+DEFAULT_QUEUE_BYTES: Final = 64 << 20
+LEAST_QUEUE_BYTES: Final = 1 << 20
+"""A frame is about as large; less would drop everything."""
 
 
 class ConfigError(ValueError):
@@ -119,6 +122,13 @@ def _bytes(value: Any) -> int | None:
     return parse_bytes(str(value))
 
 
+def _queue(value: Any) -> int:
+    num_bytes = parse_bytes(str(value))
+    if num_bytes is None or num_bytes < LEAST_QUEUE_BYTES:
+        raise ValueError(f"{value!r} is no bound; write {bytes_text(LEAST_QUEUE_BYTES)} or more")
+    return num_bytes
+
+
 def _age(value: Any) -> float | None:
     return parse_age(str(value))
 
@@ -181,6 +191,15 @@ SETTINGS: Final = (
     ),
     Setting("keep_for", DEFAULT_AGE_S, "how long it is kept", _age, "INSITU_KEEP_FOR", "keep_for", age_text),
     Setting(
+        "max_queue_bytes",
+        DEFAULT_QUEUE_BYTES,
+        "most memory of a session's rows on their way",
+        _queue,
+        "INSITU_MAX_QUEUE_BYTES",
+        "max_queue_bytes",
+        bytes_text,
+    ),
+    Setting(
         "webhooks",
         (),
         "URLs that are told of incidents",
@@ -225,6 +244,7 @@ class Config:
     keep_bytes: int | None = DEFAULT_BYTES
     keep_for: float | None = DEFAULT_AGE_S
     """Seconds."""
+    max_queue_bytes: int = DEFAULT_QUEUE_BYTES
     webhooks: tuple[str, ...] = ()
     otlp_logs: str | None = None
     plugins_off: tuple[str, ...] = ()

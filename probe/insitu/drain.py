@@ -1,7 +1,8 @@
 """The drain: one daemon thread that takes finished steps and rows, makes Arrow of them and ships them.
 
-It collects when slabs run low and ships once a second: shipping costs CPU by the batch. While an interval has been
-open for over a second (a hang in the making) it beats five times a second.
+It collects when slabs run low and ships once a second: shipping costs CPU by the batch. The first rows after a quiet
+second are shipped at once, and much at once is shipped in portions, so that little waits here. While an interval has
+been open for over a second (a hang in the making) it beats five times a second.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Final
@@ -43,8 +44,22 @@ logger = logging.getLogger("insitu")
 SHIP_EVERY_S: Final = 1.0
 BEAT_WHEN_OPEN_S: Final = 0.2
 LONG_OPEN_NS: Final = 1_000_000_000
+SETTLE_SLICE_S: Final = 0.2
+"""How long a flush waits for acknowledgements before it looks into the rings again, which fill meanwhile."""
+GRACE_S: Final = 5.0
+"""How much longer than it was told `flush` waits for the drain: a look takes milliseconds, an exporter may hang."""
 MAX_QUEUED: Final = 8192
 """Finished steps, or rare rows, that may wait for the drain."""
+MAX_ENTRIES: Final = 65_536
+"""Entries of row maps that may wait with them: about 15 MiB."""
+HELD_SHARE: Final = 8
+"""Collected rows are shipped before the second is over once they are one in so many of the bound: 8 MiB of 64.
+
+Less makes more and smaller batches. With what one collection adds to it, it fits what the outbox leaves free."""
+PORTION_SHARE: Final = 16
+"""Raw rows of so many steps are taken at a time as fit one in so many of the bound, or of one step."""
+ROW_BYTES: Final = 1024
+"""What a row that is still a Python object is counted as."""
 
 
 @dataclass
@@ -63,6 +78,9 @@ class Inlet:
     """Wall time inside steps, all together: what overhead is a share of."""
     enter_ns: int = 0
     """Host time spent by `step()` itself around the model's own."""
+    num_entries_put: int = 0
+    """Entries of the row maps of all steps so far; the step thread counts these, the drain those it took."""
+    num_entries_taken: int = 0
 
     _counting: Lock = field(default_factory=Lock)
 
@@ -78,13 +96,23 @@ class Inlet:
     @property
     def is_filling(self) -> bool:
         """True when it should not wait for the next heartbeat."""
-        return max(len(self.steps), len(self.rows)) > MAX_QUEUED // 8
+        num_entries = self.num_entries_put - self.num_entries_taken
+        return max(len(self.steps), len(self.rows)) > MAX_QUEUED // 8 or num_entries > MAX_ENTRIES // 4
 
     def put_step(self, record: StepRecord) -> None:
-        if len(self.steps) < MAX_QUEUED:
-            self.steps.append(record)
-        else:
+        """Hand a step over. One that has a slab finds room whatever waits: it holds the slab until it is read."""
+        num_entries = self.num_entries_put - self.num_entries_taken
+        if record.slab is None and (len(self.steps) >= MAX_QUEUED or num_entries >= MAX_ENTRIES):
             self.lost["steps"] += 1
+            return
+        self.num_entries_put += len(record.rows or ())
+        self.steps.append(record)
+
+    def take_step(self) -> StepRecord:
+        """Take the oldest; there is one."""
+        record = self.steps.popleft()
+        self.num_entries_taken += len(record.rows or ())
+        return record
 
     def put_row(self, table: str, row: dict[str, Any]) -> None:
         if len(self.rows) < MAX_QUEUED:
@@ -93,8 +121,19 @@ class Inlet:
             self.lost[table] += 1
 
 
+@dataclass
+class _Errand:
+    """What another thread asks of the drain: all that is finished durable, by `until` of `time.monotonic()`."""
+
+    until: float
+    is_last: bool
+    is_done: Event = field(default_factory=Event)
+    counts: tuple[int, int, int] | None = None
+    """Rows durable, pending and dropped when it was done."""
+
+
 class Drain:
-    """Collects, ships, beats. All methods but `start`, `wake` and `stop` run on the drain's own thread."""
+    """Collects, ships, beats. All methods but those under "other threads" run on the drain's own thread."""
 
     def __init__(
         self,
@@ -109,7 +148,9 @@ class Drain:
         self.produced: Counter[str] = Counter()
         self.cpu_ns = 0
         """CPU time of all the threads this drain has had."""
-        self.guard = Guard("drain")
+        self.num_given_up = 0
+        """Rows that were not durable when the session closed."""
+        self.guard = Guard("drain", "it goes on with what comes", goes_on=True)
         self.no_steps = NoSteps(source.model)
         self._concurrent = ConcurrentForwards()
         self._never_fired = NeverFired()
@@ -131,28 +172,51 @@ class Drain:
         self._described: set[int] = set()
         self._wake = Event()
         self._stopping = Event()
+        self._errands: deque[_Errand] = deque()
         self._closing = False
+        self._is_quiet = True
+        """Nothing but heartbeats was shipped in the last second."""
         self._thread: Thread | None = None
 
     # -- other threads -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, or start it again after `stop`."""
-        self._stopping.clear()
+        """Start the thread."""
         self._thread = Thread(target=self._run, name="insitu-drain", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
         self._wake.set()
 
-    def stop(self, *, closing: bool) -> None:
-        """End the thread once everything so far is collected and queued; `closing` marks the last heartbeat."""
-        self._closing = closing
-        self._stopping.set()
+    def flush(self, timeout_s: float, *, closing: bool = False) -> tuple[int, int, int] | None:
+        """Have everything so far shipped and, within `timeout_s`, durable; return the rows durable, pending, dropped.
+
+        closing: with the last heartbeat; the exporter is let go, what is not durable given up, and the thread ends.
+        None where the drain did not come to it: the exporter hangs. Nobody waits longer than `timeout_s` and `GRACE_S`.
+        """
+        errand = _Errand(time.monotonic() + timeout_s, closing)
+        self._errands.append(errand)
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._thread is not None and self._thread.is_alive():
+            errand.is_done.wait(timeout_s + GRACE_S)
+        return errand.counts
+
+    def give_up(self) -> int:
+        """Count what will not be shipped any more, since the drain hangs; return how many rows these are."""
+        self._stopping.set()
+        waiting = Counter({table: len(rows) for table, rows in self._rows.items()})
+        while self._inlet.rows:
+            waiting[self._inlet.rows.popleft()[0]] += 1
+        records = [*self._steps]
+        while self._inlet.steps:
+            records.append(self._inlet.take_step())
+        waiting["steps"] += len(records)
+        waiting["intervals"] += sum(map(len, self._collected)) + len(self._recorder.take())
+        if (observer := self._observer()) is not None:
+            waiting["summaries"] += len(observer.plan.boundaries) * sum(record.slab is not None for record in records)
+        for table, num_rows in waiting.items():
+            self._count_drops(table, DropReason.SHUTDOWN, num_rows)
+        return waiting.total() + self._outbox.abandon()
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -162,24 +226,65 @@ class Drain:
             is_asked = self._wake.wait(max(0.0, min(next_beat - time.monotonic(), BEAT_WHEN_OPEN_S)))
             self._wake.clear()
             is_asked |= bool(self._flight.triggers)
+            is_due = time.monotonic() >= next_beat or self._long_open()
+            if is_due:
+                next_beat = time.monotonic() + SHIP_EVERY_S
             try:
-                now = time.monotonic()
-                due = now >= next_beat or self._long_open()
-                if due or is_asked or self._inlet.is_filling:  # a look that takes nothing costs the step thread nothing
-                    self.collect()
-                if due or self._flight.is_urgent:
-                    next_beat = now + SHIP_EVERY_S
-                    self.beat(closing=False)
-                    self.ship()
+                self._look(is_due, is_asked)
             except Exception as error:
                 self.guard.contain(error)
             self.cpu_ns = before_ns + time.thread_time_ns()
-        self.collect()
-        if self._closing:
-            self._flight.finish()
-        self.beat(closing=self._closing)
-        self.ship()
+            while self._errands and not self._stopping.is_set():
+                self._do(self._errands.popleft())
+                next_beat = time.monotonic() + SHIP_EVERY_S
+        for errand in self._errands:  # that came too late
+            errand.is_done.set()
         self.cpu_ns = before_ns + time.thread_time_ns()
+
+    def _look(self, is_due: bool, is_asked: bool) -> None:
+        """Take and ship what it is time for."""
+        is_news = self._is_quiet and self._has_news
+        if is_due or is_asked or is_news or self._inlet.is_filling:  # a look that takes nothing costs the steps nothing
+            self.collect()
+        is_due |= self._flight.is_urgent
+        if is_due:
+            self.beat(closing=False)
+        if is_due or is_news:
+            before = self.produced.total() - self.produced["health"]
+            self.ship()
+            self._is_quiet = self.produced.total() - self.produced["health"] == before
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._inlet.steps or self._inlet.rows or self._recorder.num_waiting)
+
+    def _do(self, errand: _Errand) -> None:
+        self._closing = errand.is_last
+        try:
+            self.collect()
+            if errand.is_last:
+                self._flight.finish()
+            self.beat(closing=errand.is_last)
+            self.ship()
+            self._settle(errand.until)
+            if errand.is_last:
+                self.num_given_up = self._outbox.close(max(0.1, errand.until - time.monotonic()))
+        except Exception as error:
+            self.guard.contain(error)
+        finally:
+            if errand.is_last:
+                self._stopping.set()
+            errand.counts = self._outbox.counts
+            errand.is_done.set()
+
+    def _settle(self, until: float) -> None:
+        """Wait until everything shipped is durable, or the time is over."""
+        while True:
+            left_s = until - time.monotonic()
+            self._outbox.flush(max(0.0, min(left_s, SETTLE_SLICE_S)))
+            if left_s <= SETTLE_SLICE_S or not self._outbox.num_pending:
+                return
+            self.collect()
 
     def _long_open(self) -> bool:
         top = self._recorder.open
@@ -200,14 +305,33 @@ class Drain:
             self._collected.append(rows)
 
     def _collect_steps(self) -> None:
-        steps, finished = self._inlet.steps, []
+        steps, finished, observer = self._inlet.steps, [], self._observer()
         while steps and (steps[0].ready is None or steps[0].ready.query()):
-            finished.append(steps.popleft())
-        self._steps += finished
-        observer = self._observer()
-        if observer is not None and finished:
-            observer.harvest(finished, self._harvest)
-        self._flight.look(finished, self._harvest)
+            finished.append(self._inlet.take_step())
+        for portion in _portions(finished, observer, self._outbox.max_bytes // PORTION_SHARE):
+            self._steps += portion
+            if observer is not None and portion:
+                self._read(observer, portion)
+            self._flight.look(portion, self._harvest)
+            if self.held_bytes > self._outbox.max_bytes // HELD_SHARE:
+                self.ship()
+
+    def _read(self, observer: Observer, records: Sequence[StepRecord]) -> None:
+        """Read the slabs of these steps. What an error keeps from being read is counted, as far as it is known."""
+        before = len(self._harvest.summaries)
+        try:
+            observer.harvest(records, self._harvest)
+        except Exception as error:
+            if len(self._harvest.summaries) == before:
+                num_slabs = sum(record.slab is not None for record in records)
+                self._count_drops("summaries", DropReason.PROBE_ERROR, len(observer.plan.boundaries) * num_slabs)
+            self.guard.contain(error)
+
+    @property
+    def held_bytes(self) -> int:
+        """What was collected and is in no batch yet, about."""
+        num_rows = len(self._steps) + sum(map(len, list(self._rows.values())))
+        return self._harvest.num_bytes + sum(rows.nbytes for rows in self._collected) + num_rows * ROW_BYTES
 
     def ship(self) -> None:
         """Make batches of what was collected and hand them to the outbox."""
@@ -351,6 +475,14 @@ class Drain:
     def _put_event(self, kind: str, text: str) -> None:
         row = {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}
         self._rows.setdefault("events", []).append(row)
+
+
+def _portions(
+    records: Sequence[StepRecord], observer: Observer | None, num_bytes: int
+) -> Iterator[Sequence[StepRecord]]:
+    """Yield the steps in order, as many at a time as leave `num_bytes` of raw rows, or one; without any, none once."""
+    num = len(records) if observer is None else max(1, num_bytes // max(1, observer.step_bytes))
+    yield from (records[at : at + num] for at in range(0, max(1, len(records)), max(1, num)))
 
 
 def hook_ns(observer: Observer | None, inlet: Inlet) -> int:

@@ -32,23 +32,30 @@ def containing() -> Iterator[None]:
 class Guard:
     """Remembers whether a part of the probe failed. The first error is logged, later ones only counted.
 
-    Under pytest errors are raised again (`raises_again`).
+    Under pytest errors are raised again (`raises_again`), unless they may be another author's.
     """
 
-    def __init__(self, part: str, rest: str = "the model runs on unobserved") -> None:
-        """part: what is switched off by its first error. rest: what becomes of all else, for the log."""
+    def __init__(
+        self, part: str, rest: str = "the model runs on unobserved", *, goes_on: bool = False, is_foreign: bool = False
+    ) -> None:
+        """part: what is switched off by its first error, unless it `goes_on`. rest: what becomes of all else, for the
+        log. is_foreign: its errors may be those of code that is not ours.
+        """
         self.part = part
         self.rest = rest
         self.num_errors = 0
+        self._off = "" if goes_on else " and is switched off"
+        self._is_foreign = is_foreign
 
     def contain(self, error: Exception) -> None:
         self.num_errors += 1
-        if raises_again():
+        if raises_again() and not self._is_foreign:
             raise error
         if self.num_errors == 1:
             logger.error(
-                "insitu: the %s failed and is switched off; %s (%s: %s)",
+                "insitu: the %s failed%s; %s (%s: %s)",
                 self.part,
+                self._off,
                 self.rest,
                 type(error).__name__,
                 error,

@@ -32,6 +32,9 @@ _NEVER: Final = np.iinfo(np.int64).max
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+STATISTIC_BYTES: Final = 1024
+"""What the statistics of one site and step take here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summaries:
@@ -144,6 +147,14 @@ class Harvest:
         began_ns = thread_time_ns()
         yield
         self.cpu_ns[table] += thread_time_ns() - began_ns
+
+    @property
+    def num_bytes(self) -> int:
+        """What this holds, about."""
+        parts: tuple[Any, ...] = (*self.summaries, *self.loads, *self.captures)
+        arrays = (getattr(part, name) for part in parts for name in part.__slots__)
+        sizes = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray | pa.Array))
+        return sizes + STATISTIC_BYTES * sum(len(part.step_id) for part in self.statistics)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,12 @@ class InForce:
         self._areas = [None] * slabs.ring.size
         self.row_slabs = slabs
 
+    def start_over(self) -> None:
+        """Be a forked child's: places that are taken are of its parent's steps."""
+        for slabs in (self.row_slabs, self.statistic_slabs):
+            if slabs is not None:
+                slabs.ring.clear()
+
     # -- step thread ---------------------------------------------------------------------------------------------
 
     def choose_rows(self, record: StepRecord) -> dict[int, RowArea]:

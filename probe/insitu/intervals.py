@@ -160,6 +160,11 @@ class Recorder:
         _ROW.pack_into(self._bytes, offset, t0, t1, cls, step_id, mb, peer, num_bytes, cpu, 0)
         self._head = head + 1
 
+    @property
+    def num_waiting(self) -> int:
+        """Closed rows that were not taken yet."""
+        return self._head - self._tail
+
     def take(self) -> Rows64:
         """Return a copy of all closed rows, shape [n, 9], and free their places. The drain calls it."""
         head, tail = self._head, self._tail

@@ -94,6 +94,22 @@ class Observer:
     def statistic_slabs(self) -> StatisticSlabs | None:
         return self.in_force.statistic_slabs
 
+    @property
+    def step_bytes(self) -> int:
+        """Most bytes of raw rows that one step can leave."""
+        return self.row_slabs.num_bytes // self.row_slabs.ring.size if self.row_slabs is not None else 0
+
+    def start_over(self) -> None:
+        """Be a forked child's: steps on their way are its parent's, which alone counts them and frees their places."""
+        self.silence()
+        self.num_steps = self.num_left_out = 0
+        self.num_fired[:] = 0
+        self.num_seen = dict.fromkeys(self.num_seen, 0)
+        self.slabs.ring.clear()
+        if self.plugged is not None:
+            self.plugged.ring.clear()
+        self.changes.start_over()
+
     # -- step thread ---------------------------------------------------------------------------------------------
 
     def begin(self, record: StepRecord) -> None:

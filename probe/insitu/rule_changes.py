@@ -70,6 +70,13 @@ class RuleChanges:
         self._lock = Lock()
         self._setting = Lock()
 
+    def start_over(self) -> None:
+        """Be a forked child's: nobody holds its locks, and steps on their way are the parent's."""
+        self._lock, self._setting = Lock(), Lock()
+        for order in (self._base, self._now, self._temporary):
+            if order is not None:
+                order.rules.start_over()
+
     # -- step thread ---------------------------------------------------------------------------------------------
 
     def turn(self, record: StepRecord) -> InForce:

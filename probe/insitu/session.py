@@ -9,12 +9,16 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock, get_ident, get_native_id
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from insitu.config import DEFAULT_QUEUE_BYTES
 from insitu.drain import Drain, Inlet, hook_ns
 from insitu.exporters import Exporter, open_exporter
+from insitu.exporters.contained import Contained
+from insitu.exporters.deferred import Deferred
 from insitu.flight import ASKED_ONLY, Flight
 from insitu.flight_recorder import FlightRecorder
 from insitu.flight_signal import on_signal
@@ -81,6 +85,12 @@ class Stats:
     """The overhead budget, and what became of it in the last window (docs/probe.md); None without a model."""
     left_out: int = 0
     """Rows of `captures` that `max_bytes_per_s` of their rules left out: never produced, and in no other count."""
+    queue_bytes: int = 0
+    """What waits in this process: collected, queued, and sent without being known to be durable."""
+    max_queue_bytes: int = 0
+    """Its bound, the setting of this name; while a batch is made, at most half of it more."""
+    probe_errors: int = 0
+    """Errors of the probe and its plug-ins that were contained."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -138,23 +148,29 @@ class Session:
     """What `insitu.attach` and `insitu.start` return. Use from the step thread, except where said."""
 
     def __init__(
-        self, source: Source, to: str | Exporter, keep: Keep | None = None, flight: Flight | None = None
+        self,
+        source: Source,
+        to: str | Exporter,
+        keep: Keep | None = None,
+        flight: Flight | None = None,
+        max_queue_bytes: int = DEFAULT_QUEUE_BYTES,
     ) -> None:
         self.source = source
         self.to = to
         self._keep = keep
         self._asked_flight = flight or ASKED_ONLY
+        self._max_queue_bytes = max_queue_bytes
         self._observer: Observer | None = None
         self._undo: list[Callable[[], None]] = []
         self._next_step = 0
         self._step_id = -1
         self._closed = False
         self._running = False
-        self._assemble()
+        self._assemble(is_child=False)
         self._run()
         _LIVE.add(self)
 
-    def _assemble(self) -> None:
+    def _assemble(self, *, is_child: bool) -> None:
         self._gate, self._numbering = Lock(), Lock()
         self._open: StepRecord | None = None
         self._open_thread = 0
@@ -163,19 +179,25 @@ class Session:
         self._pauses = GcPauses()
         self._traces = StepTraces()
         self._flight = FlightRecorder(self._asked_flight, self.source)
-        to, asked = self.to, self._flight.asked
-        self._exporter = (
-            open_exporter(to, self.source, self._keep, self._put_rows, self._traces, asked, self._changes)
-            if isinstance(to, str)
-            else to
-        )
-        self._outbox = Outbox(self.source.epoch, self._exporter)
+        self._exporter = Contained(self._open_exporter(is_child=is_child))
+        self._outbox = Outbox(self.source.epoch, self._exporter, self._max_queue_bytes)
         self._drain = Drain(
             self.source, self._outbox, self._inlet, self._recorder, self._pauses, lambda: self._observer, self._flight
         )
 
     def _changes(self) -> RuleChanges | None:
         return self._observer.changes if self._observer else None
+
+    def _open_exporter(self, *, is_child: bool) -> Exporter:
+        """Open the destination; a forked child does so at its first batch."""
+        to = self.to
+        if not isinstance(to, str):
+            return to
+        asked = self._flight.asked
+        open_it = partial(
+            open_exporter, to, self.source, self._keep, self._put_rows, self._traces, asked, self._changes
+        )
+        return Deferred(open_it) if is_child else open_it()
 
     def _put_rows(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
         for row in rows:
@@ -186,7 +208,10 @@ class Session:
         self._running = True
         self._inlet.put_row("sources", self.source.row())
         self._pauses.install()
-        self._drain.start()
+        try:
+            self._drain.start()
+        except RuntimeError as error:  # no thread can be had any more
+            self._drain.guard.contain(error)
 
     def observe_with(self, observer: Observer) -> None:
         """Give the session its model's observer (`insitu.attach` does)."""
@@ -398,6 +423,7 @@ class Session:
         """Return the session's account; exact once `close` has returned."""
         observer, inlet = self._observer, self._inlet
         spent = self._drain.cpu_ns + getattr(self._exporter, "cpu_ns", 0) + hook_ns(observer, inlet)
+        guards = [self._drain.guard, self._exporter.guard, *([observer.guard] if observer else [])]
         return Stats(
             epoch=self.source.epoch,
             role=str(self.source.role),
@@ -405,7 +431,7 @@ class Session:
             stage=self.source.stage,
             produced=dict(self._drain.produced),
             durable=dict(self._outbox.durable),
-            dropped={table: dict(reasons) for table, reasons in self._outbox.dropped.items() if reasons},
+            dropped={table: dict(reasons) for table, reasons in list(self._outbox.dropped.items()) if reasons},
             num_steps=observer.num_steps if observer else 0,
             concurrent_forward=inlet.num_concurrent,
             overhead_share=spent / inlet.step_ns if inlet.step_ns else 0.0,
@@ -414,6 +440,9 @@ class Session:
             flight=self._flight.stats(),
             governor=observer.overhead.report() if observer else None,
             left_out=observer.num_left_out if observer else 0,
+            queue_bytes=self._outbox.num_bytes + self._drain.held_bytes,
+            max_queue_bytes=self._outbox.max_bytes,
+            probe_errors=sum(guard.num_errors for guard in guards),
         )
 
     def dump(self, why: str) -> str | None:
@@ -440,14 +469,11 @@ class Session:
         """Return once everything produced so far is durable, or the time is over; says what is not."""
         if self._closed:
             return self._report()
-        self._drain.stop(closing=False)
-        self._outbox.flush(timeout_s)
-        self._drain.start()
-        return self._report()
+        counts = self._drain.flush(timeout_s) if self._running else None
+        return FlushReport(*(counts or self._outbox.counts))
 
     def _report(self) -> FlushReport:
-        outbox = self._outbox
-        return FlushReport(sum(outbox.durable.values()), outbox.num_pending, outbox.num_dropped)
+        return FlushReport(*self._outbox.counts)
 
     def detach(self) -> None:
         """Undo every change to the model. The session goes on without it."""
@@ -467,15 +493,10 @@ class Session:
         self._pauses.remove()
         if not self._running:
             return self._report()
-        deadline = time.monotonic() + timeout_s
-        self._drain.stop(closing=True)
-        self._outbox.flush(timeout_s)
-        self._exporter.close(max(0.1, deadline - time.monotonic()))
-        self._outbox.settle()
-        pending = self._outbox.num_pending
-        self._outbox.abandon()
-        if pending:
-            logger.warning("insitu: %d rows were not durable at exit and are counted as dropped", pending)
+        counts = self._drain.flush(timeout_s, closing=True)
+        given_up = self._drain.give_up() if counts is None else self._drain.num_given_up
+        if given_up:
+            logger.warning("insitu: %d rows were not durable at exit and are counted as dropped", given_up)
         return self._report()
 
     def __enter__(self) -> Session:
@@ -491,7 +512,9 @@ class Session:
         self._pauses.remove()
         self.source = self.source.after_fork()
         self._running = False
-        self._assemble()
+        if self._observer is not None:
+            self._observer.start_over()
+        self._assemble(is_child=True)
 
 
 _LIVE: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -151,6 +151,10 @@ class Ring:
         assert self._freed + num <= self._taken, "a slab was freed that nobody had taken"
         self._freed += num
 
+    def clear(self) -> None:
+        """Give all places back, whoever took them."""
+        self._freed = self._taken
+
     @property
     def num_taken(self) -> int:
         return self._taken - self._freed

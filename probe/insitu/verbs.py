@@ -111,7 +111,7 @@ def start(
     else:
         _give_way()
         identity = Source(role=Role(role or Role.RANK), rank=rank, stage=stage or 0, model=model, **source)
-    return _remember(Session(identity, config.to, config.keep, config.flight))
+    return _remember(Session(identity, config.to, config.keep, config.flight, config.max_queue_bytes))
 
 
 def attach(
@@ -227,7 +227,7 @@ def start_steps(
         return off()
     _give_way()
     identity = Source(role=Role(role), rank=rank, stage=stage, **source)
-    return _remember(Session(identity, config.to, config.keep, config.flight))
+    return _remember(Session(identity, config.to, config.keep, config.flight, config.max_queue_bytes))
 
 
 def _is_module(result: Any) -> bool:

@@ -546,7 +546,7 @@ def test_a_long_outage_is_held_in_bounds(receiver: Inbox, monkeypatch: pytest.Mo
     for _ in range(10):
         step(model, session)
         session.flush(0.05)
-    exporter = session._exporter
+    exporter = session._exporter.exporter
     assert isinstance(exporter, otlp.OtlpExporter)
     assert 0 < exporter._account.num_open <= 12
     receiver.code = None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exporter_kit import Hanging
 from torch import nn
 
 import insitu
@@ -298,22 +299,25 @@ def test_a_step_that_takes_far_longer_than_its_like_opens_one(insitu_records: Re
     assert opened[150]["reason"] == "slow_step"
 
 
-def test_rows_for_which_there_was_no_slab_are_missed_and_not_dropped(insitu_records: Recording) -> None:
+def test_rows_for_which_there_was_no_slab_are_missed_and_not_dropped() -> None:
     model = oracle_model(num_layers=2, width=4)
     flight = Flight(rows="L*.mlp_out")
-    with torch.no_grad(), insitu.attach(model, to=insitu_records, flight=flight, max_rows=8) as session:
+    records = Hanging()
+    records.let_go.set()
+    with torch.no_grad(), insitu.attach(model, to=records, flight=flight, max_rows=8) as session:
         model(torch.zeros(3, 4))
         session.flush()
-        session._drain.stop(closing=False)  # the drain is away: nobody frees a slab
+        records.let_go.clear()
+        assert records.is_hanging.wait(20), "the drain is away: nobody frees a slab"
         for _ in range(600):
             model(torch.zeros(3, 4))
-        session._drain.start()
+        records.let_go.set()
         session.flush()
         session.dump("how many")
-    answered = expect(insitu_records.rows("incidents"), state="answered")
+    answered = expect(records.rows("incidents"), state="answered")
     assert answered["num_steps_without_rows"] > 0
     assert "captures" not in session.stats().dropped
-    assert account_is_whole(session, insitu_records)
+    assert account_is_whole(session, records)
 
 
 def test_a_site_whose_rows_a_rule_takes_stays_that_rules(

@@ -76,8 +76,10 @@ def test_retry_keeps_the_batch_until_its_time() -> None:
 
 
 def test_a_full_queue_drops_the_newest_under_the_reason_that_blocks() -> None:
+    rows = builders.intervals(SOURCE, range(10), np.zeros((10, 9), np.int64))
+    num_bytes = len(Batch(7, 0, rows, "intervals").body)
     exporter = Scripted(["later"] * 9)
-    outbox = Outbox(7, exporter, queue_bytes=1400, clock=Clock())
+    outbox = Outbox(7, exporter, queue_bytes=3 * num_bytes, clock=Clock())
     put(outbox, 0, 10)
     outbox.ship()
     put(outbox, 10, 10)
@@ -139,6 +141,7 @@ def test_no_row_is_lost_uncounted(script: list[str], sizes: list[int], queue_byt
         clock.now += 0.6
         produced = sum(outbox.durable.values()) + outbox.num_pending + outbox.num_dropped
         assert produced == first
+        assert outbox.num_bytes <= queue_bytes
     exporter.flush(0)
     outbox.settle()
     outbox.abandon()
