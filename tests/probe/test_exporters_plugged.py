@@ -24,11 +24,16 @@ from insitu.exporters import Ack, Level
 opened = []
 
 class Plain:
+    fails = 0
+
     def __init__(self, to, source):
         self.to, self.source, self.batches = to, source, []
         opened.append(self)
 
     def export(self, batch):
+        if self.fails:
+            self.fails -= 1
+            raise LookupError("broker")
         self.batches.append(batch)
         return Ack(batch.stream, batch.seq, Level.DURABLE)
 
@@ -153,3 +158,18 @@ def test_an_answer_that_is_no_acknowledgement_is_an_error() -> None:
 
     with pytest.raises(TypeError, match=r"returned None, which is no insitu\.exporters\.Ack"):
         PluggedExporter(Silent()).export(batch(0))
+
+
+@pytest.mark.usefixtures("insitu_contains")
+def test_rows_over_which_one_fails_are_counted_and_the_next_are_taken() -> None:
+    session = insitu.start(to="plain://x")
+    (exporter,) = sys.modules["acme_ships"].opened
+    taken, exporter.fails = exporter.batches, 1
+    session.event("lost")
+    session.flush()
+    session.event("kept")
+    session.close()
+    stats = session.stats()
+    lost = sum(reasons.get("probe_error", 0) for reasons in stats.dropped.values())
+    assert lost == sum(stats.produced.values()) - sum(stats.durable.values()) > 0
+    assert "kept" in [kind for batch in taken if batch.table == "events" for kind in batch.data["kind"].to_pylist()]
