@@ -186,7 +186,7 @@ class Overhead:
         return asked if record.statistic_slab is None else Burden(asked.expected, self._cost_of(record.due))
 
     def _asked_of(self, periods: Periods) -> Burden:
-        """Return what rules ask of a step on average: added up once for each dictionary, and again once calibrated."""
+        """Return what rules ask of a step on average: added up once for each mapping, and again once calibrated."""
         known = self._asked.get(id(periods))
         if known is None or known[0] is not self.calibration:
             self._asked = {key: each for key, each in self._asked.items() if each[0] is self.calibration}
