@@ -11,6 +11,7 @@ import click
 
 from insitu.config_show import load_for_command
 from insitu.plan_estimate import GIB_AN_HOUR, PHASES, Line, Traffic, always_bytes, forms_of, lines_of, per_s
+from insitu.rows import AXES
 from insitu.rule_options import BadRules, read_rules, rule_options
 from insitu.rules import ROWS, SUMMARY, Rule, check_fit
 from insitu.rules_text import rule_text
@@ -50,7 +51,7 @@ def look(model: str, rules: Sequence[Rule], traffic: Traffic, config: Config) ->
     from insitu.plan_shapes import shapes_of
 
     built = meta_model(model)
-    found = catalogue(built)
+    found = catalogue(built, config.axes)
     try:
         check_fit(rules, config.max_rows)
         sites = tapped(found.plan([rule.sites for rule in rules]), rules, config.t0)
@@ -248,6 +249,16 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     ]
 
 
+def _axes(texts: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        glob, _, axis = text.rpartition("=")
+        if not glob or axis not in AXES:
+            raise BadRules(f"--axis {text!r}: write SITES=AXIS with an axis of {', '.join(AXES)}, like logits=samples")
+        found[glob] = axis
+    return found
+
+
 _USUAL: Final = Traffic()
 _POSITIVE: Final = click.FloatRange(min=0, min_open=True)
 _SHARE: Final = click.FloatRange(0, 1)
@@ -264,10 +275,17 @@ _SHARE: Final = click.FloatRange(0, 1)
 @click.option("--prefill-ms", default=_USUAL.prefill_ms, show_default=True, type=_POSITIVE, help="Of a prefill step.")
 @click.option("--prefill-share", default=_USUAL.prefill_share, show_default=True, type=_SHARE, help="Of steps.")
 @click.option("--opted-in", default=_USUAL.opted_in, show_default=True, type=_SHARE, help="Share of requests.")
+@click.option("--axis", "axes", metavar="SITES=AXIS", multiple=True, help="Rows are tokens, samples or batch.")
 @click.option("--max-rows", metavar="N", help="Most rows of a step that are kept; as attach has it.")
 @click.option("--json", "as_json", is_flag=True, help=f"Print one JSON document ({SCHEMA}).")
 def plan(
-    model: str, file: str | None, texts: tuple[str, ...], max_rows: str | None, as_json: bool, **traffic: Any
+    model: str,
+    file: str | None,
+    texts: tuple[str, ...],
+    axes: tuple[str, ...],
+    max_rows: str | None,
+    as_json: bool,
+    **traffic: Any,
 ) -> None:
     """Print what rules would take of a model and what it would cost, before anything is switched on.
 
@@ -277,8 +295,9 @@ def plan(
     \b
     insitu plan gpt2 --rule 'L*.resid_post,requests=all,rows=last,cast=bf16'
     insitu plan gpt2 --rule '*,take=summary,every=64' --rule 'logits,topk=64,max_bytes_per_s=1MiB'
-    insitu plan llama --batch 32 --decode-ms 40 --json | python -m json.tool
+    insitu plan llama --batch 32 --decode-ms 40 --axis logits=samples --json | python -m json.tool
     """
     rules = read_rules(file, texts)
-    found = document(look(model, rules, Traffic(**traffic), load_for_command(max_rows=max_rows)))
+    config = load_for_command(max_rows=max_rows, axes=_axes(axes) or None)
+    found = document(look(model, rules, Traffic(**traffic), config))
     click.echo(json.dumps(found, indent=1) if as_json else table(found))

@@ -199,6 +199,10 @@ def test_long_tensors_are_timed_in_part_and_counted_whole(folder: Path) -> None:
         (["--rule", "*,rows=first:65", "--max-rows", "64"], "Error: rows='first:65' counts off more rows of a step"),
         (["--rules", "no-such.toml"], "Error: no-such.toml cannot be read: No such file or directory"),
         (["--max-rows", "many"], "Error: max_rows: 'many' is no count"),
+        (
+            ["--axis", "logits=rows"],
+            "Error: --axis 'logits=rows': write SITES=AXIS with an axis of tokens, samples, batch",
+        ),
     ],
 )
 def test_bad_rules_are_one_line(folder: Path, args: list[str], message: str) -> None:
@@ -218,6 +222,15 @@ def test_rules_come_from_a_file_and_then_from_the_line(folder: Path, tmp_path: P
     assert result.output.startswith(
         f"Error: {file}: rule 1: no key 'request' (did you mean 'requests'?); the keys are "
     )
+
+
+@pytest.mark.usefixtures("_tap_of_10_us")
+def test_logits_of_sampled_tokens_alone_are_fewer(folder: Path) -> None:
+    rule = rules_of("logits,requests=all")
+    every, sampled = (planned(folder, *TRAFFIC, *rule, *more) for more in ((), ("--axis", "logits=samples")))
+    sizes = [found["rules"][0]["step_bytes"] for found in (every, sampled)]
+    assert sizes[0]["decode"] == sizes[1]["decode"]
+    assert sizes[0]["prefill"] == PROMPT * sizes[1]["prefill"]
 
 
 @pytest.mark.usefixtures("_tap_of_10_us")
