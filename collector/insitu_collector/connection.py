@@ -66,6 +66,8 @@ class Connection:
         self._pushed: deque[ToProbe] = deque()
         self._streams: set[int] = set()
         self._told: dict[int, tuple[int, int]] = {}
+        self._late: set[int] = set()
+        """Streams of which a frame came behind an acknowledgement that had passed it: what was said is said anew."""
         self._has_news = False
         self._no_more_frames = False
         self._must_end = False
@@ -122,6 +124,8 @@ class Connection:
         try:
             self._ingest.take(self.epoch, frame)
             self._streams.add(frame.stream)
+            if frame.seq <= self._told.get(frame.stream, (-1, -1))[1]:
+                self._late.add(frame.stream)
             self._relay.took(self.epoch, frame)
             self._on_append()
         except Refused as refused:
@@ -186,6 +190,9 @@ class Connection:
     def _acks(self) -> Iterator[ToProbe]:
         assert self.epoch is not None or not self._streams, "frames follow Hello"
         for stream in sorted(self._streams):
+            if stream in self._late:
+                self._late.discard(stream)
+                self._told.pop(stream, None)
             received, durable = self._ingest.reached(self.epoch or 0, stream)
             told_received, told_durable = self._told.get(stream, (-1, -1))
             self._told[stream] = (received, durable)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from insitu.exporters.base import Batch, Refused
+from insitu.gaps import gap_row
 from insitu.identity import Source
 from insitu.records import TABLES, schema_of, spec_by_digest, table_spec, with_todays_columns
 from insitu.retention import Keep
@@ -248,18 +249,3 @@ class Ingest:
 
     def _stream(self, epoch: int, stream: int) -> StreamProgress:
         return self._streams.setdefault((epoch, stream), StreamProgress())
-
-
-def gap_row(damage: Damage, unix_ns: int) -> dict[str, Any]:
-    """Return the `gaps` row of a stretch that recovery could not read."""
-    return {
-        "source_epoch": damage.epoch,
-        "table": damage.segment.table,
-        "seq_from": damage.seq,
-        "seq_to": damage.seq,
-        "num_rows": damage.num_rows,
-        "num_bytes": damage.num_bytes,
-        "reason": str(DropReason.TORN_TAIL) if damage.torn else "corrupt",
-        "file": damage.segment.file,
-        "unix_ns": unix_ns,
-    }

@@ -48,7 +48,7 @@ def attach_with(
         **source,
     )
     try:
-        session = Session(identity, config.to, config.keep, flight, config.max_queue_bytes)
+        session = Session(identity, config.to, config.keep, flight, config.max_queue_bytes, config.spool)
     except (OSError, ValueError):
         observer.taps.remove()
         raise

@@ -68,6 +68,9 @@ COMMANDS: Final[dict[str, Entry]] = {
         "Say how one run, rank or stretch of time differs from another.",
         "collector",
     ),
+    "forward": Entry(
+        "insitu.forward_command:forward", "Send the store of a machine without a connection to a collector."
+    ),
     "export": Entry("insitu_collector.export:export", "Write a run for Perfetto, or its tables as files.", "collector"),
     "simulate": Entry(
         "insitu_collector.simulate.command:simulate",

@@ -200,6 +200,14 @@ SETTINGS: Final = (
         bytes_text,
     ),
     Setting(
+        "spool",
+        None,
+        "folder for what a grpc:// collector that is away cannot take",
+        _text,
+        "INSITU_SPOOL",
+        "spool",
+    ),
+    Setting(
         "webhooks",
         (),
         "URLs that are told of incidents",
@@ -245,6 +253,7 @@ class Config:
     keep_for: float | None = DEFAULT_AGE_S
     """Seconds."""
     max_queue_bytes: int = DEFAULT_QUEUE_BYTES
+    spool: str | None = None
     webhooks: tuple[str, ...] = ()
     otlp_logs: str | None = None
     plugins_off: tuple[str, ...] = ()

@@ -39,6 +39,7 @@ class Expiry:
         tell: Tell,
         *,
         own_epoch: int,
+        reason: str = EXPIRED,
         clock: Callable[[], float] = time.monotonic,
         unix_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -47,6 +48,7 @@ class Expiry:
         self._keep = keep
         self._tell = tell
         self._own_epoch = own_epoch
+        self._reason = reason
         self._clock = clock
         self._unix_clock_ns = unix_clock_ns
         self._next_look = clock() + SWEEP_S
@@ -82,7 +84,7 @@ class Expiry:
         now = self._unix_clock_ns()
         gone = expired(held, self._keep, now, replace(busy, epochs={*busy.epochs, self._own_epoch}), self._epochs_of)
         for segment in gone:
-            self._owed += _gap_rows(self._store, segment.name, now)
+            self._owed += _gap_rows(self._store, segment.name, now, self._reason)
             self._told.append(segment.name)
         try:
             owed, self._owed = self._owed, []
@@ -122,7 +124,7 @@ def _read_epochs(store: Path, name: SegmentName) -> Epochs:
     return Epochs(of_rows, {epoch for epoch in about if epoch is not None} or of_rows)
 
 
-def _gap_rows(store: Path, name: SegmentName, unix_ns: int) -> list[dict[str, Any]]:
+def _gap_rows(store: Path, name: SegmentName, unix_ns: int, reason: str) -> list[dict[str, Any]]:
     """Return the `gaps` rows of a segment that goes: one an epoch."""
     rows: dict[int, dict[str, Any]] = {}
     for key, head in batch_heads(name.path(store, SEALED)):
@@ -135,7 +137,7 @@ def _gap_rows(store: Path, name: SegmentName, unix_ns: int) -> list[dict[str, An
                 "seq_to": key.seq,
                 "num_rows": 0,
                 "num_bytes": 0,
-                "reason": EXPIRED,
+                "reason": reason,
                 "file": name.file,
                 "unix_ns": unix_ns,
             },

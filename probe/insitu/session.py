@@ -154,12 +154,14 @@ class Session:
         keep: Keep | None = None,
         flight: Flight | None = None,
         max_queue_bytes: int = DEFAULT_QUEUE_BYTES,
+        spool: str | None = None,
     ) -> None:
         self.source = source
         self.to = to
         self._keep = keep
         self._asked_flight = flight or ASKED_ONLY
         self._max_queue_bytes = max_queue_bytes
+        self._spool = spool
         self._observer: Observer | None = None
         self._undo: list[Callable[[], None]] = []
         self._next_step = 0
@@ -195,7 +197,7 @@ class Session:
             return to
         asked = self._flight.asked
         open_it = partial(
-            open_exporter, to, self.source, self._keep, self._put_rows, self._traces, asked, self._changes
+            open_exporter, to, self.source, self._keep, self._put_rows, self._traces, asked, self._changes, self._spool
         )
         return Deferred(open_it) if is_child else open_it()
 

@@ -88,6 +88,7 @@ def off() -> Session:
 def start(
     *,
     to: str | Exporter | None = None,
+    spool: str | None = None,
     role: str | None = None,
     model: str | None = None,
     rank: int | None = None,
@@ -102,7 +103,7 @@ def start(
     """
     if rank is None and stage is not None:
         raise ValueError(f"stage {stage} needs a rank: insitu.start(rank=..., stage={stage})")
-    config = settings(to=to)
+    config = settings(to=to, spool=spool)
     if config.disabled:
         logger.warning("insitu: %s is set; nothing is observed", _switch(config))
         return off()
@@ -111,13 +112,14 @@ def start(
     else:
         _give_way()
         identity = Source(role=Role(role or Role.RANK), rank=rank, stage=stage or 0, model=model, **source)
-    return _remember(Session(identity, config.to, config.keep, config.flight, config.max_queue_bytes))
+    return _remember(Session(identity, config.to, config.keep, config.flight, config.max_queue_bytes, config.spool))
 
 
 def attach(
     model: nn.Module,
     *,
     to: str | Exporter | None = None,
+    spool: str | None = None,
     rules: Sequence[Rule] = (),
     role: str = "rank",
     rank: int = 0,
@@ -142,7 +144,9 @@ def attach(
     Raises ValueError for a bad rule, setting or destination (a rule whose sites resolve nowhere lists the nearest),
     OSError for a destination that cannot be written; never after that.
     """
-    config = settings(to=to, max_rows=max_rows, axes=axes, flight=flight, overhead_budget=overhead_budget, t0=t0)
+    config = settings(
+        to=to, spool=spool, max_rows=max_rows, axes=axes, flight=flight, overhead_budget=overhead_budget, t0=t0
+    )
     if config.disabled:
         logger.warning("insitu: %s is set; the model stays untouched", _switch(config))
         return off()
@@ -219,15 +223,21 @@ def _observe_function(function: Any, options: dict[str, Any]) -> Any:
 
 
 def start_steps(
-    *, to: str | Exporter | None = None, rank: int = 0, stage: int = 0, role: str = "rank", **source: Any
+    *,
+    to: str | Exporter | None = None,
+    spool: str | None = None,
+    rank: int = 0,
+    stage: int = 0,
+    role: str = "rank",
+    **source: Any,
 ) -> Session:
     """Start a session for a step function: steps and intervals, no sites."""
-    config = settings(to=to)
+    config = settings(to=to, spool=spool)
     if config.disabled:
         return off()
     _give_way()
     identity = Source(role=Role(role), rank=rank, stage=stage, **source)
-    return _remember(Session(identity, config.to, config.keep, config.flight, config.max_queue_bytes))
+    return _remember(Session(identity, config.to, config.keep, config.flight, config.max_queue_bytes, config.spool))
 
 
 def _is_module(result: Any) -> bool:

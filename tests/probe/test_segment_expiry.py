@@ -189,7 +189,7 @@ def test_a_session_counts_what_it_tells_of_what_has_gone(tmp_path: Path, monkeyp
     from insitu_collector.store import open_store
 
     session = insitu.start(to=f"file://{tmp_path}")
-    exporter = session._exporter
+    exporter = session._exporter.exporter
     assert isinstance(exporter, FileExporter)
     exporter._limits = exporter._writer._limits = type(exporter._writer._limits)(max_bytes=1)
     for number in range(6):

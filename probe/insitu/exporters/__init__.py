@@ -34,13 +34,14 @@ def open_exporter(
     traces: StepTraces | None = None,
     asked: Callable[[Dump], None] | None = None,
     changes: Changes | None = None,
+    spool: str | None = None,
 ) -> Exporter:
     """Return the exporter for a destination URL.
 
     keep: what a store of this process's own keeps. put: takes rows that the exporter itself has to say:
     `gaps` about what has gone from such a store, `clocks` about a collector on another host. traces: of the session's
     steps, for spans that link to them. asked: takes what a collector asks the flight recorder for. changes: the rules
-    that a collector may change.
+    that a collector may change. spool: folder of a store for what a collector that is away cannot take.
     Raises ValueError for a scheme nobody knows or a missing extra, and OSError when a store cannot be written.
     """
     url = urlsplit(to)
@@ -48,7 +49,13 @@ def open_exporter(
         from insitu.exporters.collector import CollectorExporter
 
         tell = partial(put, "clocks") if put else None
-        return CollectorExporter(url.netloc, source, tell=tell, asked=asked, changes=changes)
+        collector = CollectorExporter(url.netloc, source, tell=tell, asked=asked, changes=changes)
+        if spool is None:
+            return collector
+        from insitu.exporters.spool import SpoolingExporter
+
+        gaps = partial(put, "gaps") if put else None
+        return SpoolingExporter(collector, to, spool, source, keep=keep, tell=gaps)
     if url.scheme == "file":
         from insitu.exporters.file import FileExporter
 

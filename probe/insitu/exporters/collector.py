@@ -154,6 +154,26 @@ class CollectorExporter:
             self._changed.wait_for(lambda: not len(self._window), max(0.0, timeout_s))
             return self._window.is_settled
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the collector takes nothing now; False before the first attempt."""
+        return self._away_because is not None
+
+    @property
+    def num_acks(self) -> int:
+        """Acknowledgements so far: whether it says anything at all."""
+        return self._window.num_acks
+
+    @property
+    def num_unacknowledged(self) -> int:
+        """Batches that are not known to be durable."""
+        return len(self._window)
+
+    def unacknowledged(self) -> list[Pending]:
+        """Return them, in the order they were exported."""
+        with self._changed:
+            return self._window.in_order()
+
     def close(self, timeout_s: float) -> None:
         """Flush within the deadline, hang up, end the thread. Safe to call twice."""
         if self._pid != os.getpid():

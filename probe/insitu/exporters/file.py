@@ -13,7 +13,7 @@ from insitu.identity import Source
 from insitu.retention import Keep
 from insitu.segment_expiry import Expiry, Tell
 from insitu.segments import Key, Limits, ShardLocked, ShardWriter, StoreFull, shard_name
-from insitu.vocabulary import DropReason
+from insitu.vocabulary import EXPIRED, DropReason
 
 COMMIT_S: Final = 0.05
 COMMIT_BYTES: Final = 8 << 20
@@ -30,7 +30,8 @@ class FileExporter:
     No thread: a group commit happens in `export` or `durable` once the oldest uncommitted batch is 50 ms old or
     8 MiB are uncommitted, and in `flush`. A full disk raises `Retry` with reason `disk_full`, and goes on when room
     returns. In a forked child the first call begins the child's own shard. Once a minute, after a commit, sealed
-    segments beyond `keep` are unlinked; `tell` gets the rows of `gaps` that say so. Raises OSError when the store
+    segments beyond `keep` are unlinked; `tell` gets the rows of `gaps` that say so, with `reason`. `shard`: its name,
+    where it is to be another. Raises OSError when the store
     cannot be written.
     """
 
@@ -41,6 +42,8 @@ class FileExporter:
         *,
         keep: Keep | None = None,
         tell: Tell | None = None,
+        shard: str | None = None,
+        reason: str = EXPIRED,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -48,6 +51,8 @@ class FileExporter:
         self._source = source
         self._keep = keep or Keep()
         self._tell = tell or (lambda rows: None)
+        self._shard = shard
+        self._reason = reason
         self._limits = limits
         self._clock = clock
         self._begin()
@@ -55,9 +60,15 @@ class FileExporter:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        shard, self._writer = self._open_shard(shard_name(self._source.host, self._pid))
+        shard, self._writer = self._open_shard(self._shard or shard_name(self._source.host, self._pid))
         self._expiry = Expiry(
-            self._path, shard, self._keep, self._tell, own_epoch=self._source.epoch, clock=self._clock
+            self._path,
+            shard,
+            self._keep,
+            self._tell,
+            own_epoch=self._source.epoch,
+            reason=self._reason,
+            clock=self._clock,
         )
         self._uncommitted_since: float | None = None
         self._pending: dict[int, set[int]] = {}

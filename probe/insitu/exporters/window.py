@@ -42,6 +42,7 @@ class Window:
 
     def __init__(self) -> None:
         self.num_bytes = 0
+        self.num_acks = 0
         self._frames: dict[int, deque[Pending]] = {}
         """By stream, in order of seq."""
         self._order: dict[tuple[int, int], Pending] = {}
@@ -65,6 +66,7 @@ class Window:
 
     def acknowledge(self, stream: int, seq: int, level: Level) -> None:
         """Everything of the stream up to `seq` reached `level`."""
+        self.num_acks += 1
         self._received[stream] = max(seq, self._received.get(stream, -1))
         if level < Level.DURABLE:
             return
