@@ -11,8 +11,7 @@ import click
 
 from insitu.config_show import load_for_command
 from insitu.plan_estimate import GIB_AN_HOUR, PHASES, Line, Traffic, always_bytes, forms_of, lines_of, per_s
-from insitu.rows import AXES
-from insitu.rule_options import BadRules, read_rules, rule_options
+from insitu.rule_options import BadRules, read_axes, read_rules, rule_options
 from insitu.rules import ROWS, SUMMARY, Rule, check_fit
 from insitu.rules_text import rule_text
 from insitu.sites_show import meta_model
@@ -249,16 +248,6 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     ]
 
 
-def _axes(texts: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        glob, _, axis = text.rpartition("=")
-        if not glob or axis not in AXES:
-            raise BadRules(f"--axis {text!r}: write SITES=AXIS with an axis of {', '.join(AXES)}, like logits=samples")
-        found[glob] = axis
-    return found
-
-
 _USUAL: Final = Traffic()
 _POSITIVE: Final = click.FloatRange(min=0, min_open=True)
 _SHARE: Final = click.FloatRange(0, 1)
@@ -298,6 +287,6 @@ def plan(
     insitu plan llama --batch 32 --decode-ms 40 --axis logits=samples --json | python -m json.tool
     """
     rules = read_rules(file, texts)
-    config = load_for_command(max_rows=max_rows, axes=_axes(axes) or None)
+    config = load_for_command(max_rows=max_rows, axes=read_axes(axes) or None)
     found = document(look(model, rules, Traffic(**traffic), config))
     click.echo(json.dumps(found, indent=1) if as_json else table(found))

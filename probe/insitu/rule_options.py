@@ -1,4 +1,4 @@
-"""Rules on a command line: `--rules FILE` and `--rule RULE`, and their errors in one line."""
+"""Rules on a command line: `--rules FILE`, `--rule RULE`, `--axis SITES=AXIS`, and their errors in one line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from insitu.cli import ExitCode
+from insitu.rows import AXES
 from insitu.rules import Rule, RuleError
 from insitu.rules_text import parse_rule, parse_toml
 
@@ -43,3 +44,14 @@ def read_rules(file: str | None, texts: Sequence[str]) -> tuple[Rule, ...]:
         return (*found, *map(parse_rule, texts))
     except RuleError as error:
         raise BadRules(str(error)) from None
+
+
+def read_axes(texts: Sequence[str]) -> dict[str, str]:
+    """Return site glob -> axis, of `--axis SITES=AXIS`. Raises BadRules, one line."""
+    found = {}
+    for text in texts:
+        glob, _, axis = text.rpartition("=")
+        if not glob or axis not in AXES:
+            raise BadRules(f"--axis {text!r}: write SITES=AXIS with an axis of {', '.join(AXES)}, like logits=samples")
+        found[glob] = axis
+    return found
