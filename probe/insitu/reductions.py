@@ -215,29 +215,23 @@ def _figures(
     x: Tensor, work: Workspace, has_scores: bool, source: Tensor | None, sourced: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Return in how many rows each figure is finite, int64[sites, figures], and what `_told_of` says of them."""
-    num_sites, num_rows, _ = x.shape
-    if not has_scores and source is None:
-        none = torch.zeros(num_sites, len(layout.FIGURES), dtype=torch.int64, device=x.device)
-        return none, none.double()[:, :, None].expand(-1, -1, 4)
-    found = torch.full((len(layout.FIGURES), num_sites, num_rows), torch.nan, dtype=torch.float64, device=x.device)
+    num = torch.zeros(x.shape[0], len(layout.FIGURES), dtype=torch.int64, device=x.device)
+    told = torch.zeros(*num.shape, 4, dtype=torch.float64, device=x.device)
     if has_scores:
-        each = torch.cat([_confidence(block) for block in work.blocks(x)], 2).double()
-        for place, figure in zip(layout.SCORES, each, strict=True):
-            found[place] = figure
+        found = torch.cat([_confidence(block) for block in work.blocks(x)], 2)
+        num[:, layout.SCORES], told[:, layout.SCORES] = _told_of(found.double())
     if source is not None:
-        pairs = zip(work.blocks(x), work.blocks(source), strict=True)
-        change = torch.cat([_change(_at(block, sourced), before, work) for block, before in pairs], 2)
-        for at, site in enumerate(sourced):
-            found[layout.RESIDUAL, site] = change[:, at]
-    return _told_of(found)
+        at, pairs = _index(sourced), zip(work.blocks(x), work.blocks(source), strict=True)
+        found = torch.cat([_change(block[at], before, work) for block, before in pairs], 2)
+        num[at, layout.RESIDUAL], told[at, layout.RESIDUAL] = _told_of(found)
+    return num, told
 
 
-def _at(x: Tensor, sites: Sequence[int]) -> Tensor:
-    """Return some of the sites of x: where they lie evenly, without a copy."""
+def _index(sites: Sequence[int]) -> slice | list[int]:
+    """Return what takes some sites out of a tensor: a slice where they lie evenly, so that nothing is copied."""
     every = sites[1] - sites[0] if len(sites) > 1 else 1
-    if list(range(sites[0], sites[-1] + 1, every)) == list(sites):
-        return x[sites[0] : sites[-1] + 1 : every]
-    return torch.stack([x[site] for site in sites])
+    even = range(sites[0], sites[-1] + 1, every)
+    return slice(even.start, even.stop, every) if list(even) == list(sites) else list(sites)
 
 
 def _confidence(block: Tensor) -> Tensor:

@@ -26,11 +26,11 @@ E4M3: Final = (2.0**-10, 448.0)
 E5M2: Final = (2.0**-17, 57344.0)
 """Of float8 formats: the largest magnitude that a cast rounds to zero, and the largest finite number."""
 
-FIGURES: Final = ("entropy", "top1", "margin", "topk_mass", "logsumexp", "residual_ratio", "residual_cosine", "top_id")
+FIGURES: Final = ("entropy", "top1", "margin", "topk_mass", "logsumexp", "top_id", "residual_ratio", "residual_cosine")
 """Figures that each row has; over rows they are kept as count, mean, sum of squared deviations, least and greatest."""
-RESIDUAL: Final = slice(5, 7)
-SCORES: Final = (0, 1, 2, 3, 4, 7)
+SCORES: Final = slice(0, 6)
 """Those of rows that are scores: of token ids, or of a router's experts."""
+RESIDUAL: Final = slice(6, 8)
 
 CASTS: Final = ("bf16", "e4m3", "e5m2")
 """Formats of which the error of a cast is taken: bfloat16, and float8 scaled so that the largest magnitude fits."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from insitu import statistic_layout as layout
 from insitu.casts import formats
 
-HOST_BLOCK: Final = 1 << 16
-"""Elements of a block on the host: its 2 MiB of memory stay near the core through all passes."""
+HOST_BLOCK: Final = 1 << 17
+"""Elements of a block on the host: its 4 MiB of memory stay near the core, and sites of a wide model find company."""
 DEVICE_BLOCK: Final = 1 << 20
 """Elements of a block on a device: 36 MiB, and few launches for a long prompt."""
 ELEMENT_BYTES: Final = 32

@@ -138,7 +138,7 @@ def test_confidence_is_of_the_rows_that_have_one(scores: np.ndarray[Any, np.dtyp
         told.append(
             [-(likely * np.log(likely)).sum(), chance[0], chance[0] - second, chance[: layout.TOP_K].sum(), logsumexp]
         )
-    names = [layout.FIGURES[place] for place in layout.SCORES[:-1]]  # all but the id of the largest
+    names = layout.FIGURES[layout.SCORES][:-1]  # all but the id of the largest
     for name, values in zip(names, np.array(told).T, strict=True):
         for suffix, value in (
             ("", values.mean()),
