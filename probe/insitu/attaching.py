@@ -52,7 +52,7 @@ def attach_with(
     except (OSError, ValueError):
         observer.taps.remove()
         raise
-    session.observe_with(observer)
+    session.observe_with(observer, model)
     session.on_detach(lambda: look_again(wrapper))
     try:
         session.on_detach(_enter_forward(model, session, observer))

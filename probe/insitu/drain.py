@@ -99,6 +99,11 @@ class Inlet:
         num_entries = self.num_entries_put - self.num_entries_taken
         return max(len(self.steps), len(self.rows)) > MAX_QUEUED // 8 or num_entries > MAX_ENTRIES // 4
 
+    @property
+    def has_room(self) -> bool:
+        """True while a step and its rare rows would not be lost."""
+        return not self.is_filling
+
     def put_step(self, record: StepRecord) -> None:
         """Hand a step over. One that has a slab finds room whatever waits: it holds the slab until it is read."""
         num_entries = self.num_entries_put - self.num_entries_taken

@@ -25,7 +25,7 @@ from insitu.rule_changes import RuleChanges
 from insitu.rules import Rule, check_fit
 from insitu.sampling import is_sampled
 from insitu.sites import Site
-from insitu.slab import NEVER, ControlBlock, Plan, Slabs
+from insitu.slab import NEVER, ControlBlock, Plan, Ring, Slabs
 from insitu.statistic_slabs import StatisticSlabs
 from insitu.statistic_taps import StatisticTaps
 from insitu.step import StepRecord
@@ -33,6 +33,8 @@ from insitu.taps import Current, Full, Tap, Taps, left_to_observe
 from insitu.vocabulary import Variant
 
 CALIBRATION_ROUNDS: Final = 5
+CAPTURE_BYTES: Final = 128
+"""What a captured row takes beside its values, at most."""
 LOAD_EVERY: Final = 16
 """Expert loads are taken in one step of so many: a router's count costs as much as a canary for each choice."""
 
@@ -99,15 +101,36 @@ class Observer:
         """Most bytes of raw rows that one step can leave."""
         return self.row_slabs.num_bytes // self.row_slabs.ring.size if self.row_slabs is not None else 0
 
+    def _rings(self) -> list[Ring]:
+        slabs = (self.slabs, self.row_slabs, self.statistic_slabs, self.plugged)
+        return [each.ring for each in slabs if each is not None]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the next step finds a place in every ring."""
+        return all(ring.num_taken < ring.size for ring in self._rings())
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Most bytes of captures in steps that were not read yet, and in the next."""
+        if self.row_slabs is None:
+            return 0
+        beside = CAPTURE_BYTES * self.plan.max_rows * self.in_force.num_row_sites
+        return (self.row_slabs.ring.num_taken + 1) * (self.step_bytes + beside)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether no step waits to be read."""
+        return not any(ring.num_taken for ring in self._rings())
+
     def start_over(self) -> None:
         """Be a forked child's: steps on their way are its parent's, which alone counts them and frees their places."""
         self.silence()
         self.num_steps = self.num_left_out = 0
         self.num_fired[:] = 0
         self.num_seen = dict.fromkeys(self.num_seen, 0)
-        self.slabs.ring.clear()
-        if self.plugged is not None:
-            self.plugged.ring.clear()
+        for ring in self._rings():
+            ring.clear()
         self.changes.start_over()
 
     # -- step thread ---------------------------------------------------------------------------------------------

@@ -71,6 +71,8 @@ class Outbox:
         self._retry_at = 0.0
         self._blocked_by = DropReason.QUEUE_FULL
         self._is_abandoned = False
+        self.keep: Callable[[str, pa.RecordBatch], None] | None = None
+        """Is given what is queued, beside the exporter."""
 
     def drop(self, table: str, reason: DropReason, num_rows: int) -> None:
         """Count rows that were produced and will not be stored."""
@@ -89,6 +91,8 @@ class Outbox:
             self._queue.append(batch)
             stream.next_seq += 1
             self.num_bytes += len(batch.body)
+            if self.keep is not None:
+                self.keep(table, batch.data)
 
     def _has_room(self, num_bytes: int) -> bool:
         if self.num_bytes + num_bytes > self._most_bytes:

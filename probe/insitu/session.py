@@ -7,7 +7,8 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock, get_ident, get_native_id
@@ -37,6 +38,7 @@ from insitu.vocabulary import RequestEvent
 if TYPE_CHECKING:
     import torch
 
+    from insitu.collecting import Collected
     from insitu.observer import Observer
     from insitu.retention import Keep
     from insitu.rule_changes import RuleChanges
@@ -162,6 +164,9 @@ class Session:
         self._asked_flight = flight or ASKED_ONLY
         self._max_queue_bytes = max_queue_bytes
         self._spool = spool
+        self._model: weakref.ref[torch.nn.Module] | None = None
+        self._wait: Callable[[], None] | None = None
+        """What a step waits for before it begins; only `collect` has it wait."""
         self._observer: Observer | None = None
         self._undo: list[Callable[[], None]] = []
         self._next_step = 0
@@ -215,9 +220,10 @@ class Session:
         except RuntimeError as error:  # no thread can be had any more
             self._drain.guard.contain(error)
 
-    def observe_with(self, observer: Observer) -> None:
+    def observe_with(self, observer: Observer, model: torch.nn.Module | None = None) -> None:
         """Give the session its model's observer (`insitu.attach` does)."""
         self._observer = observer
+        self._model = None if model is None else weakref.ref(model)
         observer.changes.tell = lambda kind, text, step_id: self.event(kind, text, step_id=step_id)
 
     def set_rules(self, rules: Sequence[Rule], *, for_s: float | None = None, who: str = "this process") -> int:
@@ -270,6 +276,8 @@ class Session:
 
     def _begin(self, record: StepRecord) -> bool:
         """Open a step if none is; return whether it is observed. The gate makes sure of it, whoever calls when."""
+        if self._wait is not None:
+            self._wait()
         if not self._running:
             self._run()
         if not self._gate.acquire(blocking=False):
@@ -464,6 +472,54 @@ class Session:
         number = self._asked_flight.signal_number
         if number is not None:
             self.on_detach(on_signal(number, lambda name: self._flight.signalled(name)))
+
+    # -- offline -------------------------------------------------------------------------------------------------
+
+    def collect(
+        self, inputs: Iterable[Any], call: Callable[[Any], Any] | None = None, *, timeout_s: float = 60.0
+    ) -> Collected:
+        """Run the model over inputs and return what the rules took of it; here, and nowhere else, steps wait for room.
+
+        inputs: each is what the model is given: a dictionary by name, a tuple in order, or the one argument. call: what
+        to do with each instead (generate, say). A model without a step so far is called with the first input twice.
+        Raises TimeoutError where the destination takes nothing for so long, and what the model raises.
+        """
+        from insitu.collecting import caller, collect
+
+        model = None if self._model is None else self._model()
+        if call is None and model is None:
+            raise ValueError("this session observes no model; say what to do with each input: collect(inputs, call)")
+        return collect(self, inputs, call or caller(model), timeout_s)
+
+    @contextmanager
+    def waiting(self, wait: Callable[[], None], keep: Callable[[str, Any], None]) -> Iterator[None]:
+        """For `collect`: let each step wait, and give away what is shipped, on the drain's thread."""
+        self._wait, self._outbox.keep = wait, keep
+        observer = self._observer
+        try:
+            with observer.overhead.unbounded() if observer is not None else nullcontext():
+                yield
+        finally:
+            self._wait = self._outbox.keep = None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a step would find a place for all that it leaves."""
+        observer, outbox = self._observer, self._outbox
+        needed = self._drain.held_bytes + (observer.waiting_bytes if observer else 0)
+        is_free = self._inlet.has_room and (observer is None or observer.has_room)
+        is_empty = not outbox.num_bytes and (observer is None or observer.is_read)
+        return is_free and (is_empty or outbox.room_bytes >= needed)
+
+    @property
+    def next_step(self) -> int:
+        """The number of the next step that says none."""
+        return self._next_step
+
+    @property
+    def is_learning(self) -> bool:
+        """True before the first step of a model, which tells how wide rows are."""
+        return self._observer is not None and self._observer.current.learning
 
     # -- ending --------------------------------------------------------------------------------------------------
 

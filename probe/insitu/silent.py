@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from insitu.step import StepRecord
 if TYPE_CHECKING:
     import torch
 
+    from insitu.collecting import Collected
     from insitu.sites import Site
 
 
@@ -97,6 +98,16 @@ class SilentSession(Session):
 
     def stats(self) -> Stats:
         return Stats(0, "off", -1, -1, {}, {}, {}, 0, 0, 0.0)
+
+    def collect(
+        self, inputs: Iterable[Any], call: Callable[[Any], Any] | None = None, *, timeout_s: float = 60.0
+    ) -> Collected:
+        from insitu.collecting import nothing
+
+        for each in inputs if call is not None else ():
+            assert call is not None, "there is one"
+            call(each)
+        return nothing()
 
     def flush(self, timeout_s: float = 5.0) -> FlushReport:
         return FlushReport(0, 0, 0)
