@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from compiled_kit import Stack, counting, wrapped
@@ -163,6 +164,26 @@ def test_rows_of_another_width_than_in_the_first_step_are_said_and_not_made_up(
     assert {row["step_id"] for row in insitu_records.rows("captures")} == {1}
     said = [record.getMessage() for record in caplog.records if record.name == "insitu"]
     assert said == ["insitu: no rows of turn: they turned out to have 4 values"]
+
+
+def test_a_full_step_without_wanted_rows_leaves_those_of_the_step_before(insitu_records: Recording) -> None:
+    model = Stack().eval()
+    rules = [insitu.Rule(sites="L1.resid_post"), insitu.Rule(sites="*", take="summary", every=1)]
+    with (
+        torch.inference_mode(),
+        insitu.attach(model, to=insitu_records, rules=rules, overhead_budget=1.0) as session,
+    ):
+        compiled = wrapped(model)
+        for step in range(3):  # the first shows what there is, the second compiles
+            with session.step(step, rows=[insitu.Rows("a", 0, 2, capture=step == 1)]):
+                compiled(torch.full((2, 8), float(step)))
+            if not step:
+                session.flush()
+        x = torch.ones(2, 8)
+        for layer in model.layers[:2]:
+            x = layer(x)
+    found = [np.frombuffer(row["data"], np.float32) for row in insitu_records.rows("captures")]
+    assert np.array_equal(np.stack(found), x.numpy())
 
 
 @pytest.mark.soak
