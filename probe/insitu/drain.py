@@ -356,6 +356,7 @@ class Drain:
         self._put_parts("statistics", harvest.statistics, builders.statistics)
         self._put_parts("plugin_statistics", harvest.plugged, builders.plugin_statistics)
         self._count_drops("captures", DropReason.SLAB_FULL, harvest.num_crowded)
+        self._count_drops("captures", self._outbox.blocked_by, harvest.num_spared)
         self._count_drops("summaries", DropReason.SLAB_FULL, harvest.num_unseen)
         self._count_drops("statistics", DropReason.SLAB_FULL, harvest.num_unmeasured)
         self._count_drops("plugin_statistics", DropReason.SLAB_FULL, harvest.num_unplugged)
@@ -366,6 +367,8 @@ class Drain:
             self._outbox.put("intervals", batch)
         self._put("incidents", self._flight.take_rows())  # after what they speak of
         self._outbox.ship()
+        if (observer := self._observer()) is not None:
+            observer.fullness = self._outbox.fullness
 
     def _number(self, table: str, num_rows: int) -> range:
         """Give the next `row_seq`s of a table: rows are produced here."""

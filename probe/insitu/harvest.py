@@ -128,6 +128,8 @@ class Harvest:
     plugged: list[Plugged] = field(default_factory=list)
     num_crowded: int = 0
     """Captures that were wanted and did not fit."""
+    num_spared: int = 0
+    """Captures that rules gave up since the queue was filling."""
     num_left_out: int = 0
     """Captures that a byte budget left out: asked not to be taken, so not dropped."""
     num_unseen: int = 0

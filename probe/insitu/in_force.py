@@ -10,6 +10,7 @@ import torch
 from insitu.byte_budget import Budget
 from insitu.due_rows import DueRows
 from insitu.flight import FlightRule
+from insitu.pressure import DROP, SUMMARY
 from insitu.row_forms import ITEM_BYTES, RowForm, form_of
 from insitu.row_slabs import Destinations, RowArea, RowSlabs
 from insitu.slab import Plan
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from insitu.overhead import Periods
     from insitu.rows import Place
     from insitu.rules import Rule
+    from insitu.sites import Site
     from insitu.step import StepRecord
 
 Shapes = Mapping[int, tuple[int, torch.dtype]]
@@ -49,7 +51,10 @@ class InForce:
         only = phases(plan.sites, plan.rules)
         self._periods = {phase: _of_phase(every, only, phase) for phase in (None, *Phase)} if only else {}
         self._any_phase = every
-        named = [site.number for each in every.values() for site in each]
+        self._instead = [self._summarised(at) for at in range(len(plan.groups))]
+        """By group: the sites whose statistics are taken where its rows are not."""
+        asked = [site for each in (*every.values(), *self._instead) for site in each]
+        named = list(dict.fromkeys(site.number for site in asked))
         self.statistic_slabs = StatisticSlabs(named, device) if named else None
         self.statistics_ns: Mapping[int, int] = {}
         """Site -> what its statistics take, where that was measured."""
@@ -105,6 +110,8 @@ class InForce:
         if slabs is None or (rules := self._due_rows.followed(record)) is None:
             return {}
         wanted = [self._wanted(at, rule, record) for at, rule in enumerate(rules)]
+        if record.giving_way:
+            wanted = self._give_way(wanted, record)
         wanted = self._within_budgets(wanted, record)
         if all(places == [] for places in wanted):
             record.wants_more = False
@@ -132,6 +139,21 @@ class InForce:
         fitting = [place for place in found if place.row < most][:most]
         record.num_crowded += (len(found) - len(fitting)) * self._num_sites[at]
         return fitting
+
+    def _summarised(self, at: int) -> tuple[Site, ...]:
+        if getattr(self.plan.groups[at].rule, "on_full", DROP) != SUMMARY:
+            return ()
+        sites = (self.plan.sites[number] for number in self.plan.row_sites[at])
+        return tuple(site for site in sites if site.shard != "partial")
+
+    def _give_way(self, wanted: Wanted, record: StepRecord) -> Wanted:
+        """Take no rows of rules that give way in this step, and count them."""
+        shut = [getattr(group.rule, "on_full", DROP) in record.giving_way for group in self.plan.groups]
+        pairs = list(zip(wanted, shut, strict=True))
+        record.num_spared = self._num_captures([places if over else [] for places, over in pairs], record)
+        given_up = [at for at, (places, over) in enumerate(pairs) if over and places != []]
+        record.instead = [site for at in given_up for site in self._instead[at]]
+        return [[] if over else places for places, over in pairs]
 
     def _within_budgets(self, wanted: Wanted, record: StepRecord) -> Wanted:
         """Leave out what the budget of a rule does not allow now: all its rows of the step, at all its sites."""

@@ -20,6 +20,7 @@ from insitu.harvest import Captures, Harvest, Seen, captured, loads_of, measured
 from insitu.in_force import InForce
 from insitu.overhead import CAPTURES, STATISTICS, Calibration, Overhead, Periods
 from insitu.plugged_statistics import plugged_statistics
+from insitu.pressure import giving_way
 from insitu.row_slabs import RowSlabs
 from insitu.rule_changes import RuleChanges
 from insitu.rules import Rule, check_fit
@@ -80,6 +81,8 @@ class Observer:
         self.overhead = Overhead(budget, run, self.device.type, self._periods_of, self.plugged)
         self.explicit: dict[str, Site] = {}
         self._explicit_taps: dict[str, Tap] = {}
+        self.fullness = 0.0
+        """Of the queue, from 0 to 1; the drain says it."""
         self.num_left_out = 0
         """Rows that byte budgets of rules left out."""
         self.root_tap = self.taps.install(model)
@@ -140,6 +143,7 @@ class Observer:
         self.overhead.begin(record)
         self._follow(self.changes.turn(record))
         record.in_force = self.in_force
+        record.giving_way = giving_way(self.fullness, self._run, record.step_id)
         record.slab = self.slabs.ring.take()
         current = self.current
         current.record = record
@@ -223,7 +227,8 @@ class Observer:
 
     def _choose_statistics(self, record: StepRecord) -> None:
         """Pick the full variant and places for the statistics that are due in this step, if there is room."""
-        due, slabs = self._due(record), self.statistic_slabs
+        sites = {site.number: site for site in (*self._due(record), *record.instead)}
+        due, slabs = list(sites.values()), self.statistic_slabs
         if not due or slabs is None:
             return
         record.statistic_slab = slabs.ring.take()
@@ -347,6 +352,7 @@ class Observer:
         self.num_steps += len(records)
         self.overhead.take(records, into.sampling)
         into.num_crowded += sum(record.num_crowded for record in records)
+        into.num_spared += sum(record.num_spared for record in records)
         self.num_left_out += sum(record.num_left_out for record in records)
         for _, run in groupby(records, key=lambda record: id(record.in_force)):
             self._harvest(list(run), into)

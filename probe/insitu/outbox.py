@@ -69,7 +69,7 @@ class Outbox:
         self._queue: deque[Batch] = deque()
         self._streams: defaultdict[str, _Stream] = defaultdict(_Stream)
         self._retry_at = 0.0
-        self._blocked_by = DropReason.QUEUE_FULL
+        self.blocked_by = DropReason.QUEUE_FULL
         self._is_abandoned = False
         self.keep: Callable[[str, pa.RecordBatch], None] | None = None
         """Is given what is queued, beside the exporter."""
@@ -84,7 +84,7 @@ class Outbox:
         assert rows.schema.equals(table_spec(table).schema), f"a batch of {table} has another schema"
         for piece in _cut(rows):
             if not self._has_room(pa.ipc.get_record_batch_size(piece)):
-                self.drop(table, self._blocked_by, piece.num_rows)
+                self.drop(table, self.blocked_by, piece.num_rows)
                 continue
             stream = self._streams[table]
             batch = _own(Batch(self._epoch, stream.next_seq, piece, table))
@@ -108,7 +108,7 @@ class Outbox:
                 self._exporter.export(batch)
             except Retry as retry:
                 self._retry_at = self._clock() + retry.after_s
-                self._blocked_by = retry.reason
+                self.blocked_by = retry.reason
                 break
             except Refused as refused:
                 refusal = refused
@@ -121,7 +121,7 @@ class Outbox:
                 self._give_up(batch, refusal.reason)
             else:
                 self._streams[batch.table].pending[batch.seq] = _Unacknowledged(batch.num_rows, len(batch.body))
-                self._blocked_by = DropReason.QUEUE_FULL
+                self.blocked_by = DropReason.QUEUE_FULL
         self.settle()
 
     def settle(self) -> None:
@@ -176,7 +176,7 @@ class Outbox:
         given_up = Counter({table: sum(p.num_rows for p in s.pending.values()) for table, s in self._streams.items()})
         for batch in list(self._queue):
             given_up[batch.table] += batch.num_rows
-        blocked = self._blocked_by
+        blocked = self.blocked_by
         for table, num_rows in given_up.items():
             self.drop(table, DropReason.SHUTDOWN if blocked is DropReason.QUEUE_FULL else blocked, num_rows)
             self._streams[table].pending.clear()
@@ -199,6 +199,11 @@ class Outbox:
         """Rows queued or exported but not known to be durable."""
         unacknowledged = sum(p.num_rows for stream in self._streams.values() for p in stream.pending.values())
         return unacknowledged + sum(batch.num_rows for batch in self._queue)
+
+    @property
+    def fullness(self) -> float:
+        """How full it is, from 0 to 1."""
+        return self.num_bytes / self._most_bytes
 
     @property
     def room_bytes(self) -> int:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from insitu.head_sampling import is_taken
+from insitu.pressure import DROP, ON_FULL
 from insitu.retention import parse_bytes
 from insitu.rows import PHASE_NUMBERS, Place, Rows, places
 from insitu.vocabulary import NAMESPACED
@@ -72,6 +73,7 @@ class Rule:
     rows: which of a request's rows in a step: "all", "last", "first:k" or "every:k" (by token position).
     cast: keep floating-point rows as "bf16", "fp16" or "fp8" (e4m3, without a scale). topk: of each row only the k
     largest values, and their places. max_bytes_per_s: on each rank, of what is kept; a number or text like "64MiB".
+    on_full: while rows have nowhere to go: "drop" the newest, "sample" fewer steps, or take a "summary" instead.
     """
 
     sites: str
@@ -83,6 +85,7 @@ class Rule:
     cast: str | None = None
     topk: int | None = None
     max_bytes_per_s: int | str | None = None
+    on_full: str = DROP
 
     def __post_init__(self) -> None:
         if self.take not in (ROWS, SUMMARY) and not NAMESPACED.fullmatch(str(self.take)):
@@ -98,6 +101,8 @@ class Rule:
         _pattern(self.sites.removeprefix("module:"))
 
     def _check_statistics(self) -> None:
+        if self.on_full != DROP:
+            raise RuleError(f'on_full={self.on_full!r} is for take="rows"; statistics are small')
         for_rows = (self.cast, self.topk, self.max_bytes_per_s)
         if self.rows != "all" or self.requests != "opt-in" or for_rows != (None, None, None):
             raise RuleError(
@@ -124,6 +129,8 @@ class Rule:
         if self.topk is not None and not _is_count(self.topk):
             raise RuleError(f"topk={self.topk!r} is not known; it may be 1 (the largest value of a row) or more")
         _rate_of(self.max_bytes_per_s)
+        if self.on_full not in ON_FULL:
+            raise RuleError(f"on_full={self.on_full!r} is not known; it may be {_choices(ON_FULL)}")
 
     @property
     def period(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from insitu.pressure import NOBODY
 from insitu.rows import PHASE_NUMBERS, Place, Rows
 from insitu.vocabulary import Variant
 
@@ -40,6 +41,12 @@ class StepRecord:
     """Whether this step's expert loads are taken."""
     num_crowded: int = 0
     """Rows that were wanted and did not fit."""
+    giving_way: frozenset[str] = NOBODY
+    """Kinds of rules for rows that take none in it (`insitu.pressure`)."""
+    num_spared: int = 0
+    """Rows that they did not take."""
+    instead: Sequence[Site] = ()
+    """Sites whose statistics are taken instead."""
     num_left_out: int = 0
     """Rows that a rule's byte budget left out."""
     in_force: Any = None
