@@ -31,7 +31,7 @@ RTOL, ATOL = 1e-9, 1e-12
 @pytest.fixture(autouse=True)
 def _small_and_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Room for the rows of two steps, not for those of hundreds; one thread, as tiny tensors want it."""
-    monkeypatch.setattr("insitu.observer.ROW_BUDGET_BYTES", 1 << 20)
+    monkeypatch.setattr("insitu.row_slabs.MAX_SLABS", 2)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
