@@ -25,7 +25,7 @@ venv: $(READY)
 demo: $(READY)
 	@$(BIN)/insitu demo $(ARGS)
 
-# Tests that start the whole system run one at a time, after the others. 5: nothing selected, as ARGS may have it.
+# Tests that want the machine to themselves run one at a time, after the others. 5: nothing selected, as ARGS may have it.
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not soak and not e2e" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
 	@$(BIN)/python -m pytest -m "e2e and not soak" $(ARGS) || [ $$? = 5 ]

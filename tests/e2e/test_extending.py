@@ -15,7 +15,7 @@ import pytest
 
 from insitu.plugins import EXPORTERS, GROUPS, SITES, STATISTICS, VERDICTS
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.timeout(240)
 
 ROOT: Final = Path(__file__).parents[2]
 EXAMPLES: Final = ROOT / "examples/plugins"

@@ -26,7 +26,7 @@ import insitu
 from insitu import cli
 from insitu_collector.server import CollectorServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.timeout(240)
 
 READY: Final = re.compile(r"^(ready after|insitu serve: ready on|collecting on|judging|.*dashboard on) ")
 """What a command that goes on until it is told to stop says once it works."""

@@ -14,7 +14,7 @@ import pytest
 
 from insitu_collector.store import open_store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(240)
 
 NET = """
 import torch

@@ -16,7 +16,7 @@ import insitu
 from insitu_collector.store import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.timeout(240)
 
 
 def stalls(store: Path) -> dict[str, Any]:
