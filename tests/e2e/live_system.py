@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -76,6 +77,23 @@ class Process:
         stdout, _ = self.process.communicate(timeout=timeout_s)
         self._reader.join()
         return stdout
+
+
+def free_port() -> int:
+    """Return a port nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def collecting(store: Path, port: int) -> Iterator[Process]:
+    """Run `insitu collect` until the block ends, unless the block has killed it."""
+    collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", str(port)])
+    try:
+        collect.wait_for(r"collecting on (grpc://\S+)")
+        yield collect
+    finally:
+        collect.stop()
 
 
 @dataclass

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from live_system import Process
+from live_system import collecting, free_port
 from torch import nn
 
 import insitu
@@ -21,23 +18,6 @@ from insitu.session import Session
 from insitu_collector.store import open_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
-
-
-def free_port() -> int:
-    """Return a port nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-@contextmanager
-def collecting(store: Path, port: int) -> Iterator[Process]:
-    """Run `insitu collect` until the block ends, unless the block has killed it."""
-    collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", str(port)])
-    try:
-        collect.wait_for(r"collecting on (grpc://\S+)")
-        yield collect
-    finally:
-        collect.stop()
 
 
 def assert_stored_once(session: Session, store: Path) -> None:

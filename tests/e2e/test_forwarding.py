@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from live_system import Process
+from live_system import collecting, free_port
 
 from insitu.segment_layout import list_segments
 from insitu_collector.store import open_store
@@ -42,21 +39,6 @@ if sys.argv[4] == "hang":
 report = session.close(30)
 assert report.pending == report.dropped == 0, report
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-@contextmanager
-def collecting(store: Path, port: int) -> Iterator[Process]:
-    collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", str(port)])
-    try:
-        collect.wait_for(r"collecting on (grpc://\S+)")
-        yield collect
-    finally:
-        collect.stop()
 
 
 def forward(spool: Path, port: int) -> subprocess.CompletedProcess[str]:
