@@ -80,10 +80,14 @@ def is_met(trials: Sequence[Trial]) -> bool:
 
 
 def is_sample_met(trials: Sequence[Trial]) -> bool:
-    """Tell the same of one seed of each kind: of several kinds one may have missed its verdict, but never crashed."""
-    mistaken = [trial for trial in trials if trial.wrong or trial.failure or trial.account]
-    missing = sum(not trial.right for trial in trials)
-    return bool(trials) and not mistaken and missing <= (1 if len(trials) > 1 else 0)
+    """Tell whether one seed of each kind was right or, where it was not, both seeds after it; and nothing crashed."""
+    crashed = [trial for trial in trials if trial.failure or trial.account]
+    kinds = {trial.kind: [each for each in trials if each.kind == trial.kind] for trial in trials}
+    return bool(trials) and not crashed and all(_is_sampled_right(mine) for mine in kinds.values())
+
+
+def _is_sampled_right(mine: Sequence[Trial]) -> bool:
+    return mine[0].right or (len(mine) > 2 and all(trial.right for trial in mine[1:]))
 
 
 def _is_met(trials: Sequence[Trial]) -> bool:

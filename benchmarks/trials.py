@@ -5,7 +5,7 @@ done. Exits with 1 when the bar is missed: no answer may name a wrong place, and
 
     python benchmarks/trials.py                          # seeds 1..20 of each kind: two and a half quiet hours
     python benchmarks/trials.py --kinds hang --seeds 3,7
-    python benchmarks/trials.py --sample                 # each kind once, as CI does
+    python benchmarks/trials.py --sample                 # each kind once, as CI does: again where it is not right
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from trial_runs import RUNNERS, world_of
 
 SAMPLE_SEED: Final = 2
 """CI's seed: its runs change the fault midway."""
+SECOND_LOOK: Final = (3, 4)
+"""Seeds of a kind whose sample was not right: the bar allows one of twenty, so that alone says little."""
 MOST_ATTEMPTS: Final = 3
 """How often a trial is run that misses something on a host that others use."""
 
@@ -56,7 +58,7 @@ def parse_kinds(text: str) -> list[str]:
 @click.command()
 @click.option("--kinds", default=",".join(RUNNERS), show_default=True, help="Which faults.")
 @click.option("--seeds", default="1-20", show_default=True, help="Seeds of each kind.")
-@click.option("--sample", is_flag=True, help="Each kind once; one of them may miss something.")
+@click.option("--sample", is_flag=True, help="Each kind once, and where that is not right, twice more.")
 @click.option("--resume", is_flag=True, help="Go on with what the result file holds.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(".work/trials.json"), show_default=True)
 def main(kinds: str, seeds: str, sample: bool, resume: bool, out: Path) -> None:
@@ -73,15 +75,18 @@ def main(kinds: str, seeds: str, sample: bool, resume: bool, out: Path) -> None:
     world = world_of(wanted, world, stores)
     if world is not None:
         click.echo(f"healthy stage times {', '.join(f'{ms:.1f} ms' for ms in world.stage_ms)}", err=True)
+    plan = [(kind, seed) for seed in numbers for kind in wanted]
     done = {(trial.kind, trial.seed) for trial in trials}
-    for seed, kind in ((seed, kind) for seed in numbers for kind in wanted):
+    for kind, seed in plan:  # a sample grows meanwhile
         if (kind, seed) in done:
             continue
         trial = run_trial(kind, seed, world, stores)
         trials.append(trial)
         write_results(out, world, trials)
         click.echo(f"{kind} seed {seed} {trial.specs}: {'right' if trial.right else 'NOT RIGHT'}", err=True)
-    asked = [trial for trial in trials if trial.kind in wanted and trial.seed in numbers]
+        if sample and seed == SAMPLE_SEED and not trial.right:
+            plan += [(kind, more) for more in SECOND_LOOK]
+    asked = [trial for trial in trials if (trial.kind, trial.seed) in plan]
     click.echo(table(asked))
     met = is_sample_met(asked) if sample else is_met(asked)
     sys.exit(0 if met else 1)

@@ -213,17 +213,16 @@ def test_the_bar_is_nineteen_of_twenty_and_nothing_wrong() -> None:
     assert "stage_limits at stage 0" in table(trials)
 
 
-def test_of_a_sample_one_trial_may_miss_something_and_none_may_be_wrong() -> None:
-    trials = [Trial(kind, 1, [], right=True) for kind in ("gc", "nan", "kv", "prefill")]
-    trials[0].right = False
+def test_a_sample_that_is_not_right_is_asked_twice_more_and_nothing_may_crash() -> None:
+    trials = [Trial(kind, 2, [], right=True) for kind in ("gc", "nan", "kv", "prefill")]
     assert is_sample_met(trials)
-    trials[1].right = False
-    assert not is_sample_met(trials)
-    trials[1].right = True
-    why, whole = "it did not add up", trials[0]
-    for mistaken in (replace(whole, wrong=[why]), replace(whole, account=[why]), replace(whole, failure=why)):
-        assert not is_sample_met([mistaken, *trials[1:]])
-    assert not is_sample_met(trials[:1])
+    for doubt in (replace(trials[0], right=False, missed=["it"]), replace(trials[0], right=False, wrong=["it"])):
+        assert not is_sample_met([doubt, *trials[1:]])
+        assert is_sample_met([doubt, *trials[1:], Trial("gc", 3, [], right=True), Trial("gc", 4, [], right=True)])
+        assert not is_sample_met([doubt, *trials[1:], Trial("gc", 3, [], right=True), replace(doubt, seed=4)])
+    more = [Trial("gc", seed, [], right=True) for seed in (3, 4)]
+    for crashed in (replace(trials[0], account=["2 + 2 = 5"]), replace(trials[0], failure="it fell over")):
+        assert not is_sample_met([crashed, *trials[1:], *more])
     assert not is_sample_met([])
 
 

@@ -34,29 +34,47 @@ MOST_WAITING: Final = 100_000
 
 
 class Groups:
-    """Sorts rows by run and replica; rows that arrive before their source wait for it."""
+    """Sorts rows by run and replica; rows that arrive before their source, or before their run's first rank, wait."""
 
     def __init__(self) -> None:
         self._of: dict[int, Group] = {}
         self._everywhere: dict[str, set[int]] = {}
         """Run -> epochs of processes that belong to no replica of ranks (driver, client)."""
+        self._shared = schema_of("sources").empty_table()
+        """What those said of themselves: a replica that begins later needs it too."""
         self._waiting: dict[str, list[pa.Table]] = {}
 
     def sort(self, tables: Tables) -> dict[Group, dict[str, pa.Table]]:
         """Return the rows of each group; a process outside the rank grid belongs to every replica of its run."""
-        for row in _rows(tables, "sources").select(["epoch", "run", "replica", "role"]).to_pylist():
+        begun = set(self._of.values())
+        self._take_sources(_rows(tables, "sources"))
+        waiting, self._waiting = self._waiting, {}
+        merged = {name: pa.concat_tables([*waiting.get(name, []), _rows(tables, name)]) for name in {*tables, *waiting}}
+        runs = {run for run, _ in self._of.values()}
+        placed = set(self._of).union(*(epochs for run, epochs in self._everywhere.items() if run in runs))
+        for name, rows in merged.items():
+            strangers = rows.filter(pc.invert(_is_of(rows, placed)))
+            if strangers.num_rows:
+                self._waiting[name] = [strangers.slice(max(0, strangers.num_rows - MOST_WAITING))]
+        return {
+            group: self._of_group(group, merged if group in begun else self._with_shared(merged))
+            for group in sorted(set(self._of.values()))
+        }
+
+    def _take_sources(self, sources: pa.Table) -> None:
+        for row in sources.select(["epoch", "run", "replica", "role"]).to_pylist():
             if row["role"] == Role.RANK:
                 self._of[row["epoch"]] = row["run"], row["replica"] or 0
             else:
                 self._everywhere.setdefault(row["run"], set()).add(row["epoch"])
-        waiting, self._waiting = self._waiting, {}
-        merged = {name: pa.concat_tables([*waiting.get(name, []), _rows(tables, name)]) for name in {*tables, *waiting}}
-        known = set(self._of) | {epoch for epochs in self._everywhere.values() for epoch in epochs}
-        for name, rows in merged.items():
-            strangers = rows.filter(pc.invert(_is_of(rows, known)))
-            if strangers.num_rows:
-                self._waiting[name] = [strangers.slice(max(0, strangers.num_rows - MOST_WAITING))]
-        return {group: self._of_group(group, merged) for group in sorted(set(self._of.values()))}
+        shared = sources.filter(pc.not_equal(sources["role"], Role.RANK))
+        self._shared = pa.concat_tables([self._shared, shared])
+
+    def _with_shared(self, merged: dict[str, pa.Table]) -> dict[str, pa.Table]:
+        """Return the rows for a replica that begins: with each source once, those told before it began too."""
+        sources = _rows(merged, "sources")
+        earlier = self._shared.filter(pc.invert(_is_of(self._shared, set(sources["epoch"].to_pylist()))))
+        return {**merged, "sources": pa.concat_tables([earlier, sources])}
 
     def _of_group(self, group: Group, merged: dict[str, pa.Table]) -> dict[str, pa.Table]:
         epochs = {epoch for epoch, found in self._of.items() if found == group}

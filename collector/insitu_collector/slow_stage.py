@@ -218,9 +218,15 @@ def _tiles(excess: dict[int, _Excess], t0_ns: int, t1_ns: int) -> list[tuple[int
 
 
 def _shared(rank: int, excess: dict[int, Parts], typical: dict[int, float], stages: dict[int, int]) -> float:
-    """Return how much of a rank's excess the other stages have too, in proportion to their own time."""
-    others = sorted(sum(excess[other]) / typical[other] for other in excess if stages[other] != stages[rank])
-    return max(0.0, others[(len(others) - 1) // 2]) * typical[rank] if others else 0.0
+    """Return how much of a rank's excess the other stages have too, in proportion to their own time.
+
+    On and off the core apart: a stage that computes slower shares that, though it may be off the core for less.
+    """
+    others = [other for other in excess if stages[other] != stages[rank]]
+    if not others:
+        return 0.0
+    shares = np.sort([[part / typical[other] for part in excess[other]] for other in others], axis=0)
+    return float(np.maximum(0.0, shares[(len(others) - 1) // 2]).sum()) * typical[rank]
 
 
 def _agrees(rank: int, waits: dict[int, float], baseline: Baseline, stages: dict[int, int], own_ns: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -134,6 +135,46 @@ def test_a_process_without_ranks_belongs_to_every_replica_of_its_run() -> None:
         ("r", 0): [9, 10],
         ("r", 1): [9, 77],
     }
+
+
+def test_what_a_driver_says_before_any_rank_waits_for_the_first_one() -> None:
+    groups = Groups()
+    driver = {"sources": table("sources", [source(-1, role="driver")]), "health": table("health", [beat(-1, 1)])}
+    assert groups.sort(driver) == {}
+    found = groups.sort({"sources": table("sources", [source(0)]), "health": table("health", [beat(0, 2)])})
+    assert epochs(found, "sources") == epochs(found, "health") == {("r", 0): [9, 10]}
+
+
+def test_a_replica_that_begins_later_is_told_who_the_driver_is_and_each_source_once() -> None:
+    groups = Groups()
+    groups.sort({"sources": table("sources", [source(-1, role="driver"), source(0, replica=0)])})
+    later = {**source(0, replica=1), "epoch": 77}
+    found = groups.sort({"sources": table("sources", [later]), "health": table("health", [beat(-1, 5)])})
+    assert epochs(found, "sources") == {("r", 1): [9, 77]}
+    assert epochs(found, "health") == {("r", 0): [9], ("r", 1): [9]}
+
+
+def test_a_driver_that_spoke_first_on_a_host_with_another_clock_takes_no_time_of_the_run_back() -> None:
+    hour, groups, evidence = 3_600 * S, Groups(), Evidence()
+    groups.sort({"sources": table("sources", [source(-1, role="driver")])})
+    ahead = source(1, boot_id="ahead by an hour", mono_anchor_ns=hour)
+    worked = {"rank": 1, "cls": 0, "t0_ns": hour + S, "t1_ns": hour + 2 * S}
+    ranks = {
+        "sources": table("sources", [ahead, source(0)]),
+        "intervals": table("intervals", [worked]),
+        "health": table("health", [beat(-1, S)]),
+    }
+    [tables] = groups.sort(ranks).values()
+    evidence.add(tables)
+    assert evidence.now_ns == 2 * S, "by the clock of the first host"
+
+
+def beat(rank: int, t_ns: int) -> dict[str, Any]:
+    return {"rank": rank, "t_ns": t_ns}
+
+
+def epochs(found: Mapping[tuple[str, int], Mapping[str, pa.Table]], name: str) -> dict[tuple[str, int], list[int]]:
+    return {group: sorted(tables[name]["epoch"].to_pylist()) for group, tables in found.items() if name in tables}
 
 
 def loaded(run_delay_share: float, foreign_cores: float, seconds_: int = 6) -> Evidence:
