@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from recall_truth import delay_share, memory_share, prompt_share, throughput_gain
+from recall_truth import delay_share, memory_share, prompt_share, routed_tokens, throughput_gain
 
 from insitu.vocabulary import VerdictKind
 from insitu_collector.simulate import LAYERS, Fault, Scenario
@@ -25,6 +25,8 @@ BASE_S: Final = 13.0
 """Of traffic a case; faults begin in its first half."""
 ROUTED_S: Final = 27.0
 """... where routers are judged: over 20 s, and in both halves of them."""
+DEVIATIONS: Final = 3.0
+"""Standard deviations by which the share of the tokens that were sampled may be below the share of all."""
 CHANGING_S: Final = 60.0
 """... where a rank changes for good: 20 s before it, 6 s on its way, 15 s to stay, 12 s to see who changed with it."""
 
@@ -52,9 +54,9 @@ class Kind:
     sizes: Range
     """Smallest and largest, in the table and the plot; drawn evenly in their logarithm."""
     make: Callable[[Random, Scenario, float], Case]
-    limit: Callable[[Case, Sequence[Verdict]], float | None]
-    """Of a case and what was told of its healthy twin: the size from which on it must be found, as the verdict or
-    docs/verdicts.md states it; None: nothing was promised."""
+    limit: Callable[[Case, Sequence[Verdict], Tables], float | None]
+    """Of a case, what was told of its healthy twin, and the run: the size from which on it must be found, as the
+    verdict or docs/verdicts.md states it; None: nothing was promised."""
     drawn: Range | None = None
     """What is drawn instead, where ..."""
     measure: Callable[[Scenario, Tables, Tables], float] | None = None
@@ -187,7 +189,7 @@ def _experts(random: Random, run: Scenario, share: float) -> Case:
     return _with(run, fault, VerdictKind.EXPERT_IMBALANCE, stage, share, layer=stage * LAYERS + layer)
 
 
-def _stated(case: Case, told: Sequence[Verdict]) -> float | None:
+def _stated(case: Case, told: Sequence[Verdict], _: Tables) -> float | None:
     """Return the detection limit, in ms, that `healthy` stated of the stage: of computing if it computes longer."""
     said = [v for v in told if v.kind is VerdictKind.HEALTHY]
     if not said:
@@ -199,21 +201,24 @@ def _stated(case: Case, told: Sequence[Verdict]) -> float | None:
     return float(limits[case.rank or 0] if case.scenario.faults[0].on_cpu else any_kind[1])
 
 
-def _late(case: Case, _: Sequence[Verdict]) -> float:
+def _late(case: Case, _: Sequence[Verdict], __: Tables) -> float:
     """Return 1 ms or 20 % of a step (2 ms or 30 % if it computes longer), whichever is more (docs/verdicts.md)."""
     step_ms = max(case.scenario.base_ms) + LARGEST_BATCH_MS
     computing = case.scenario.faults[0].on_cpu
     return max(2.0, 0.3 * step_ms) if computing else max(1.0, 0.2 * step_ms)
 
 
-def _hot(case: Case, _: Sequence[Verdict]) -> float:
-    """Return the share of tokens at which an expert is chosen 4 times the mean, or 0.6 of the way to the most."""
+def _hot(case: Case, _: Sequence[Verdict], tables: Tables) -> float | None:
+    """Return the share of tokens at which an expert is chosen 4 times the mean, or 0.6 of the way to the most, and what
+    a sample as small as that which was routed may miss of it; None if too few tokens were routed to tell."""
     even = case.scenario.experts_per_token / case.scenario.experts
-    return even * min(4.0, 1 + 0.6 * (1 / even - 1))
+    hot = even * min(4.0, 1 + 0.6 * (1 / even - 1))
+    tokens = routed_tokens(case.scenario, tables, case.rank or 0, case.layer or 0)
+    return hot + DEVIATIONS * np.sqrt(hot * (1 - hot) / tokens) if tokens else None
 
 
-def _of(size: float) -> Callable[[Case, Sequence[Verdict]], float]:
-    return lambda _, __: size
+def _of(size: float) -> Callable[[Case, Sequence[Verdict], Tables], float]:
+    return lambda _, __, ___: size
 
 
 K = VerdictKind

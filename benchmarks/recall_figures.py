@@ -1,4 +1,4 @@
-"""What the outcomes of `verdict_recall.py` come to: precision, recall above the limit and by size, as table and plot.
+"""What the outcomes of `verdict_recall.py` come to: precision, recall above the limit and by size, as a table.
 
 Pure, but for the files of outcomes: one JSON object a line, so that a round can be made in parts and read as one.
 """
@@ -133,22 +133,3 @@ def table(outcomes: Sequence[Outcome]) -> str:
         parts = [f"{begin:.3g}-{end:.3g}: {recall:.2f} of {n}" for begin, end, n, recall in by_size(outcomes, name)]
         lines.append(f"| `{name}` | {KINDS[name].unit} | {'; '.join(parts)} |")
     return "\n".join(lines)
-
-
-def plot(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Draw recall by size, one panel a kind whose faults have sizes."""
-    import altair as alt
-
-    rows = [
-        {"kind": f"{name} ({KINDS[name].unit})", "size": float(np.sqrt(begin * end)), "recall": recall, "cases": n}
-        for name in dict.fromkeys(outcome.kind for outcome in outcomes)
-        if KINDS[name].sizes[0] < KINDS[name].sizes[1]
-        for begin, end, n, recall in by_size(outcomes, name)
-    ]
-    line = alt.Chart(alt.InlineData(values=rows)).mark_line(point=True)
-    line = line.encode(
-        x=alt.X("size:Q", title="size of the fault", scale=alt.Scale(type="log")),
-        y=alt.Y("recall:Q", title="share found", scale=alt.Scale(domain=[0, 1])),
-        facet=alt.Facet("kind:N", title=None, columns=3),
-    )
-    line.properties(width=200, height=120).resolve_scale(x="independent").save(str(path))

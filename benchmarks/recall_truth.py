@@ -37,6 +37,12 @@ HOST_LOOK_NS: Final = 2 * SECOND
 """A host is looked at each second, and beats of its processes are up to one apart."""
 LEAST_FOREIGN: Final = 0.25
 GAIN_NS: Final = 10 * SECOND
+ROUTED_NS: Final = 20 * SECOND
+ROUTED_LOOK_NS: Final = 2 * SECOND
+"""Routers are looked at each second, and their rows come by the second."""
+FEWEST_SAMPLED: Final = 20
+FEWEST_CHOICES: Final = 50.0
+"""Sampled steps, and choices an expert on average, below which nothing is said of a router."""
 
 
 def traffic_ns(tables: Tables) -> int:
@@ -100,12 +106,12 @@ def memory_share(_: Scenario, tables: Tables, __: Tables) -> float:
 def prompt_share(scenario: Scenario, tables: Tables, _: Tables) -> float:
     """Return the share of the time past requests' first token that prompts of others should have added.
 
-    By what steps take in the simulation without noise. 0 in windows in which fewer than 10 steps carry both, or half of
-    them take less than 1.5 times their like without prompts.
+    By what steps take in the simulation without noise, on ranks as slow as they were then. 0 in windows in which fewer
+    than 10 steps carry both, or half of them take less than 1.5 times their like without prompts.
     """
     ends = _ends(tables, LEAST_NS)
     begin, lives = traffic_ns(tables), _Lives(tables, int(ends[-1]) + SECOND)
-    t, decoding, added, plain = _mixed_steps(scenario, tables)
+    t, decoding, added, plain = _mixed_steps(scenario, tables, begin)
     shares = []
     for t1 in ends.tolist():
         t0 = max(begin, t1 - REQUESTS_NS)
@@ -118,11 +124,11 @@ def prompt_share(scenario: Scenario, tables: Tables, _: Tables) -> float:
     return held(np.array(shares), REQUESTS_LOOK_NS)
 
 
-def _mixed_steps(scenario: Scenario, tables: Tables) -> tuple[Int64, Int64, Float64, Float64]:
+def _mixed_steps(scenario: Scenario, tables: Tables, begin: int) -> tuple[Int64, Int64, Float64, Float64]:
     """Return the steps of traffic that decode beside prompts: when, decoding rows, ns that the prompts should add on
     all stages, and ns without them."""
     steps = tables["steps"]
-    steps = steps.filter(pc.and_(pc.equal(steps["rank"], 0), pc.greater_equal(steps["t0_ns"], traffic_ns(tables))))
+    steps = steps.filter(pc.and_(pc.equal(steps["rank"], 0), pc.greater_equal(steps["t0_ns"], begin)))
     maps = steps["rows"].combine_chunks()
     of = np.repeat(np.arange(len(maps)), np.asarray(pc.list_value_length(maps)))
     entries = maps.flatten()
@@ -134,17 +140,33 @@ def _mixed_steps(scenario: Scenario, tables: Tables) -> tuple[Int64, Int64, Floa
         rows, seen, num = (np.bincount(of, v * wanted, len(maps)) for v in (count, context, np.ones(len(of))))
         return StepShape(rows, np.bincount(of, count * wanted * ~decodes, len(maps)), seen, num)  # type: ignore[arg-type]
 
-    with_prompts, without = (_expected_ns(scenario, shape(wanted)) for wanted in (np.ones(len(of), bool), decodes))
+    t = np.asarray(steps["t0_ns"])
+    slowed = _slowed(scenario, (t - begin) / SECOND)
+    wholly = np.ones(len(of), bool)
+    with_prompts, without = (_expected_ns(scenario, shape(wanted), slowed) for wanted in (wholly, decodes))
     decoding = np.bincount(of, decodes, len(maps)).astype(np.int64)
     mixed = (decoding > 0) & (np.bincount(of, ~decodes, len(maps)) > 0)
-    t = np.asarray(steps["t0_ns"])
     return t[mixed], decoding[mixed], (with_prompts - without)[mixed], without[mixed]
 
 
-def _expected_ns(scenario: Scenario, shape: StepShape) -> Float64:
+def _expected_ns(scenario: Scenario, shape: StepShape, slowed: Float64) -> Float64:
     service = FormulaService(scenario)
-    ms = sum(service.expected_ms(stage, shape) + service.sampling_ms(stage, shape) for stage in range(scenario.stages))
+    stages = range(scenario.stages)
+    ms = sum(slowed[n] * (service.expected_ms(n, shape) + service.sampling_ms(n, shape)) for n in stages)
     return np.asarray(ms) * 1e6
+
+
+def _slowed(scenario: Scenario, at_s: Float64) -> Float64:
+    """Return how many times as long a step that begins then takes on each stage: float64[num_stages, num_steps]."""
+    found = np.ones((scenario.stages, len(at_s)))
+    for fault in (fault for fault in scenario.faults if fault.kind == "fail_slow"):
+        reached = np.clip((at_s - fault.at_s) / max(fault.ramp_s, 1e-9), 0.0, 1.0) * (at_s < fault.until_s)
+        hosts = [scenario.place(scenario.rank(0, stage, 0)).host for stage in range(scenario.stages)]
+        there = np.array(
+            [fault.stage == n if fault.host is None else fault.host == host for n, host in enumerate(hosts)]
+        )
+        found[there] *= 1 + (fault.factor - 1) * reached
+    return found
 
 
 def delay_share(scenario: Scenario, tables: Tables, _: Tables) -> float:
@@ -170,3 +192,38 @@ def throughput_gain(_: Scenario, tables: Tables, filled: Tables) -> float:
         return int(pc.sum(pc.and_(wanted, pc.greater_equal(rows["t_ns"], end - GAIN_NS))).as_py())
 
     return tokens(filled) / max(1, tokens(tables)) - 1
+
+
+def routed_tokens(scenario: Scenario, tables: Tables, rank: int, layer: int) -> float:
+    """Return how many tokens the smaller half of the steps holds in which a router was sampled while its fault lasted.
+
+    In 20 s, for as long as the next look may take; 0 where these hold fewer than 20 such steps or, on average, 50
+    choices an expert.
+    """
+    (fault,) = scenario.faults
+    t, num_rows, choices = _routed(tables, rank, layer)
+    since = traffic_ns(tables) + int(fault.at_s * SECOND)
+    tokens = []
+    for t1 in _ends(tables, since - traffic_ns(tables) + ROUTED_NS).tolist():
+        here = np.flatnonzero((t >= t1 - ROUTED_NS) & (t < t1))
+        enough = len(here) >= FEWEST_SAMPLED and choices[here].sum() >= FEWEST_CHOICES * scenario.experts
+        first, second = np.split(num_rows[here], [len(here) // 2])
+        tokens.append(min(first.sum(), second.sum()) if enough else 0)
+    return held(np.array(tokens, np.float64), ROUTED_LOOK_NS)
+
+
+def _routed(tables: Tables, rank: int, layer: int) -> tuple[Int64, Int64, Int64]:
+    """Return the sampled steps of a router in order: when they began, their tokens, and the choices of all of these."""
+
+    def of_rank(name: str) -> pa.Table:
+        return tables[name].filter(pc.equal(tables[name]["rank"], rank))
+
+    sites, steps, loads = of_rank("sites"), of_rank("steps"), of_rank("expert_loads")
+    (site,) = sites.filter(pc.and_(pc.equal(sites["layer"], layer), pc.ends_with(sites["name"], "router_logits")))[
+        "site"
+    ]
+    loads = loads.filter(pc.equal(loads["site"], site)).sort_by("step_id")
+    began = dict(zip(steps["step_id"].to_pylist(), steps["t0_ns"].to_pylist(), strict=True))
+    t = np.array([began[step] for step in loads["step_id"].to_pylist()], np.int64)
+    choices = np.array([sum(load) for load in loads["load"].to_pylist()], np.int64)
+    return t, np.asarray(loads["num_rows"]).astype(np.int64), choices

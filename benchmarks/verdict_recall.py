@@ -22,7 +22,7 @@ from typing import Final
 
 import pyarrow as pa
 from recall_cases import KINDS, Case, draw
-from recall_figures import Outcome, figures, plot, read, table, written
+from recall_figures import Outcome, figures, read, table, written
 from recall_truth import memory_share, prompt_share
 
 from insitu.vocabulary import VerdictKind
@@ -63,7 +63,7 @@ def tried(name: str, seed: int) -> Outcome:
         kind=name,
         seed=seed,
         size=case.size if kind.measure is None else kind.measure(case.scenario, tables, without),
-        limit=kind.limit(case, twin),
+        limit=kind.limit(case, twin, tables),
         found=any(is_expected(verdict, case) for verdict in said),
         false=named(wrong),
         false_when_healthy=named(v for v in alarms(twin) if not is_so(v, case.healthy, without)),
@@ -83,7 +83,7 @@ def is_so(verdict: Verdict, scenario: Scenario, tables: dict[str, pa.Table]) -> 
     kind = KINDS.get(str(verdict.kind))
     if kind is None or kind.measure not in (memory_share, prompt_share):
         return False
-    limit = kind.limit(draw(kind.verdict, scenario.seed), ())
+    limit = kind.limit(draw(kind.verdict, scenario.seed), (), tables)
     return limit is not None and kind.measure(scenario, tables, {}) >= limit
 
 
@@ -134,6 +134,8 @@ def main() -> int:
         print(f"{len(wanted)} cases and their healthy twins in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     print(table(outcomes))
     if asked.svg:
+        from recall_plot import plot  # altair takes a second to load
+
         plot(outcomes, asked.svg)
     return 0 if all(each.is_met for each in figures(outcomes)) else 1
 

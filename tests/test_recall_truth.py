@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recall_truth import GRID_NS, delay_share, held, memory_share, prompt_share, throughput_gain
+from recall_truth import GRID_NS, delay_share, held, memory_share, prompt_share, routed_tokens, throughput_gain
 
 from insitu.vocabulary import RequestEvent
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
@@ -58,6 +58,49 @@ def test_prompts_add_the_more_the_longer_they_are_and_nothing_where_few_decode_b
     assert short < middle < long < 1
     assert middle > 0.05 and long > 0.2
     assert share(replace(RUN, requests_per_s=0.5), 400) == 0.0
+
+
+@pytest.mark.parametrize("where", [{"host": 0}, {"stage": 0}])
+def test_prompts_add_the_more_the_slower_the_ranks_are_that_compute_them(where: dict[str, int]) -> None:
+    prompts = Fault("long_prompts", size=200)
+    run = replace(RUN, faults=(prompts, Fault("fail_slow", 0.0, factor=2.0, **where)))  # type: ignore[arg-type]
+    tables = simulate(run)
+    if_none_were = prompt_share(replace(run, faults=(prompts,)), tables, {})
+    times = prompt_share(run, tables, {}) / if_none_were
+    assert times == pytest.approx(2.0) if "host" in where else 1.2 < times < 1.8
+
+
+def routed(num_rows: list[int], seconds: int = 30) -> dict[str, pa.Table]:
+    """Return a record of two routers, one sampled step each a second; of a token's two choices one is expert 0."""
+    num, at = len(num_rows), list(range(len(num_rows)))
+    mine = {"rank": [1] * num, "step_id": at}
+    return record([("a", RequestEvent.ARRIVED, 0)], seconds) | {
+        "sites": pa.table(
+            {"rank": [0, 1, 1], "site": [7, 7, 8], "layer": [4, 4, 4], "name": ["a.router_logits"] * 2 + ["b"]}
+        ),
+        "steps": pa.table({**mine, "t0_ns": [n * SECOND for n in at]}),
+        "expert_loads": pa.table(
+            {**mine, "site": [7] * num, "num_rows": num_rows, "load": [[n, *[n // 7] * 7] for n in num_rows]}
+        ),
+    }
+
+
+def hot(since_s: float) -> Scenario:
+    return replace(RUN, experts=8, faults=(Fault("experts", since_s, 1, share=0.9),))
+
+
+def test_a_router_has_the_tokens_of_the_smaller_half_of_its_sampled_steps() -> None:
+    """Twenty steps lie in any window of 20 s; the first half may be ten of 140 tokens and the second ten of 70."""
+    assert routed_tokens(hot(2), routed([70] * 30), 1, 4) == 700
+    assert routed_tokens(hot(2), routed([140] * 12 + [70] * 18), 1, 4) == 700
+    assert routed_tokens(hot(2), routed([700] * 12 + [7] * 18), 1, 4) == 70
+
+
+def test_a_router_counts_once_enough_was_routed_while_its_fault_lasted_and_until_the_next_look() -> None:
+    assert routed_tokens(hot(2), routed([7] * 30), 1, 4) == 0.0, "140 tokens of two choices are 35 an expert"
+    assert routed_tokens(hot(2), routed([70] * 30), 1, 4) > 0
+    assert routed_tokens(hot(7.5), routed([70] * 30), 1, 4) > 0 == routed_tokens(hot(8.5), routed([70] * 30), 1, 4)
+    assert routed_tokens(hot(2), routed([700] * 15), 1, 4) == 0.0, "fifteen sampled steps"
 
 
 def test_waiting_for_a_core_counts_where_others_use_a_quarter_of_them() -> None:

@@ -149,7 +149,8 @@ class Judgement:
         if not alarms:
             self._replay()
             findings += self._quiet(excesses, bool(contended), final=final)
-        if not alarms and not contended:
+        starved = any(finding.kind is VerdictKind.KV_STARVED for finding in findings)
+        if not alarms and not contended and not starved:  # without memory a place more is of no use
             findings += underfilled.look(evidence, traffic, self._replayed)
         told = self.incidents.update(findings, evidence.now_ns, stamp, undecided=undecided)
         return told + (self.incidents.end(evidence.now_ns) if final else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,25 @@ def test_a_pipeline_with_memory_for_two_requests_is_starved() -> None:
     assert VerdictKind.KV_STARVED in {verdict.kind for verdict in standing(found)}
     assert {verdict.kind for verdict in standing(found)} <= {VerdictKind.KV_STARVED, VerdictKind.PREFILL_DELAYS_DECODE}
     assert VerdictKind.HEALTHY in {verdict.kind for verdict in found}, "stages are judged as ever"
+
+
+def test_slots_that_lack_memory_to_be_filled_are_starved_and_not_underfilled() -> None:
+    """Two of three are in use, ranks wait for half the time, and a replay that knows of no memory would fill the third.
+
+    Who waits is counted behind the one that lacks memory, and now and then nobody does for a moment.
+    """
+    run = Scenario(
+        seed=180,
+        seconds=13.0,
+        base_ms=(5.6398, 6.0998, 5.2548),
+        in_flight=3,
+        requests_per_s=17.764,
+        noise=0.0945,
+        tail=0.0328,
+    )
+    found = judged(simulate(replace(run, faults=(Fault("kv_small", size=252),))))
+    kinds = {verdict.kind for verdict in standing(found)}
+    assert VerdictKind.KV_STARVED in kinds and VerdictKind.PIPELINE_UNDERFILLED not in kinds
 
 
 @pytest.mark.parametrize("seed", range(4))
