@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from insitu.destinations import one_destination
 from insitu.flight import Flight, flight_text, parse_flight
 from insitu.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
 
@@ -52,6 +53,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is no text; write it in quotes")
     return value
+
+
+def _to(value: Any) -> Any:
+    return one_destination(_text(value) if isinstance(value, str) else value)
 
 
 def is_on(value: Any) -> bool:
@@ -153,9 +158,10 @@ SETTINGS: Final = (
         "to",
         DEFAULT_TO,
         "where records go: grpc://HOST:PORT, file://STORE or otlp://HOST:PORT",
-        _text,
+        _to,
         "INSITU_TO",
         "to",
+        is_checked=True,
     ),
     Setting("disabled", False, "true: nothing is observed", is_on, "INSITU_DISABLED", "disabled"),
     Setting("run", None, "16 hex digits all processes of a run share; the first makes them", _text, "INSITU_RUN"),
@@ -163,7 +169,7 @@ SETTINGS: Final = (
     Setting(
         "overhead_budget",
         DEFAULT_BUDGET,
-        "most of step time that the probe takes",
+        "share of step time that the probe may take",
         _budget,
         "INSITU_OVERHEAD_BUDGET",
         "overhead_budget",
@@ -239,7 +245,11 @@ ONLY_ARGUMENTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Every setting, and where each came from. What `insitu config show` prints is what attach, start and serve use."""
+    """Every setting, and where each came from. What `insitu config show` prints is what attach, start and serve use.
+
+    What each means, and its unit: docs/probe.md, "Settings". `insitu.config.load` makes one, and raises ConfigError, a
+    ValueError, for what cannot be used.
+    """
 
     to: str | Exporter = DEFAULT_TO
     disabled: bool = False
@@ -267,9 +277,11 @@ class Config:
 
     @property
     def keep(self) -> Keep:
+        """Return what a store of this process keeps."""
         return Keep(self.keep_bytes, self.keep_for)
 
     def origin(self, name: str) -> Origin:
+        """Return where the setting of this name came from. Raises nothing: of a name that is none it is a default."""
         return self.origins.get(name, Origin.DEFAULT)
 
     def warnings(self) -> list[str]:
