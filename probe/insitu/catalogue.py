@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from insitu.families import NO_ATTENTION, OF_ATTENTION
 from insitu.named_sites import NamedSites, alike_stacks, can_be_called, config_of, dtype_of, shard_of, stacks_of
 from insitu.rules import matches
 from insitu.site_plugins import plugged_sites
@@ -58,6 +59,8 @@ class Catalogue:
                 return f": {reason}"
         if not glob.startswith(BY_PATH) and glob in self.modules:
             return ": the path of a module is written with `module:` before it"
+        if glob.rpartition(".")[2] in OF_ATTENTION:
+            return f": {NO_ATTENTION}"
         return ""
 
     def _nearest(self, glob: str) -> str:

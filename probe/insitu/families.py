@@ -35,6 +35,20 @@ MEANINGS: Final[dict[str, str]] = {
     "logits": "what the head returns",
 }
 """Every name in order of execution, and what it means wherever it is found."""
+OF_ATTENTION: Final = (
+    "attn_weights",
+    "attn_probs",
+    "attn_scores",
+    "attn_logits",
+    "attn_entropy",
+    "attn_pattern",
+    "attn_sink",
+)
+"""Names that people ask for and that no architecture here has."""
+NO_ATTENTION: Final = (
+    "what queries and keys make of each other stays inside the attention kernel; q and k alone, before rotation and "
+    'without the cache, would give wrong values (docs/probe.md, "Attention is not among them")'
+)
 OF_HEADS: Final = frozenset({"q", "k", "v", "attn_z", "cross_q", "cross_z"})
 """Names whose columns are heads side by side."""
 OFTEN: Final = frozenset({"attn_out", "router_logits", "mlp_out", "resid_post"})

@@ -9,6 +9,7 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Final
 
+from insitu.families import NO_ATTENTION
 from insitu.head_sampling import is_taken
 from insitu.pressure import DROP, ON_FULL
 from insitu.retention import parse_bytes
@@ -74,6 +75,7 @@ class Rule:
     cast: keep floating-point rows as "bf16", "fp16" or "fp8" (e4m3, without a scale). topk: of each row only the k
     largest values, and their places. max_bytes_per_s: on each rank, of what is kept; a number or text like "64MiB".
     on_full: while rows have nowhere to go: "drop" the newest, "sample" fewer steps, or take a "summary" instead.
+    Raises RuleError, a ValueError, for what cannot be followed; it names the field and what it may be.
     """
 
     sites: str
@@ -91,6 +93,7 @@ class Rule:
         if self.take not in (ROWS, SUMMARY) and not NAMESPACED.fullmatch(str(self.take)):
             raise RuleError(
                 f'take={self.take!r} is not known; it may be "rows", "summary" or "acme.its_name" (a plug-in)'
+                f"{_why_not(self.take)}"
             )
         if self.take == ROWS:
             self._check_rows()
@@ -154,13 +157,17 @@ class Rule:
         return k if kind == "first" else 0
 
     def wants(self, rows: Sequence[Rows], phase: int | None = None) -> bool:
-        """Return whether any row of a step of this phase with this row map may be wanted."""
+        """Return whether any row of a step of this phase with the row map `rows` may be wanted. Raises nothing."""
         if not rows:
             return self.requests == "all" and self.phase_number in (None, phase)
         return any(self._names(entry, phase) for entry in rows)
 
     def select(self, rows: Sequence[Rows], axis: str, num_rows: int, phase: int | None = None) -> list[Place]:
-        """Return the wanted rows of one axis, in row order of the map."""
+        """Return the wanted rows of one axis, in row order of the map.
+
+        rows: the row map. axis: "tokens", "samples" or "batch", with num_rows valid rows. phase: the step's, as a
+        number. Raises nothing.
+        """
         if not rows:
             return [place for _, place in places(rows, axis, num_rows)] if self.wants(rows, phase) else []
         kind, k = _selection(self.rows)
@@ -194,6 +201,11 @@ class Standing:
     """How long they still are in force; None: until others are set."""
     next_version: int
     """What the next step runs under; differs from `version` between a change and that step."""
+
+
+def _why_not(take: object) -> str:
+    """Return why there is no such statistic, where it is one that people ask for."""
+    return f"; {NO_ATTENTION}" if str(take).lower().startswith("att") else ""
 
 
 def _is_count(value: object) -> bool:

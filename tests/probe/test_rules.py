@@ -63,6 +63,7 @@ def test_nothing_is_wanted_when_nobody_opted_in() -> None:
     ("fields", "message"),
     [
         ({"take": "video"}, "take='video'"),
+        ({"take": "attention"}, "stays inside the attention kernel"),
         ({"requests": "some"}, "requests='some'"),
         ({"rows": "first:0"}, "k > 0"),
         ({"rows": "few"}, "rows='few'"),

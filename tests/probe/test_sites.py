@@ -164,6 +164,8 @@ def test_sites_stand_in_order_of_execution() -> None:
             "where it is in a Olmo2DecoderLayer was never verified; name its module",
         ),
         (nn.Identity, "x", r"no site matches 'x'; the nearest are output"),
+        (llama, "L*.attn_weights", r"'L\*\.attn_weights': what queries and keys make of each other stays inside"),
+        (llama, "L7.*", r"no site matches 'L7\.\*'; the nearest are "),
     ],
 )
 def test_what_is_no_site_says_why_and_names_the_nearest(make: Callable[[], nn.Module], glob: str, message: str) -> None:
