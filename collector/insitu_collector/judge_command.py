@@ -91,7 +91,7 @@ def judge(
         os.nice(max(0, NICENESS - os.nice(0)))
     try:
         session = insitu.start(to=to or f"file://{store.absolute()}", role="client")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write verdicts to {to or store}: {error}; check the path or --to") from None
     with _stopping() as stop, session, _serving(metrics_port) as metrics:
         deliveries = deliveries_to(receivers, opened, session.event)

@@ -6,6 +6,7 @@ Our own commands stand in a table, so that `insitu --help` imports nothing but c
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Sequence
 from enum import IntEnum
@@ -129,6 +130,10 @@ class LazyGroup(click.Group):
                 return super().invoke(ctx)
         except ModuleNotFoundError as error:  # a command may import its heavy parts only when it runs
             raise _missing(error, ctx.invoked_subcommand or "insitu") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who read what is printed has gone: click ends quietly
+                raise
+            raise click.ClickException(_of_system(error)) from error
         except KeyboardInterrupt:
             raise SystemExit(ExitCode.INTERRUPTED) from None
 
@@ -153,6 +158,13 @@ def _missing(error: ModuleNotFoundError, name: str) -> Exception:
     extra = OWN_EXTRAS.get(package, entry.extra)
     remedy = f"pip install 'insitu[{extra}]'" if extra else "pip install --force-reinstall insitu"
     return click.ClickException(f"`insitu {name}` needs the package {package}, which is not installed: {remedy}")
+
+
+def _of_system(error: OSError) -> str:
+    """Return what the system refused in the middle of a command, as one line."""
+    reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    what = f"{error.filename}: {reason}" if error.filename else reason
+    return f"{what}; see that it is there, that it is yours, and that its disk has room"
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

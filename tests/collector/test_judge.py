@@ -209,6 +209,15 @@ def test_a_store_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert "no store at" in found.output
 
 
+@pytest.mark.parametrize("to", ["nowhere://x", "file:///dev/null/x", "grpc://a:1,grpc://b:2"])
+def test_a_destination_that_cannot_be_written_is_one_line(tmp_path: Path, to: str) -> None:
+    (tmp_path / "v1").mkdir()
+    found = CliRunner().invoke(judge, [str(tmp_path), "--to", to, "--once"])
+    assert found.exit_code == 1
+    assert found.output.startswith(f"Error: cannot write verdicts to {to}: ")
+    assert found.output.count("\n") == 1
+
+
 def test_each_run_of_a_store_is_judged_by_itself_and_the_latest_is_told(
     slow_tables: dict[str, pa.Table], tmp_path: Path
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints, PackageNotFoundError
@@ -85,6 +87,29 @@ def test_an_extra_missed_while_running_is_the_same_line(monkeypatch: pytest.Monk
     result = CliRunner().invoke(insitu, ["serve"])
     assert result.exit_code == ExitCode.FAILURE
     assert result.output.endswith("needs the package torch, which is not installed: pip install 'insitu[engine]'\n")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EIO])
+def test_what_the_system_refuses_meanwhile_is_one_line(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    @click.command()
+    def late() -> None:
+        raise OSError(number, os.strerror(number), "store/v1/open")
+
+    monkeypatch.setattr(cli, "_a_late_command", late, raising=False)
+    monkeypatch.setitem(COMMANDS, "serve", Entry("insitu.cli:_a_late_command", "Serve.", "engine"))
+    result = CliRunner().invoke(insitu, ["serve"])
+    assert result.exit_code == ExitCode.FAILURE
+    said = f"Error: store/v1/open: {os.strerror(number)}; "
+    assert result.output == f"{said}see that it is there, that it is yours, and that its disk has room\n"
+
+
+def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
+    command = [sys.executable, "-m", "insitu", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
+        assert shown.stdout is not None and shown.stderr is not None
+        shown.stdout.close()  # before it has anything to print
+        assert shown.stderr.read() == ""
+    assert shown.returncode == ExitCode.FAILURE
 
 
 def test_a_missing_module_of_ours_is_a_bug_and_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
