@@ -21,6 +21,7 @@ from insitu_engine.completions import (
     CompletionRequest,
     error_body,
     make_request,
+    most_bytes,
     parse_body,
     wants_rows,
 )
@@ -96,7 +97,7 @@ def build(service: Service) -> Starlette:
 
 async def completions(http: HttpRequest) -> Response:
     service: Service = http.app.state.service
-    body = parse_body(await http.body())
+    body = parse_body(await _body(http, most_bytes(service.max_len)))
     if body.model != service.model:
         raise _unknown_model(body.model, service)
     if service.driver.status != "ready":
@@ -116,6 +117,21 @@ async def completions(http: HttpRequest) -> Response:
     if body.stream:
         return StreamingResponse(_events(found, answer, body), media_type="text/event-stream")
     return await _whole(http, found, answer)
+
+
+async def _body(http: HttpRequest, most: int) -> bytes:
+    """Return the body. Raises RequestError (413) where it is larger than any prompt that fits.
+
+    All of it is read, since a client that is still sending hears no answer; what is too much is not kept.
+    """
+    parts, size = [], 0
+    async for part in http.stream():
+        size += len(part)
+        if size <= most:
+            parts.append(part)
+    if size > most:
+        raise RequestError(f"the body has {size} bytes; no prompt that fits has more than {most}", status=413)
+    return b"".join(parts)
 
 
 async def _whole(http: HttpRequest, found: AsyncIterator[Piece], answer: Answer) -> Response:

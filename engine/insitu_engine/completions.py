@@ -17,6 +17,11 @@ from insitu_engine.text import Tokenizer
 
 COLDEST: Final = 1e-5
 """Temperatures below it are greedy."""
+REST_BYTES: Final = 65_536
+"""What a body may have beside its prompt: stop words, a user's name, JSON itself."""
+TOKEN_BYTES: Final = 64
+"""And for each token. As an id it takes eight; as text four on average, and six for each letter that JSON escapes. More
+would let one client keep the tokenizer, and with it all the others, busy for seconds."""
 _WHERE: Final = re.compile(r"(.*) - at `\$\.(\w+).*`")
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -72,6 +77,11 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "logit_bias": (None, {}),
 }
 _decoder = msgspec.json.Decoder(CompletionRequest)
+
+
+def most_bytes(max_len: int) -> int:
+    """Return how large a body may be where a request has at most `max_len` tokens."""
+    return REST_BYTES + TOKEN_BYTES * max_len
 
 
 def parse_body(body: bytes) -> CompletionRequest:

@@ -180,6 +180,8 @@ def test_bad_requests_get_an_openai_shaped_error(
 def test_what_is_no_request_gets_one_too(server: Server) -> None:
     for answer, status in (
         (server.http.post("/v1/completions", content=b"{half"), 400),
+        (server.http.post("/v1/completions", content=b'{"prompt": "' + b"a" * 3_000_000 + b'"}'), 413),
+        (server.post(prompt=[]), 400),
         (server.http.get("/v1/completions"), 405),
         (server.http.get("/v1/nothing"), 404),
         (server.http.get("/v1/models/another"), 404),
