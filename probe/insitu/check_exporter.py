@@ -49,6 +49,7 @@ def check_exporter(opens: Open, to: str, clock: Callable[[], float] = time.monot
     """Return what held. Raises Broken, in a sentence, where it breaks a promise, and NotChecked where it took nothing.
 
     opens: what the entry point names. to: a destination it can write; rows of an epoch of the check's own go there.
+    clock: seconds.
     """
     threads = _threads()
     try:

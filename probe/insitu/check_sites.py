@@ -31,7 +31,9 @@ def check(plugin: Plugin, _: str | None) -> str:
 
 
 def check_architecture(architecture: Architecture) -> str:
-    """Return what held. Raises Broken, in a sentence, where it breaks a promise, and NotChecked without an example."""
+    """Return what held of an architecture. Raises Broken, in a sentence, where it breaks a promise, and NotChecked
+    without an example.
+    """
     families = checked_families(architecture)
     if not families:
         raise Broken("it has no family of layers")

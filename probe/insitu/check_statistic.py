@@ -34,7 +34,7 @@ def check(plugin: Plugin, _: str | None) -> str:
 
 
 def check_statistic(statistic: Statistic) -> str:
-    """Return what held. Raises Broken, in a sentence, where it breaks a promise, and whatever it raises itself."""
+    """Return what held of a statistic. Raises Broken, in a sentence, where it breaks a promise, and what it raises."""
     checked_fields(statistic)
     num_splits = 0
     for what, values in _samples():

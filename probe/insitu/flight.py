@@ -34,10 +34,11 @@ class Flight:
     """Keep the last seconds of every step, and ship them when something triggers (docs/probe.md, "Flight recorder").
 
     rows: glob of the sites whose rows are kept too; the model then runs the full variant in every step. pre_s, post_s:
-    how much before and after a trigger belongs to an incident. max_bytes: most memory for rows ("64MiB").
+    seconds before and after a trigger that belong to an incident. max_bytes: most memory for rows ("64MiB").
     nonfinite: a NaN or Inf at a boundary triggers. slow_factor: so does a step that takes this many times the 99th
     percentile of steps of its shape (5 is a good one); None: none does. exception: so does an exception that leaves a
-    step. signal: so does this one, SIGUSR1 or SIGUSR2. again_after_s: of one reason, at most one incident in this time.
+    step. signal: so does this one, SIGUSR1 or SIGUSR2. again_after_s: of one reason, at most one incident in so many
+    seconds. Raises FlightError, a ValueError, for what cannot be; it names the field and what it may be.
     """
 
     rows: str | None = None
@@ -80,6 +81,7 @@ class Flight:
 
     @property
     def signal_number(self) -> Signals | None:
+        """Return the signal that triggers; None: none does."""
         return None if self.signal is None else Signals[self.signal]
 
 

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from insitu.vocabulary import NO_RANK, IntervalClass
+from insitu.vocabulary import NO_RANK, IntervalClass, Numbers
 
 CAPACITY: Final = 1 << 15
 """Rows; at 4,000 intervals a second, eight seconds. 2 MiB. Beyond it rows are dropped as `ring_full`."""
@@ -25,7 +25,7 @@ CAPACITY: Final = 1 << 15
 _ROW: Final = struct.Struct("=9q")
 T0, T1, CLS, STEP, MB, PEER, BYTES, CPU = range(8)
 WIDTH: Final = 9
-CLASS_NUMBERS: Final = {cls.name.lower(): int(cls) for cls in IntervalClass}
+CLASS_NUMBERS: Final = Numbers(IntervalClass, "class of intervals")
 _ON_CPU: Final = frozenset((int(IntervalClass.COMPUTE), int(IntervalClass.HOST), int(IntervalClass.SAMPLE)))
 """Classes whose CPU time is kept: a reading costs 0.4 us, and the others wait."""
 

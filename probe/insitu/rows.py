@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from insitu.trace_context import RequestContext
-from insitu.vocabulary import Phase
+from insitu.vocabulary import Numbers, Phase
 
-PHASE_NUMBERS: Final = {phase.name.lower(): int(phase) for phase in Phase}
+PHASE_NUMBERS: Final = Numbers(Phase, "phase")
 AXES: Final = ("tokens", "samples", "batch")
 """What a site's dim 0 counts once its leading dims are flattened: token rows, sampled rows, or batch entries."""
 
@@ -18,8 +18,10 @@ AXES: Final = ("tokens", "samples", "batch")
 class Rows:
     """Rows `start .. start + count - 1` of a step belong to `request`, at token positions `position ..`.
 
-    `sample_row` is the request's row on the `samples` axis (logits), -1 if it samples nothing in this step.
-    `capture` opts the request in to rules with `requests="opt-in"`. Left-padded batches name only valid rows.
+    `phase` is "prefill" or "decode"; None: what the step says. `sample_row` is the request's row on the `samples` axis
+    (logits), -1 if it samples nothing in this step. `capture` opts the request in to rules with `requests="opt-in"`.
+    Left-padded batches name only valid rows. Nothing is checked here; `Session.step` raises KeyError for a phase that
+    is none.
     """
 
     request: str
@@ -33,6 +35,7 @@ class Rows:
     """Where the request stands in its trace (`insitu.request_context`)."""
 
     def phase_number(self) -> int | None:
+        """Return the phase as `steps.phase` has it, None where it says none. Raises KeyError for one that is none."""
         return None if self.phase is None else PHASE_NUMBERS[self.phase]
 
 

@@ -33,7 +33,7 @@ from insitu.rules import RuleError, Standing
 from insitu.step import StepRecord, phase_of
 from insitu.step_traces import StepTraces
 from insitu.trace_context import RequestContext, bad_headers
-from insitu.vocabulary import RequestEvent
+from insitu.vocabulary import Numbers, RequestEvent
 
 if TYPE_CHECKING:
     import torch
@@ -47,14 +47,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("insitu")
 
-_EVENTS: Final = {event.name.lower(): int(event) for event in RequestEvent}
+_EVENTS: Final = Numbers(RequestEvent, "event of a request")
 EXIT_DEADLINE_S: Final = 2.0
 """For all sessions of a process together."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlushReport:
-    """Rows so far: safe on disk at the destination, still on their way, and given up (see `stats().dropped`)."""
+    """Rows so far: `durable`, safe on disk at the destination; `pending`, still on their way; `dropped`, given up.
+
+    `stats().dropped` has the reasons. What was made is the sum of the three.
+    """
 
     durable: int
     pending: int
@@ -63,7 +66,10 @@ class FlushReport:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The session's own account. `produced` = durable + pending + dropped, a table at a time."""
+    """The session's own account, in rows: `produced` = `durable` + pending + `dropped` (by reason), a table at a time.
+
+    epoch, role, rank, stage: who tells it. num_steps: steps of its model that are over.
+    """
 
     epoch: int
     role: str
@@ -95,12 +101,13 @@ class Stats:
     """Errors of the probe and its plug-ins that were contained."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return it as a document."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Which sites were seen to fire."""
+    """How many sites `fired`, the names of those that `never_fired`, and in how many `steps`."""
 
     fired: int
     never_fired: list[str]
@@ -121,6 +128,7 @@ class Step:
 
     @property
     def step_id(self) -> int:
+        """Its number."""
         return self._record.step_id
 
     def __enter__(self) -> Step:
@@ -147,7 +155,11 @@ class Step:
 
 
 class Session:
-    """What `insitu.attach` and `insitu.start` return. Use from the step thread, except where said."""
+    """What `insitu.attach` and `insitu.start` return; use those. Use from the step thread, except where said.
+
+    source: who writes its rows. to, keep, flight, max_queue_bytes, spool: as settled (docs/probe.md, "Settings").
+    Raises ValueError for a bad destination, OSError for one that cannot be written.
+    """
 
     def __init__(
         self,
@@ -221,7 +233,7 @@ class Session:
             self._drain.guard.contain(error)
 
     def observe_with(self, observer: Observer, model: torch.nn.Module | None = None) -> None:
-        """Give the session its model's observer (`insitu.attach` does)."""
+        """Give the session its model's observer, and the model (`insitu.attach` does). Raises nothing."""
         self._observer = observer
         self._model = None if model is None else weakref.ref(model)
         observer.changes.tell = lambda kind, text, step_id: self.event(kind, text, step_id=step_id)
@@ -229,7 +241,7 @@ class Session:
     def set_rules(self, rules: Sequence[Rule], *, for_s: float | None = None, who: str = "this process") -> int:
         """Follow other rules from the next step on; return their version (0: those of attach). Any thread.
 
-        Only sites that were attached can be named. for_s: for so long, then the rules before are in force again.
+        Only sites that were attached can be named. for_s: seconds, after which the rules before are in force again.
         who: is told in `events`. Raises RuleError, and nothing changes.
         """
         if self._observer is None:
@@ -241,7 +253,7 @@ class Session:
         return self._observer.changes.standing() if self._observer else Standing(0, (), None, 0)
 
     def on_detach(self, undo: Callable[[], None]) -> None:
-        """Remember how to undo a change to the model; `detach` undoes the latest first."""
+        """Remember how to undo a change to the model; `detach` undoes the latest first. Raises nothing itself."""
         self._undo.append(undo)
 
     # -- recording -----------------------------------------------------------------------------------------------
@@ -258,9 +270,10 @@ class Session:
     ) -> Step:
         """Return the context in which the model runs one step.
 
-        step_id: the scheduler's number, the same on every rank; None counts this session's own. rows: the row map,
-        stated from what really runs. num_rows: valid rows (default: what the row map covers; else all).
-        phase: "prefill", "decode" or "mixed".
+        step_id: the scheduler's number, the same on every rank; None counts this session's own. mb: the micro-batch
+        slot. rows: the row map, stated from what really runs. num_rows: valid rows (default: what the row map covers;
+        else all). num_padded: rows beyond them. phase: "prefill", "decode" or "mixed" (default: what the row map says).
+        Raises KeyError for a phase that is none; what the model raises inside goes on to the caller.
         """
         with self._numbering:
             if step_id is None:
@@ -354,10 +367,11 @@ class Session:
         return self._step_id
 
     def interval(self, cls: str, *, step_id: int = -1, mb: int = -1, peer: int = -1, num_bytes: int = 0) -> Interval:
-        """Return the context of a timed stretch of the step thread; `cls` is a name of `IntervalClass`.
+        """Return the context of a timed stretch of the step thread; `cls` is a name of `IntervalClass`, in lower case.
 
-        An inner interval takes its time from the outer one. Inside an open step it belongs to that step unless it says
-        another. Other threads record nothing.
+        An inner interval takes its time from the outer one. Inside an open step it belongs to that step unless
+        `step_id` says another. mb: the micro-batch slot. peer: the rank that is waited for, -1 the driver. num_bytes:
+        what is sent or received. Other threads record nothing. Raises KeyError for a class that is none.
         """
         if not self.in_step:
             self._recorder.pin()
@@ -376,9 +390,11 @@ class Session:
         trace: RequestContext | None = None,
         t_ns: int | None = None,
     ) -> None:
-        """Record what happened to a request (a name of `RequestEvent`). Any thread.
+        """Record an event of a request: a name of `RequestEvent`, in lower case. Any thread.
 
-        trace: where it stands in its trace (`insitu.request_context`); `trace_id` where that is all there is.
+        step_id: the step that did it, -1 for none. num_tokens: tokens so far; of `arrived` those of the prompt. t_ns:
+        when, on this host's monotonic clock (now). trace: where it stands in its trace (`insitu.request_context`);
+        `trace_id`, 32 hex digits, where that is all there is. Raises KeyError for an event that is none.
         """
         if trace is not None:
             trace_id = trace.trace_id
@@ -396,11 +412,14 @@ class Session:
         )
 
     def event(self, kind: str, text: str = "", *, step_id: int = -1) -> None:
-        """Record a named moment. Any thread."""
+        """Record a named moment: its kind, a text for people, the step it belongs to (step_id, -1: none). Any thread.
+
+        Raises nothing: what finds no room is counted.
+        """
         self.append("events", {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": step_id, "text": text})
 
     def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:
-        """Tap a tensor under a name; what `insitu.tap` calls inside an open step."""
+        """Tap a tensor under a name; what `insitu.tap` calls inside an open step, with its shapes. Raises nothing."""
         if self._observer is not None:
             self._observer.explicit_tap(tensor, name)
 
@@ -458,8 +477,8 @@ class Session:
     def dump(self, why: str) -> str | None:
         """Ship what the flight recorder holds, and what comes in the next seconds; on every rank, through a collector.
 
-        Return the incident; None where the last was asked for less than `Flight.again_after_s` ago, and once the
-        session is closed. Any thread.
+        why: told with it. Return the incident; None where the last was asked for less than `Flight.again_after_s` ago,
+        and once the session is closed. Any thread. Raises nothing.
         """
         if self._closed:
             return None
@@ -482,7 +501,8 @@ class Session:
 
         inputs: each is what the model is given: a dictionary by name, a tuple in order, or the one argument. call: what
         to do with each instead (generate, say). A model without a step so far is called with the first input twice.
-        Raises TimeoutError where the destination takes nothing for so long, and what the model raises.
+        Raises TimeoutError where the destination takes nothing for `timeout_s`, ValueError where there is neither a
+        model nor a call, and what the model raises.
         """
         from insitu.collecting import caller, collect
 
@@ -493,7 +513,7 @@ class Session:
 
     @contextmanager
     def waiting(self, wait: Callable[[], None], keep: Callable[[str, Any], None]) -> Iterator[None]:
-        """For `collect`: let each step wait, and give away what is shipped, on the drain's thread."""
+        """For `collect`: let each step wait, and give `keep` what is shipped, on the drain's thread. Raises nothing."""
         self._wait, self._outbox.keep = wait, keep
         observer = self._observer
         try:
@@ -524,7 +544,7 @@ class Session:
     # -- ending --------------------------------------------------------------------------------------------------
 
     def flush(self, timeout_s: float = 5.0) -> FlushReport:
-        """Return once everything produced so far is durable, or the time is over; says what is not."""
+        """Return once everything produced so far is durable, or timeout_s is over; says what is not. Raises nothing."""
         if self._closed:
             return self._report()
         counts = self._drain.flush(timeout_s) if self._running else None
@@ -542,7 +562,7 @@ class Session:
             self._observer.taps.remove()
 
     def close(self, timeout_s: float = 5.0) -> FlushReport:
-        """Detach, make everything durable within the deadline, and let go. Safe to call twice."""
+        """Detach, make everything durable within timeout_s, and let go. Safe to call twice. Raises nothing."""
         if self._closed:
             return self._report()
         self._closed = True

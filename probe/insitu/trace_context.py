@@ -50,6 +50,7 @@ class RequestContext:
     state: str = ""
     """`tracestate`, members with commas between."""
     baggage: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Members of `baggage`, decoded."""
 
     @property
     def traceparent(self) -> str:
@@ -65,7 +66,8 @@ _counting: Final = Lock()
 def request_context(headers: Headers | None = None) -> RequestContext:
     """Return where a request stands in its trace: by its headers, else by OpenTelemetry's current span.
 
-    Where both are of one trace the span is taken, which is nearer: it is the server's own, made from those headers.
+    headers: a mapping, or pairs as ASGI has them. Where both are of one trace the span is taken, which is nearer: it is
+    the server's own, made from those headers. Raises nothing: a header that breaks its specification is counted.
     """
     told = NOTHING if headers is None else _of_headers(headers)
     current = _current_span()

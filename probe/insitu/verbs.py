@@ -81,7 +81,7 @@ def _give_way() -> None:
 
 
 def off() -> Session:
-    """Return the session that does nothing: no thread, no hook, the same methods."""
+    """Return the session that does nothing: no thread, no hook, the same methods, none of which raises."""
     return SilentSession()
 
 
@@ -97,8 +97,9 @@ def start(
 ) -> Session:
     """Start a session for a process without a model: a driver, a judge, or a rank that times itself.
 
-    role: "client" if not told, "rank" where `rank` is given. rank: its place among all ranks, at `stage` (0 if not
-    told); without one both are -1. `source` sets further fields of `insitu.identity.Source` (`tp_rank`, `replica`).
+    to, spool: as of `attach`. role: "client" if not told, "rank" where `rank` is given. model: its name, for people.
+    rank: its place among all ranks, at `stage` (0 if not told); without one both are -1. `source` sets further fields
+    of `insitu.identity.Source` (`tp_rank`, `replica`).
     Raises ValueError for a bad destination or a stage without a rank, OSError for what cannot be written.
     """
     if rank is None and stage is not None:
@@ -134,6 +135,10 @@ def attach(
 ) -> Session:
     """Observe an existing model; every outermost forward is a step unless the caller opens `session.step(...)`.
 
+    model: any module; its outputs stay the same bits. to: one destination, a URL or an `Exporter`; INSITU_TO, or
+    file://./insitu-store, if not told. spool: a folder for what a collector that is away cannot take.
+    rules: what to take beside canaries (`Rule`). role, rank, stage: its place in the grid; model_name: its class if not
+    told. `source` sets further fields of `insitu.identity.Source` (`tp_rank`, `replica`).
     max_rows: most rows of one step whose per-row statistics and raw rows are kept (a slab's size follows from it);
     2048 if not told, here or in `insitu config show`.
     axes: site glob -> "tokens" | "samples" | "batch", where the default is wrong (`{"logits": "samples"}`).
@@ -181,7 +186,8 @@ def observe(target: Any = None, /, **options: Any) -> Any:
 
     Instances of the class, or what the factory returns, are attached with `options` (those of `attach`). Each call
     of a plain function is a step, from its second call on: the first tells what it is. The session is
-    `instance.insitu`, or `function.insitu` of a step function.
+    `instance.insitu`, or `function.insitu` of a step function. target: what is decorated where there are no options.
+    Raises nothing here; the first call raises ValueError and OSError as `attach` does.
     """
     if target is None:
         return functools.partial(observe, **options)
@@ -248,7 +254,8 @@ def _is_module(result: Any) -> bool:
 def tap(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Observe a tensor inside model code under a name of its own; returns it unchanged.
 
-    Outside a step, inside a compiled graph, or where nothing is attached, it does nothing.
+    Any shape, dtype and device: rows are all dims but the last, [..., width]. Outside a step, inside a compiled graph,
+    or where nothing is attached, it does nothing. Raises nothing.
     """
     if not _is_traced() and _current is not None and _current.in_step:
         _current.explicit_tap(tensor, name)
@@ -256,7 +263,11 @@ def tap(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 
 class interval:
-    """Time a stretch of the step thread: `with insitu.interval("host"): ...`, or as a decorator."""
+    """Time a stretch of the step thread: `with insitu.interval("host"): ...`, or as a decorator.
+
+    cls and fields are those of `Session.interval`, for the session attached or started last in this process; without
+    one it does nothing. Raises KeyError, when it is entered, for a class that is none.
+    """
 
     def __init__(self, cls: str, **fields: int) -> None:
         self._cls = cls

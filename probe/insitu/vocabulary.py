@@ -222,5 +222,18 @@ class RequestClass(StrEnum):
 NAMESPACED = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 """How a plug-in's verdicts and statistics are called: with a namespace, so that none is ever taken for one of ours."""
 
+
+class Numbers(dict[str, int]):
+    """The numbers that names of a kind are stored as. Looking up another raises KeyError with those there are."""
+
+    def __init__(self, kinds: type[IntEnum], what: str) -> None:
+        """what: of what kind the names are, for people."""
+        super().__init__({kind.name.lower(): int(kind) for kind in kinds})
+        self._what = what
+
+    def __missing__(self, name: str) -> int:
+        raise KeyError(f"{name!r} is no {self._what}; it may be {', '.join(self)}")
+
+
 NO_RANK = -1
 """Rank or stage of a process that has none (driver, client), and `peer` of the driver."""

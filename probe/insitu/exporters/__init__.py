@@ -36,7 +36,7 @@ def open_exporter(
     changes: Changes | None = None,
     spool: str | None = None,
 ) -> Exporter:
-    """Return the exporter for a destination URL.
+    """Return the exporter for a destination, the URL `to`, of rows that `source` writes.
 
     keep: what a store of this process's own keeps. put: takes rows that the exporter itself has to say:
     `gaps` about what has gone from such a store, `clocks` about a collector on another host. traces: of the session's

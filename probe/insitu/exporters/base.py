@@ -27,7 +27,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Batch:
-    """One sequenced record batch of one table of one epoch."""
+    """One sequenced record batch: rows `data` of one `table` of one `epoch`."""
 
     epoch: int
     seq: int
@@ -37,14 +37,17 @@ class Batch:
 
     @cached_property
     def spec(self) -> TableSpec:
+        """Its table's schema and numbers."""
         return table_spec(self.table)
 
     @property
     def stream(self) -> int:
+        """The table's number on the wire."""
         return self.spec.stream
 
     @property
     def num_rows(self) -> int:
+        """How many rows it has."""
         return int(self.data.num_rows)
 
     @cached_property
@@ -68,17 +71,19 @@ class Ack:
 
 
 class Retry(Exception):
-    """The exporter cannot take the batch now. The caller keeps it."""
+    """The exporter cannot take the batch now. The caller keeps it, and gives it again after_s seconds later.
+
+    reason: under which its rows are counted if the caller has to give them up meanwhile.
+    """
 
     def __init__(self, after_s: float, reason: DropReason = DropReason.COLLECTOR_UNREACHABLE) -> None:
         super().__init__(f"try again in {after_s:g} s ({reason})")
         self.after_s = after_s
         self.reason = reason
-        """Under which the rows are counted if the caller has to give them up meanwhile."""
 
 
 class Refused(Exception):
-    """The batch will never be taken. The caller counts it and goes on."""
+    """The batch will never be taken. The caller counts it under reason and goes on; detail is for the log."""
 
     def __init__(self, reason: DropReason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))

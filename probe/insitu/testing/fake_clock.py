@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class FakeClock:
-    """Called, it returns seconds, as `time.monotonic` does; `ns` as `time.monotonic_ns`. Pass either as `clock=`."""
+    """Called, it returns seconds, as `time.monotonic` does; `ns` as `time.monotonic_ns`. Pass either as `clock=`.
+
+    now_s: what it shows at first. `advance` raises ValueError for a step back.
+    """
 
     def __init__(self, now_s: float = 100.0) -> None:
         self._now_ns = round(now_s * 1e9)

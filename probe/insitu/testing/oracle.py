@@ -16,7 +16,7 @@ MAX_STEPS: Final = 4096
 
 
 class Origin(NamedTuple):
-    """Where a value comes from."""
+    """Where a value comes from: the site's name without its layer, layer, step and row, counted from 0."""
 
     site: str
     layer: int
@@ -36,7 +36,10 @@ def origin_of(value: float) -> Origin:
 
 
 def oracle_values(site: str, layer: int, step: int, num_rows: int, width: int) -> torch.Tensor:
-    """Return what a site of the oracle model has in a step, [num_rows, width]: each row its own number."""
+    """Return what a site of the oracle model has in a step, float32 [num_rows, width]: each row its own number.
+
+    site: a name of `SITES`; layer and step are counted from 0. Raises ValueError for what it cannot tell apart.
+    """
     if not (0 < num_rows <= MAX_ROWS and layer < MAX_LAYERS and step < MAX_STEPS):
         raise ValueError(f"the oracle tells {MAX_ROWS} rows, {MAX_LAYERS} layers, {MAX_STEPS} steps apart, no more")
     first = ((step * MAX_LAYERS + layer) * (len(SITES) + 1) + SITES.index(site) + 1) * MAX_ROWS
@@ -110,7 +113,8 @@ class Oracle(nn.Module):
 def oracle_model(num_layers: int = 3, width: int = 4) -> Any:
     """Return a module with paths `model.layers.N.{self_attn,mlp}` whose outputs say where they come from.
 
-    It is given [..., rows, width]; `origin_of` reads each number: site, layer, step (its forwards, counted from 0,
-    unless `say_next` told another) and row. A NaN that goes in comes out.
+    It has num_layers layers, is given float32 [..., rows, width], and raises ValueError for another width. `origin_of`
+    reads each number: site, layer, step (its forwards, counted from 0, unless `say_next` told another) and row. A NaN
+    that goes in comes out.
     """
     return Oracle(num_layers, width)

@@ -17,7 +17,10 @@ NUM_SHOWN: Final = 8
 
 
 class Sentences:
-    """What is expected of a recording. Those that only assert return it again, so that the next can follow."""
+    """What is expected of a recording (records). Those that only assert return it again, so that the next can follow.
+
+    Each raises AssertionError that says what there was instead.
+    """
 
     def __init__(self, records: Recording) -> None:
         self._records = records
@@ -88,7 +91,10 @@ def expect(what: Recording) -> Sentences: ...
 @overload
 def expect(what: list[dict[str, Any]], **columns: Any) -> dict[str, Any]: ...
 def expect(what: Any, **columns: Any) -> Any:
-    """Begin a sentence about a recording; or assert that exactly one row of a list has these columns, and return it."""
+    """Begin a sentence about a recording; or assert that exactly one row of a list has these columns, and return it.
+
+    what: a `Recording`, or rows as dictionaries. Raises AssertionError that says what there was instead.
+    """
     if isinstance(what, Recording):
         return Sentences(what)
     found = [row for row in what if all(row[column] == value for column, value in columns.items())]
