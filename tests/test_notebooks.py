@@ -1,16 +1,20 @@
-"""The shipped notebook runs, shows what its text says, and is shipped as it runs."""
+"""The shipped notebooks run, show what their text says, and are shipped as they run."""
 
 from __future__ import annotations
 
 import base64
 import importlib.util
+import io
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
+from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -46,6 +50,30 @@ def test_where_the_time_went(tmp_path: Path) -> None:
     assert "STAGE_LIMITS" in text
     assert "rank 0  wait_downstream" in text
     assert len(proto.Trace.FromString((tmp_path / "trace.pftrace").read_bytes()).packet) > 1_000
+    assert [kind for kind, _ in shown(shipped)] == [kind for kind, _ in found], "run.py writes what its cells show"
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(240)
+def test_first_nan_to_layer(tmp_path: Path) -> None:
+    shipped = json.loads((FOLDER / "first_nan_to_layer.ipynb").read_text())
+    found = shown(runner().executed(shipped, tmp_path))
+    (card,) = [content for kind, content in found if kind == "text/html"]
+    assert "first non-finite value: rank 1, stage 1, layer 5, L5.mlp_out" in card
+    text = "\n".join(content for kind, content in found if kind == "text/plain")
+    assert "rank 1, stage 1, layer 5, site L5.mlp_out\n" in text
+    assert re.search(r"^rank 1  L5\.attn_out +sum +-?\d+\.\d\d\nrank 1  L5\.mlp_out +sum +nan$", text, re.MULTILINE)
+    assert len(re.findall(r": not finite at position \d+$", text, re.MULTILINE)) == 1
+    assert "2 of 2 ranks answered." in text
+    finite, broken = r"( +-?\d+\.\d\d){6}", r"( +nan){6}"
+    assert re.search(
+        rf"^L0\.attn_out {finite}(.*\n)+L5\.attn_out {finite} .*\nL5\.mlp_out {broken} ", text, re.MULTILINE
+    )
+    assert "'layer': 5" in text
+    (chart,) = [base64.b64decode(content) for kind, content in found if kind == "image/png"]
+    red, green, blue = np.asarray(Image.open(io.BytesIO(chart)).convert("RGB")).transpose(2, 0, 1)
+    orange = (red > 190) & (green > 70) & (green < 120) & (blue < 40)
+    assert orange.sum() > 1_000, "what is not finite is to be seen"
     assert [kind for kind, _ in shown(shipped)] == [kind for kind, _ in found], "run.py writes what its cells show"
 
 
