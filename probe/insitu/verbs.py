@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -29,8 +30,8 @@ logger = logging.getLogger("insitu")
 T = TypeVar("T")
 _said: set[str] = set()
 """Warnings this process has given."""
-_current: Session | None = None
-"""The session that `tap` and `interval` speak to: the one attached or started last in this process."""
+_sessions: list[weakref.ref[Session]] = []
+"""Those that live, in the order they were made; `tap` and `interval` speak to one. Weak: owners let go of them."""
 _unasked: list[Session] = []
 """Sessions that no code asked for (`insitu run`). They give way to the first one that code asks for."""
 _by_code = False
@@ -167,9 +168,20 @@ def take_unasked(session: Session) -> None:
     _unasked.append(_remember(session))
 
 
+def _heard() -> Session | None:
+    """Return the session whose step is open on this thread, else the last that was made."""
+    last = None
+    for reference in reversed(_sessions):
+        session = reference()
+        if session is not None and session.in_step:
+            return session
+        last = last or session
+    return last
+
+
 def _remember(session: Session) -> Session:
-    global _current, _is_traced
-    _current = session
+    global _is_traced
+    _sessions.append(weakref.ref(session, _sessions.remove))
     if "torch" in sys.modules:
         _is_traced = sys.modules["torch"].compiler.is_dynamo_compiling
     return session
@@ -257,8 +269,8 @@ def tap(tensor: torch.Tensor, name: str) -> torch.Tensor:
     Any shape, dtype and device: rows are all dims but the last, [..., width]. Outside a step, inside a compiled graph,
     or where nothing is attached, it does nothing. Raises nothing.
     """
-    if not _is_traced() and _current is not None and _current.in_step:
-        _current.explicit_tap(tensor, name)
+    if not _is_traced() and (session := _heard()) is not None and session.in_step:
+        session.explicit_tap(tensor, name)
     return tensor
 
 
@@ -275,9 +287,9 @@ class interval:
         self._open: list[Interval] = []
 
     def __enter__(self) -> Interval | None:
-        if _is_traced() or _current is None:
+        if _is_traced() or (session := _heard()) is None:
             return None
-        opened = _current.interval(self._cls, **self._fields)
+        opened = session.interval(self._cls, **self._fields)
         self._open.append(opened)
         return opened.__enter__()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch import nn
 import insitu
 from insitu.segments import TailReader, list_segments
 from insitu.testing import Recording
+from insitu.vocabulary import IntervalClass
 
 CHILDREN = """
 import multiprocessing, sys, torch
@@ -212,6 +215,39 @@ def test_two_models_of_a_process_have_a_session_each_and_share_a_store(tmp_path:
     sessions[1].close()
     steps = Counter(stored(tmp_path, "steps")["epoch"].to_pylist())
     assert [steps[session.source.epoch] for session in sessions] == [1, 3]
+
+
+def test_what_two_models_tap_and_time_by_name_is_told_of_the_one_whose_step_is_open() -> None:
+    class Tapping(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with insitu.interval("host"):
+                return insitu.tap(x, "mine")
+
+    recordings, nets = [Recording(), Recording()], [Tapping(), Tapping()]
+    sessions = [insitu.attach(net, to=to) for net, to in zip(nets, recordings, strict=True)]
+    for value in (1.0, float("inf")):
+        nets[0](torch.full((2,), value))
+    nets[1](torch.full((2,), 3.0))
+    for session in sessions:
+        assert session.coverage().fired == 2
+        session.close()
+    (site,) = (row["site"] for row in recordings[0].rows("sites") if row["name"] == "mine")
+    assert [row["canary"] for row in recordings[0].rows("summaries", site=site)] == [float("inf")]
+    host = int(IntervalClass.HOST)
+    assert [len(recording.rows("intervals", cls=host)) for recording in recordings] == [2, 1]
+
+
+def test_a_session_that_was_closed_lets_go_of_the_model_and_its_slabs(insitu_records: Recording) -> None:
+    net = nn.Linear(4, 4)
+    session = insitu.attach(net, to=insitu_records, rules=[insitu.Rule(sites="*", requests="all")])
+    for _ in range(3):
+        net(torch.zeros(2, 4))
+    assert session._observer is not None
+    left = [weakref.ref(each) for each in (session, session._observer, session._observer.slabs, net)]
+    session.close()
+    del session, net
+    gc.collect()
+    assert [reference() for reference in left] == [None] * len(left)
 
 
 def test_a_model_can_be_attached_again_after_detach_and_after_close(insitu_records: Recording) -> None:
