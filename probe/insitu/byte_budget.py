@@ -36,6 +36,8 @@ class Budget:
 class LeftOut:
     """Rows that budgets left out: said at the first, and again whenever their number has doubled."""
 
+    said = "rows were left out: max_bytes_per_s of their rules was reached"
+
     def __init__(self) -> None:
         self._num_told = 0
 
@@ -44,4 +46,10 @@ class LeftOut:
         if num_rows < max(1, 2 * self._num_told):
             return None
         self._num_told = num_rows
-        return f"{num_rows} rows were left out: max_bytes_per_s of their rules was reached"
+        return f"{num_rows} {self.said}"
+
+
+class Absent(LeftOut):
+    """Rows that row maps named and tensors had not: nobody's, and of no step."""
+
+    said = "rows were named by row maps and are not in the tensors of their sites: does a site have another axis?"

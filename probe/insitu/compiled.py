@@ -10,6 +10,7 @@ use up each other's recompile limit. Nothing of Dynamo is imported unless the pr
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from threading import get_ident
@@ -20,7 +21,7 @@ from torch import nn
 
 from insitu.compilers import Compiler, keep_in_place, put_aside, under, with_own_code
 from insitu.graph_slabs import GraphSlabs
-from insitu.graph_taps import UNFIT, Desk, Kept, Sheet, found_in, kept
+from insitu.graph_taps import UNFIT, Desk, Kept, Seen, Sheet, found_in, kept
 from insitu.plain import rows_of, width_of
 from insitu.sites import Site
 from insitu.statistic_taps import source_of
@@ -267,12 +268,26 @@ class Graphs:
         """Take what tracing told of sites: widths and dtypes in the first step, after it which have nothing to sum."""
         taps, seen = self._observer.taps, self._desk.seen
         if self._observer.current.learning:
-            taps.shapes.update({site.number: (site.width, site.dtype) for site in seen if site.dtype is not None})
+            for site in seen:
+                if site.dtype is not None:
+                    taps.learn(site.number, site.width, site.dtype)
         elif not self._unfit_told:  # later, since the first step takes taps off: classes change, graphs do not fit
             self._unfit_told = True
             taps.tell_unfit(site.number for site in seen if site.width == UNFIT)
+        if taps.late.silent:
+            self._learn_late(seen)
         if record.row_slab is not None:
             self._note_misfits(record)
+
+    def _learn_late(self, seen: Sequence[Seen]) -> None:
+        taps = self._observer.taps
+        for site in [site for site in seen if site.number in taps.late.silent]:
+            if site.dtype is None:
+                taps.late.give_up(site.number)
+                taps.tell_unfit([site.number])
+            else:
+                taps.learn(site.number, site.width, site.dtype)
+                taps.late.fired(site.number)
 
     def _note_misfits(self, record: StepRecord) -> None:
         """Say which sites had rows of another width than there is memory for: as in eager, none is kept from there."""

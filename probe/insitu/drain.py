@@ -12,13 +12,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from insitu import builders, health
-from insitu.byte_budget import LeftOut
+from insitu.byte_budget import Absent, LeftOut
 from insitu.concurrent_forwards import ConcurrentForwards
 from insitu.flight_recorder import FlightRecorder
 from insitu.gc_pauses import GcPauses
@@ -159,7 +160,7 @@ class Drain:
         self.no_steps = NoSteps(source.model)
         self._concurrent = ConcurrentForwards()
         self._never_fired = NeverFired()
-        self._left_out = LeftOut()
+        self._left_out, self._absent = LeftOut(), Absent()
         self._source = source
         self._outbox = outbox
         self._inlet = inlet
@@ -253,7 +254,7 @@ class Drain:
             self.collect()
         is_due |= self._flight.is_urgent
         if is_due:
-            self.beat(closing=False)
+            self._try(partial(self.beat, closing=False))
         if is_due or is_news:
             before = self.produced.total() - self.produced["health"]
             self.ship()
@@ -266,11 +267,11 @@ class Drain:
     def _do(self, errand: _Errand) -> None:
         self._closing = errand.is_last
         try:
-            self.collect()
+            self._try(self.collect)
             if errand.is_last:
-                self._flight.finish()
-            self.beat(closing=errand.is_last)
-            self.ship()
+                self._try(self._flight.finish)
+            self._try(partial(self.beat, closing=errand.is_last))
+            self._try(self.ship)
             self._settle(errand.until)
             if errand.is_last:
                 self.num_given_up = self._outbox.close(max(0.1, errand.until - time.monotonic()))
@@ -281,6 +282,13 @@ class Drain:
                 self._stopping.set()
             errand.counts = self._outbox.counts
             errand.is_done.set()
+
+    def _try(self, work: Callable[[], None]) -> None:
+        """Do a part of a look: where it fails, the others go on."""
+        try:
+            work()
+        except Exception as error:
+            self.guard.contain(error)
 
     def _settle(self, until: float) -> None:
         """Wait until everything shipped is durable, or the time is over."""
@@ -317,9 +325,9 @@ class Drain:
             self._steps += portion
             if observer is not None and portion:
                 self._read(observer, portion)
-            self._flight.look(portion, self._harvest)
+            self._try(partial(self._flight.look, portion, self._harvest))
             if self.held_bytes > self._outbox.max_bytes // HELD_SHARE:
-                self.ship()
+                self._try(self.ship)
 
     def _read(self, observer: Observer, records: Sequence[StepRecord]) -> None:
         """Read the slabs of these steps. What an error keeps from being read is counted, as far as it is known."""
@@ -363,8 +371,7 @@ class Drain:
         if self._collected:
             rows = np.concatenate(self._collected)
             self._collected.clear()
-            batch = builders.intervals(self._source, self._number("intervals", len(rows)), rows)
-            self._outbox.put("intervals", batch)
+            self._make("intervals", len(rows), lambda numbers: builders.intervals(self._source, numbers, rows))
         self._put("incidents", self._flight.take_rows())  # after what they speak of
         self._outbox.ship()
         if (observer := self._observer()) is not None:
@@ -376,15 +383,25 @@ class Drain:
         self.produced[table] += num_rows
         return range(first, first + num_rows)
 
+    def _make(self, table: str, num_rows: int, build: Callable[[range], pa.RecordBatch]) -> None:
+        """Number rows, make a batch of them and hand it on; where that fails they are counted, and others go on."""
+        numbers = self._number(table, num_rows)
+        try:
+            batch = build(numbers)
+        except Exception as error:
+            self._outbox.drop(table, DropReason.PROBE_ERROR, num_rows)
+            self.guard.contain(error)
+        else:
+            self._outbox.put(table, batch)
+
     def _put(self, table: str, rows: list[dict[str, Any]]) -> None:
         if rows:
-            numbers = self._number(table, len(rows))
-            self._outbox.put(table, builders.from_rows(table, self._source, numbers, rows))
+            self._make(table, len(rows), lambda numbers: builders.from_rows(table, self._source, numbers, rows))
 
     def _put_parts(self, table: str, parts: list[Any], build: Callable[..., pa.RecordBatch]) -> None:
         if num_rows := sum(len(part.step_id) for part in parts):
             began_ns = time.thread_time_ns()
-            self._outbox.put(table, build(self._source, self._number(table, num_rows), parts))
+            self._make(table, num_rows, lambda numbers: build(self._source, numbers, parts))
             self._table_ns[table] += time.thread_time_ns() - began_ns
 
     def _put_steps(self) -> None:
@@ -402,7 +419,7 @@ class Drain:
             "dropped": [int(r.slab is None and self._observer() is not None) for r in records],
             "rows": builders.row_maps([r.rows if self._source.stage <= 0 else None for r in records]),
         }
-        self._outbox.put("steps", builders.batch("steps", self._source, self._number("steps", len(records)), columns))
+        self._make("steps", len(records), lambda numbers: builders.batch("steps", self._source, numbers, columns))
 
     def _describe_sites(self) -> None:
         """Ship a `sites` row for each site once its dtype is known, or at the end without one."""
@@ -415,8 +432,8 @@ class Drain:
         self._described |= {site.number for site in new}
         shapes = observer.taps.shapes
         names = [str(shapes[s.number][1]).removeprefix("torch.") if s.number in shapes else None for s in new]
-        numbers = self._number("sites", len(new))
-        self._outbox.put("sites", builders.sites(self._source, numbers, list(zip(new, names, strict=True))))
+        told = list(zip(new, names, strict=True))
+        self._make("sites", len(told), lambda numbers: builders.sites(self._source, numbers, told))
 
     def _count_lost(self) -> None:
         lost = self._recorder.num_lost + self._pauses.num_lost - self._lost_intervals
@@ -468,6 +485,8 @@ class Drain:
         told += observer.overhead.look(self._spent())
         if (text := self._left_out.look(observer.num_left_out)) is not None:
             told.append(("rows_left_out", text))
+        if (text := self._absent.look(observer.num_absent)) is not None:
+            told.append(("rows_absent", text))
         if (text := self.no_steps.look(observer.num_steps)) is not None:
             logger.warning("insitu: %s", text)
             told.append(("no_steps", text))

@@ -132,6 +132,8 @@ class Harvest:
     """Captures that rules gave up since the queue was filling."""
     num_left_out: int = 0
     """Captures that a byte budget left out: asked not to be taken, so not dropped."""
+    num_absent: int = 0
+    """Captures of rows that a row map named and the tensor had not."""
     num_unseen: int = 0
     """Summaries of steps that found no free slab."""
     sampling: list[dict[str, Any]] = field(default_factory=list)
@@ -274,8 +276,10 @@ def measured(reading: Reading, records: Sequence[StepRecord], slabs: StatisticSl
         yield Statistics(step_id[step], slabs.sites[at], parts)
 
 
-def captured(reading: Reading, records: Sequence[StepRecord], slabs: RowSlabs, plan: Plan) -> Iterator[Captures]:
-    """Yield the raw rows that these steps left, a part a site and kind of step."""
+def captured(
+    reading: Reading, records: Sequence[StepRecord], slabs: RowSlabs, plan: Plan, into: Harvest
+) -> Iterator[Captures]:
+    """Yield the raw rows that these steps left, a part a site and kind of step; count in `into` what they have not."""
     full = np.array([i for i, record in enumerate(records) if record.row_slab is not None], np.int64)
     if not len(full):
         return
@@ -287,9 +291,14 @@ def captured(reading: Reading, records: Sequence[StepRecord], slabs: RowSlabs, p
             if site not in slabs.forms:
                 continue
             kept = reading.fired[:, site] & (reading.step_id < slabs.broken.get(site, _NEVER))
-            lengths = np.clip(reading.count[nameless, site], 0, plan.max_rows)
-            for wanted in (named, _nameless(nameless, lengths)):
+            lengths = reading.count[nameless, site]
+            if site not in plan.held_sites:
+                into.num_crowded += int(np.clip(lengths - plan.max_rows, 0, None)[kept[nameless]].sum())
+            for wanted in (named, _nameless(nameless, np.clip(lengths, 0, plan.max_rows))):
                 wanted = wanted.where(kept[wanted.step])
+                there = wanted.row < reading.count[wanted.step, site]
+                into.num_absent += len(there) - int(there.sum())
+                wanted = wanted.where(there)
                 if len(wanted.step):
                     yield _captures(site, wanted, reading, row_slab, slabs)
 
@@ -314,13 +323,19 @@ def _named(records: Sequence[StepRecord], steps: Sequence[int], group: int) -> W
     lengths = np.array([len(places) for places in lists], np.int64)
     fields = list(map(attrgetter("request", "row", "position"), (place for places in lists for place in places)))
     request, row, position = zip(*fields, strict=True) if fields else ((), (), ())
-    return Wanted(
-        np.repeat(np.array(steps, np.int64), lengths),
-        _counted(lengths),
-        pa.array(request, pa.utf8()),
-        np.array(row, np.int64),
-        np.array(position, np.int64),
-    )
+    step, rows = np.repeat(np.array(steps, np.int64), lengths), np.array(row, np.int64)
+    place = _last_of_each(step, rows, _counted(lengths))
+    return Wanted(step, place, pa.array(request, pa.utf8()), rows, np.array(position, np.int64))
+
+
+def _last_of_each(step: Ints, row: Ints, place: Ints) -> Ints:
+    """Return where each row of each step lies: one that two requests name was sent to the last of its places."""
+    names, at = np.unique((step << 32) + row, return_inverse=True)
+    if len(names) == len(place):
+        return place
+    last = np.zeros(len(names), np.int64)
+    np.maximum.at(last, at, place)
+    return last[at]
 
 
 def _nameless(steps: Ints, lengths: Ints) -> Wanted:

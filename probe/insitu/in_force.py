@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,6 +97,21 @@ class InForce:
         self._areas = [None] * slabs.ring.size
         self.row_slabs = slabs
 
+    def renewed(self, shapes: Shapes) -> InForce:
+        """Return the same rules at work with memory for rows of all these sites; self where it has that.
+
+        Steps on their way keep the one that they began with. All but the memory for rows is shared.
+        """
+        forms = {} if self.row_slabs is None else self.row_slabs.forms
+        if not self.forms(shapes).keys() - forms.keys():
+            return self
+        fresh = copy(self)
+        fresh._row_bytes, fresh._num_sites = list(self._row_bytes), list(self._num_sites)
+        fresh.learn(shapes)
+        if self.row_slabs is not None and fresh.row_slabs is not None:
+            fresh.row_slabs.broken.update(self.row_slabs.broken)
+        return fresh
+
     def start_over(self) -> None:
         """Be a forked child's: places that are taken are of its parent's steps."""
         for slabs in (self.row_slabs, self.statistic_slabs):
@@ -136,8 +152,10 @@ class InForce:
             return None if rule.wants((), record.phase) else []
         found = rule.select(record.rows, self.plan.groups[at].axis, 0, record.phase)
         most = self.plan.max_rows
-        fitting = [place for place in found if place.row < most][:most]
-        record.num_crowded += (len(found) - len(fitting)) * self._num_sites[at]
+        there = [place for place in found if place.row >= 0]
+        fitting = [place for place in there if place.row < most][:most]
+        record.num_absent += (len(found) - len(there)) * self._num_sites[at]
+        record.num_crowded += (len(there) - len(fitting)) * self._num_sites[at]
         return fitting
 
     def _summarised(self, at: int) -> tuple[Site, ...]:

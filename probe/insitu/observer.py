@@ -85,6 +85,8 @@ class Observer:
         """Of the queue, from 0 to 1; the drain says it."""
         self.num_left_out = 0
         """Rows that byte budgets of rules left out."""
+        self.num_absent = 0
+        """Rows that row maps named and tensors had not."""
         self.root_tap = self.taps.install(model)
 
     @property
@@ -129,7 +131,7 @@ class Observer:
     def start_over(self) -> None:
         """Be a forked child's: steps on their way are its parent's, which alone counts them and frees their places."""
         self.silence()
-        self.num_steps = self.num_left_out = 0
+        self.num_steps = self.num_left_out = self.num_absent = 0
         self.num_fired[:] = 0
         self.num_seen = dict.fromkeys(self.num_seen, 0)
         for ring in self._rings():
@@ -255,6 +257,7 @@ class Observer:
         """After the first step: make room for rows now that widths are known, and measure the taps."""
         self.current.learning = False
         self.taps.remove_unfit()
+        self.taps.expect_late()
         shapes = self.taps.shapes
         self.changes.learn({number: shapes[number] for number in shapes if self.taps.can_hold(number)})
         self._calibrate()
@@ -354,8 +357,19 @@ class Observer:
         into.num_crowded += sum(record.num_crowded for record in records)
         into.num_spared += sum(record.num_spared for record in records)
         self.num_left_out += sum(record.num_left_out for record in records)
+        before = into.num_absent
+        into.num_absent += sum(record.num_absent for record in records)
         for _, run in groupby(records, key=lambda record: id(record.in_force)):
             self._harvest(list(run), into)
+        self.num_absent += into.num_absent - before
+        if self.taps.late.has_news:
+            self._make_room_for_late_sites()
+
+    def _make_room_for_late_sites(self) -> None:
+        """Let rules take the rows of sites that fired first after the first step, from the next step on."""
+        self.taps.late.has_news = False
+        shapes = dict(self.taps.shapes)
+        self.changes.make_room({number: shapes[number] for number in shapes if self.taps.can_hold(number)})
 
     def _harvest(self, records: Sequence[StepRecord], into: Harvest) -> None:
         """As `harvest`, of steps that ran under the same rules."""
@@ -380,7 +394,7 @@ class Observer:
                 into.loads += loads_of(reading, seen, self.plan)
             if row_slabs is not None:
                 with into.timed(CAPTURES):
-                    for part in captured(reading, seen, row_slabs, rules.plan):
+                    for part in captured(reading, seen, row_slabs, rules.plan, into):
                         (held if part.site in rules.plan.held_sites else into.captures).append(part)
                 rules.note_rows(reading, seen)
             if statistic_slabs is not None:

@@ -27,7 +27,12 @@ _QUANTISED: Final = frozenset(
 
 def is_plain(x: torch.Tensor) -> bool:
     """Tell whether sums and extremes can be taken of x as it is."""
-    return x.dtype in _PLAIN and x.layout is torch.strided
+    return is_plain_dtype(x.dtype) and x.layout is torch.strided
+
+
+def is_plain_dtype(dtype: torch.dtype) -> bool:
+    """Tell whether `is_plain` holds for every strided tensor of a dtype."""
+    return dtype in _PLAIN
 
 
 def plain(x: torch.Tensor) -> torch.Tensor:

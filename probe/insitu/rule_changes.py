@@ -66,6 +66,8 @@ class RuleChanges:
         self._temporary: _Order | None = None
         self._deadline_ns = 0
         self._last_version = 0
+        self._roomier: dict[_Order, _Order] = {}
+        """The same rules with memory for rows of more sites; the step thread changes over."""
         self._shapes: Shapes | None = None
         self._lock = Lock()
         self._setting = Lock()
@@ -81,10 +83,19 @@ class RuleChanges:
 
     def turn(self, record: StepRecord) -> InForce:
         """Return the rules that a step begins with."""
+        if self._roomier:
+            self._change_over()
         order = self._due_at(record.t0_ns)
         if order is not self._now:
             self._change_to(order, record.step_id)
         return order.rules
+
+    def _change_over(self) -> None:
+        with self._lock:
+            roomier, self._roomier = self._roomier, {}
+            self._base, self._now = roomier.get(self._base, self._base), roomier.get(self._now, self._now)
+            if self._temporary is not None:
+                self._temporary = roomier.get(self._temporary, self._temporary)
 
     def _due_at(self, t_ns: int) -> _Order:
         temporary = self._temporary
@@ -104,13 +115,23 @@ class RuleChanges:
 
     def learn(self, shapes: Shapes) -> None:
         """The first step is over: widths are known."""
-        with self._lock:
-            self._shapes = shapes
-            orders = {id(order): order for order in (self._base, self._now, self._temporary) if order is not None}
-        for order in orders.values():
+        for order in self._all_orders(shapes):
             order.rules.learn(shapes)
 
+    def _all_orders(self, shapes: Shapes) -> set[_Order]:
+        """Return what is and will be in force, and take note of shapes for what is set from now on."""
+        with self._lock:
+            self._shapes = shapes
+            return {order for order in (self._base, self._now, self._temporary) if order is not None}
+
     # -- any thread ----------------------------------------------------------------------------------------------
+
+    def make_room(self, shapes: Shapes) -> None:
+        """Sites fired that had not so far: rules that take their rows get memory for them, from the next step on."""
+        with self._setting:
+            orders = self._all_orders(shapes)
+            renewed = {order: replace(order, rules=order.rules.renewed(shapes)) for order in orders}
+            self._roomier = {old: new for old, new in renewed.items() if new.rules is not old.rules}
 
     def standing(self) -> Standing:
         """Return what is in force, and what is next."""

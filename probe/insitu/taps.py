@@ -21,7 +21,8 @@ from torch import nn
 
 from insitu.graph_taps import Desk, traced_forward
 from insitu.guard import Guard
-from insitu.plain import can_hold, is_plain, plain, rows_of, width_of
+from insitu.late_sites import LateSites
+from insitu.plain import can_hold, is_plain_dtype, plain, rows_of, width_of
 from insitu.row_slabs import RowArea
 from insitu.sites import Site
 from insitu.slab import Plan, Views
@@ -91,6 +92,15 @@ class Current:
         """True where a tap must do more than its canary: padding, raw rows, statistics, autograd, or the first step."""
         self.learning = True
         """True in the first step: shapes and dtypes are noted, on the host."""
+
+
+def _holds_tensor(found: Any, index: int) -> bool:
+    """Tell whether there is a tensor at a place of what a module returned that could be summed."""
+    try:
+        x = found if isinstance(found, torch.Tensor) else found[index]
+    except Exception:
+        return False
+    return isinstance(x, torch.Tensor) and x.layout is torch.strided
 
 
 def _tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -175,7 +185,8 @@ class Taps:
         self._undo: dict[int, Callable[[], None]] = {}
         self._unfit: set[int] = set()
         self._odd: set[int] = set()
-        """Sites of which torch takes no sum as they are."""
+        """Sites of which torch takes no sum as they are, and those of which nothing is known yet."""
+        self.late = LateSites()
         self.statistics = StatisticTaps(step_id)
 
     def install(self, model: nn.Module) -> Tap | None:
@@ -211,6 +222,17 @@ class Taps:
         """Tell whether memory for rows of a site can be made: it is known what it returns, and it has sums."""
         return number in self.shapes and number not in self._unfit and can_hold(self.shapes[number][1])
 
+    def expect_late(self) -> None:
+        """After the first step: let sites that did not fire in it be learned when they do."""
+        known = self.shapes.keys() | self._unfit
+        self.late.expect(site.number for site in self.plan.sites if site.number not in known)
+        self._odd |= self.late.silent
+
+    def learn(self, number: int, width: int, dtype: torch.dtype) -> None:
+        """Take note of what a site is that fires first."""
+        self.shapes.setdefault(number, (width, dtype))
+        (self._odd.discard if is_plain_dtype(dtype) else self._odd.add)(number)
+
     def tell_unfit(self, numbers: Iterable[int]) -> None:
         """Take note of sites whose modules return nothing a sum could be taken of."""
         self._unfit.update(numbers)
@@ -229,7 +251,7 @@ class Taps:
                 self._put_on(site)
 
     def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
-        current, number, index, unfit = self.current, site.number, site.index, partial(self.fail, site)
+        current, number, index, miss = self.current, site.number, site.index, partial(self.miss, site)
         always = site.boundary or number in self._without_canary  # its tap does more, or nothing at all
         forward_of, has_source, odd = original.forward, site.is_residual, self._odd
         tensor, total, dims = torch.Tensor, torch.sum, _DIMS
@@ -251,22 +273,29 @@ class Taps:
                         total(x, dims[x.ndim], dtype=_F32, out=current.canary[number])
                         current.host_stamp[number] = current.step_id  # type: ignore[index]
                 except Exception as error:
-                    unfit(error)
+                    miss(error, output)
             return output
 
         return forward
 
+    def miss(self, site: Site, error: Exception, found: Any) -> None:
+        """As `fail`, but that a site has not fired in a step that has nothing of it. found: what there was."""
+        is_new = self.current.learning or site.number in self.late.silent
+        if is_new or (site.number not in self._unfit and _holds_tensor(found, site.index)):
+            self.fail(site, error)
+
     def fail(self, site: Site, error: Exception) -> None:
-        """Contain the error of a tap: in the first step the site is taken for unfit, later all taps fall silent."""
-        if self.current.learning:
+        """Contain the error of a tap: where it first fires the site is taken for unfit, later all taps fall silent."""
+        if self.current.learning or site.number in self.late.silent:
             self._unfit.add(site.number)
+            self.late.give_up(site.number)
         else:
             self.current.thread = 0
             self._guard.contain(error)
 
     def _router_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
         """As `_forward`, for a module that returns (logits, ..., chosen experts): they are counted too."""
-        current, unfit, forward_of, count = self.current, partial(self.fail, site), original.forward, self.count_chosen
+        current, miss, forward_of, count = self.current, partial(self.miss, site), original.forward, self.count_chosen
         traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -279,14 +308,14 @@ class Taps:
                         count(site, output[-1])
                     tap(output[0])
                 except Exception as error:
-                    unfit(error)
+                    miss(error, output)
             return output
 
         return forward
 
     def _named_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
         """As `_forward`, for sites that only rules name: a tensor the module is given, or part of what it returns."""
-        current, unfit, forward_of, index = self.current, partial(self.fail, site), original.forward, site.index
+        current, miss, forward_of, index = self.current, partial(self.miss, site), original.forward, site.index
         part = site.part.of if site.part is not None else None
         traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
 
@@ -295,7 +324,7 @@ class Taps:
                 x = found if isinstance(found, torch.Tensor) else found[index]
                 tap(x if part is None else part(x))
             except Exception as error:
-                unfit(error)
+                miss(error, found)
 
         def of_input(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if is_traced():
@@ -328,6 +357,7 @@ class Taps:
     def make(self, site: Site) -> Tap:
         """Return the whole tap of a site: a function of the tensor, to be called inside an open step."""
         current, number, axis = self.current, site.number, site.axis
+        silent = self.late.silent
 
         def tap(x: torch.Tensor, source: torch.Tensor | None = None) -> None:
             if (sheet := self.desk.sheet) is not None:  # recorded, not run: what Python chose now would be repeated
@@ -335,10 +365,8 @@ class Taps:
                 return
             views = current.views
             assert views is not None, "a tap runs inside an open step only"
-            if current.learning:
-                self.shapes.setdefault(number, (width_of(x), x.dtype))
-                if not is_plain(x):
-                    self._odd.add(number)
+            if is_new := current.learning or number in silent:
+                self.learn(number, width_of(x), x.dtype)
             if x.requires_grad:
                 x = x.detach()
             valid = current.num_valid[axis]
@@ -354,9 +382,11 @@ class Taps:
                 views.stamp[number].copy_(self._step_id)
             else:
                 current.host_stamp[number] = current.step_id
+            if is_new:
+                self.late.fired(number)
 
         def only_full(x: torch.Tensor, source: torch.Tensor | None = None) -> None:
-            if current.full is not None or current.learning:
+            if current.full is not None or current.learning or number in silent:
                 tap(x, source)
 
         return only_full if number in self._without_canary else tap

@@ -1,0 +1,99 @@
+"""Whatever part of the probe fails, the model answers as without it, the next steps run, and the account adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import insitu
+from insitu.testing import Recording
+
+PARTS = [
+    "observer.Observer.begin",
+    "observer.Observer.finish",
+    "observer.Observer.end",
+    "observer.Observer.harvest",
+    "observer.Observer.silent_sites",
+    "observer.read_steps",
+    "observer.summarise",
+    "observer.captured",
+    "observer.measured",
+    "slab.Ring.take",
+    "taps.Taps._take_boundary",
+    "taps.Taps._take_full",
+    "row_slabs.RowArea.take",
+    "row_slabs.Destinations.aim",
+    "in_force.InForce.choose_rows",
+    "in_force.InForce.note_rows",
+    "rule_changes.RuleChanges.turn",
+    "statistic_taps.StatisticTaps.take",
+    "statistic_taps.StatisticTaps.finish",
+    "overhead.Overhead.begin",
+    "overhead.Overhead.take",
+    "overhead.Overhead.look",
+    "builders.summaries",
+    "builders.captures",
+    "builders.intervals",
+    "builders.from_rows",
+    "builders.batch",
+    "health.reading",
+    "flight_recorder.FlightRecorder.look",
+    "never_fired.NeverFired.look",
+    "outbox.Outbox.ship",
+]
+"""What runs in a step, or over one, by its place in the package."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def net_of(width: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)).eval()
+
+
+def fail(*_: object, **__: object) -> None:
+    raise LookupError("this part is broken")
+
+
+@pytest.mark.usefixtures("insitu_contains")
+@pytest.mark.parametrize("part", PARTS)
+def test_an_error_of_any_part_reaches_no_request_and_every_row_is_accounted_for(
+    part: str, insitu_records: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = net_of(4), torch.randn(3, 4)
+    rules = [insitu.Rule(sites="*"), insitu.Rule(sites="*", take="summary", every=1)]
+    rows = [insitu.Rows("a", 0, 3, capture=True)]
+    with torch.inference_mode():
+        expected = net(x)
+        session = insitu.attach(net, to=insitu_records, rules=rules, overhead_budget=1.0)
+
+        def step() -> torch.Tensor:
+            with session.step(rows=rows):
+                return net(x)  # type: ignore[no-any-return]
+
+        outputs = [step() for _ in range(3)]
+        session.flush()
+        with monkeypatch.context() as broken:
+            broken.setattr(f"insitu.{part}", fail)
+            outputs += [step() for _ in range(3)]
+            session.flush()
+        outputs += [step() for _ in range(3)]
+        report = session.close()
+    assert all(torch.equal(output, expected) for output in outputs)
+    stats = session.stats()
+    assert stats.probe_errors > 0, "the error is counted"
+    assert report.pending == 0
+    for table, produced in stats.produced.items():
+        dropped = sum(stats.dropped.get(table, {}).values())
+        assert produced == stats.durable.get(table, 0) + dropped == len(insitu_records.rows(table)) + dropped, table
+    assert len(insitu_records.rows("steps")) + sum(stats.dropped.get("steps", {}).values()) == 9
+    assert type(net) is nn.Sequential
