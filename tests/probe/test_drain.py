@@ -43,6 +43,16 @@ class Stalled(Recording):
         return not self.is_away
 
 
+class Raising(Stalled):
+    """Fails over each batch while `is_away`."""
+
+    def export(self, batch: Batch) -> Ack:
+        self.num_asked += 1
+        if self.is_away:
+            raise LookupError("this exporter is broken")
+        return Recording.export(self, batch)
+
+
 class Dripping(Stalled):
     """Takes one batch each time it is let, durable at once, and forgets it."""
 
@@ -193,7 +203,7 @@ def step_ns(net: nn.Module, x: torch.Tensor) -> int:
     return time.thread_time_ns() - began
 
 
-@pytest.mark.parametrize("kind", [Stalled, Hanging])
+@pytest.mark.parametrize("kind", [Stalled, Raising, Hanging])
 def test_a_step_costs_the_same_whatever_the_exporter_does(kind: type[Stalled | Hanging], bound: int) -> None:
     """Paired and interleaved, by CPU time of the step thread, with a third session to tell noise by."""
     failing = kind()
