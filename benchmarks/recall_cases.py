@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from recall_truth import delay_share, memory_share, prompt_share, routed_tokens, throughput_gain
+from recall_truth import delay_share, known_share, memory_share, prompt_share, routed_tokens, throughput_gain
 
 from insitu.vocabulary import VerdictKind
 from insitu_collector.simulate import LAYERS, Fault, Scenario
@@ -25,6 +25,8 @@ BASE_S: Final = 13.0
 """Of traffic a case; faults begin in its first half."""
 ROUTED_S: Final = 27.0
 """... where routers are judged: over 20 s, and in both halves of them."""
+KNOWN: Final = 1 / 3
+"""Share of the steps of a slower rank that had an equal before: a quarter is asked for, of a part of them."""
 DEVIATIONS: Final = 3.0
 """Standard deviations by which the share of the tokens that were sampled may be below the share of all."""
 CHANGING_S: Final = 60.0
@@ -208,6 +210,11 @@ def _late(case: Case, _: Sequence[Verdict], __: Tables) -> float:
     return max(2.0, 0.3 * step_ms) if computing else max(1.0, 0.2 * step_ms)
 
 
+def _lasting(case: Case, _: Sequence[Verdict], tables: Tables) -> float | None:
+    """Return 1.25; None where the steps since then are of shapes that were not there before."""
+    return 1.25 if known_share(case.scenario, tables) >= KNOWN else None
+
+
 def _hot(case: Case, _: Sequence[Verdict], tables: Tables) -> float | None:
     """Return the share of tokens at which an expert is chosen 4 times the mean, or 0.6 of the way to the most, and what
     a sample as small as that which was routed may miss of it; None if too few tokens were routed to tell."""
@@ -230,7 +237,7 @@ clock's error of 0.3 ms counts twice."""
 KINDS: Final = {
     "stage_limits": Kind(K.STAGE_LIMITS, "ms a step", (0.5, 30.0), _slow, _stated),
     "straggler_rank": Kind(K.STRAGGLER_RANK, "ms a step", (0.5, 20.0), _straggler, _late),
-    "fail_slow": Kind(K.FAIL_SLOW, "times as long", (1.1, 2.0), _failing, _of(1.25)),
+    "fail_slow": Kind(K.FAIL_SLOW, "times as long", (1.1, 2.0), _failing, _lasting),
     "gc_pause": Kind(K.GC_PAUSE, "ms a pause", (30.0, 600.0), _gc, _of(100.0)),
     "stuck": Kind(K.STUCK, "ms", (1_000.0, 7_000.0), _hang, _of(3_200.0)),
     "first_nonfinite": Kind(K.FIRST_NONFINITE, "rows", ONE, _nan, _of(0.0)),

@@ -40,6 +40,9 @@ GAIN_NS: Final = 10 * SECOND
 ROUTED_NS: Final = 20 * SECOND
 ROUTED_LOOK_NS: Final = 2 * SECOND
 """Routers are looked at each second, and their rows come by the second."""
+KEPT_STEPS: Final = 8
+FEWEST_EQUAL: Final = 3
+"""Of each second so many steps are kept, and so many of one shape before and after a change are compared."""
 FEWEST_SAMPLED: Final = 20
 FEWEST_CHOICES: Final = 50.0
 """Sampled steps, and choices an expert on average, below which nothing is said of a router."""
@@ -192,6 +195,41 @@ def throughput_gain(_: Scenario, tables: Tables, filled: Tables) -> float:
         return int(pc.sum(pc.and_(wanted, pc.greater_equal(rows["t_ns"], end - GAIN_NS))).as_py())
 
     return tokens(filled) / max(1, tokens(tables)) - 1
+
+
+def known_share(scenario: Scenario, tables: Tables) -> float:
+    """Return the share of the steps since ranks were slower that have equals from before in what is kept of a run.
+
+    Equal: rows, prefill rows, sampled rows and requests, and the octave of the context.
+    """
+    (fault,) = scenario.faults
+    begin = traffic_ns(tables)
+    t, shape = _kept_steps(tables, begin)
+    before, after = (t - begin) / SECOND < fault.at_s, (t - begin) / SECOND >= fault.at_s + fault.ramp_s
+    _, of = np.unique(shape, axis=0, return_inverse=True)
+    num_before, num_after = (np.bincount(of.reshape(-1)[which], minlength=len(t)) for which in (before, after))
+    known = (num_before >= FEWEST_EQUAL) & (num_after >= FEWEST_EQUAL)
+    return float(num_after[known].sum() / max(1, after.sum()))
+
+
+def _kept_steps(tables: Tables, begin: int) -> tuple[Int64, Int64]:
+    """Return when the kept steps of traffic began, and int64[num_steps, 5] of their shapes."""
+    steps = tables["steps"].filter(pc.equal(tables["steps"]["rank"], 0)).sort_by("t0_ns")
+    steps = steps.filter(pc.greater_equal(steps["t0_ns"], begin))
+    second = np.asarray(steps["t0_ns"]) // SECOND
+    mine = [np.flatnonzero(second == number) for number in np.unique(second)]
+    kept = [one[np.linspace(0, len(one) - 1, KEPT_STEPS).round().astype(np.int64)] for one in mine]
+    steps = steps.take(np.concatenate(kept))
+    maps = steps["rows"].combine_chunks()
+    of = np.repeat(np.arange(len(maps)), np.asarray(pc.list_value_length(maps)))
+    entries = maps.flatten()
+    names = ("count", "position", "phase", "sample_row")
+    count, position, phase, sample = (np.asarray(entries.field(name)).astype(np.float64) for name in names)
+    context = np.bincount(of, count * position + count * (count + 1) / 2, len(maps))
+    sums = [np.bincount(of, each, len(maps)) for each in (count, count * (phase != Phase.DECODE), sample >= 0)]
+    octave = np.floor(np.log2(np.maximum(context, 1.0)))
+    shape = np.stack([*sums, np.bincount(of, minlength=len(maps)), octave], axis=1).astype(np.int64)
+    return np.asarray(steps["t0_ns"]), shape
 
 
 def routed_tokens(scenario: Scenario, tables: Tables, rank: int, layer: int) -> float:

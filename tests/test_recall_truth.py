@@ -9,9 +9,18 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recall_truth import GRID_NS, delay_share, held, memory_share, prompt_share, routed_tokens, throughput_gain
+from recall_truth import (
+    GRID_NS,
+    delay_share,
+    held,
+    known_share,
+    memory_share,
+    prompt_share,
+    routed_tokens,
+    throughput_gain,
+)
 
-from insitu.vocabulary import RequestEvent
+from insitu.vocabulary import Phase, RequestEvent
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
 
 RUN = Scenario(seed=3, seconds=13.0, noise=0.0, tail=0.0)
@@ -68,6 +77,30 @@ def test_prompts_add_the_more_the_slower_the_ranks_are_that_compute_them(where: 
     if_none_were = prompt_share(replace(run, faults=(prompts,)), tables, {})
     times = prompt_share(run, tables, {}) / if_none_were
     assert times == pytest.approx(2.0) if "host" in where else 1.2 < times < 1.8
+
+
+def shaped(requests_before: list[int], requests_after: list[int]) -> dict[str, pa.Table]:
+    """Return a record of ten steps a second, 20 s of either; each carries so many decoding requests, one after another
+    of those given."""
+    sizes = [sizes[n % len(sizes)] for sizes in (requests_before, requests_after) for n in range(200)]
+    entry = {"count": 1, "position": 20, "phase": int(Phase.DECODE), "sample_row": 0}
+    steps = {"rank": [0] * 400, "t0_ns": [n * SECOND // 10 for n in range(400)], "rows": [[entry] * n for n in sizes]}
+    return record([("a", RequestEvent.ARRIVED, 0)], 40) | {"steps": pa.table(steps)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share"),
+    [([1, 2], [2, 1], 1.0), ([1, 2], [2, 3], 0.5), ([3, 4], [7, 8], 0.0), ([4], [4, 4, 4, 8], 0.75)],
+)
+def test_steps_are_known_that_have_equals_before(before: list[int], after: list[int], share: float) -> None:
+    run = replace(RUN, faults=(Fault("fail_slow", 20.0, host=0),))
+    assert known_share(run, shaped(before, after)) == pytest.approx(share, abs=0.05)
+
+
+def test_what_was_there_while_ranks_became_slower_is_neither_before_nor_after() -> None:
+    run = replace(RUN, faults=(Fault("fail_slow", 10.0, host=0, ramp_s=12.0),))
+    assert known_share(run, shaped([1, 2], [1, 2])) == 1.0
+    assert known_share(replace(run, faults=(Fault("fail_slow", 0.0, host=0),)), shaped([1, 2], [1, 2])) == 0.0
 
 
 def routed(num_rows: list[int], seconds: int = 30) -> dict[str, pa.Table]:
