@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from insitu_collector.spans import CLASSES
+from insitu_collector.views.spans import CLASSES
 from insitu_dashboard.components import script_of, style
 from insitu_engine.processes import Children
 

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 import pyarrow.compute as pc
 
-from insitu_collector.export import FILES, TRACES, export_tables, export_trace
-from insitu_collector.selection import select
+from insitu_collector.export.command import FILES, TRACES, export_tables, export_trace
+from insitu_collector.rows.selection import select
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass
-from insitu_collector.ledger_tiles import TileLedger
+from insitu_collector.ledger.tiles import TileLedger
 
 SECOND = 1_000_000_000
 STEPS = 100

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from insitu.segment_layout import FORMAT
+from insitu.segments.layout import FORMAT
 from insitu.vocabulary import Role
 from insitu_collector.store import open_store
 from insitu_engine.demo_plan import default_model

@@ -27,8 +27,8 @@ from overhead_figures import Account, Block, Cpu, Floats
 from overhead_rig import Foreign, Helpers, cpu_of, twin
 
 import insitu
-from insitu.session import Session
-from insitu_collector.judge import LOOK_EVERY_S
+from insitu.session.live import Session
+from insitu_collector.judge.runs import LOOK_EVERY_S
 from insitu_collector.store import open_store
 
 DETACHED, AGAIN, OFF, T0, ROWS = "detached", "detached again", "off", "T0", "T0+rows"

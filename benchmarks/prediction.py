@@ -29,12 +29,12 @@ from typing import Any, Final
 import click
 from foreign import Foreign
 
-from insitu_collector.changes import Change
 from insitu_collector.evidence import Evidence
-from insitu_collector.prediction import what_if
-from insitu_collector.slices import JUDGED, Groups, latest
+from insitu_collector.rows.slices import JUDGED, Groups, latest
 from insitu_collector.store import open_store
-from insitu_collector.what_if import WhatIf, tokens_per_s
+from insitu_collector.whatif.changes import Change
+from insitu_collector.whatif.predict import WhatIf, tokens_per_s
+from insitu_collector.whatif.report import what_if
 from insitu_engine.processes import ChildFailed, Children, Interrupted
 
 SCHEMA: Final = "insitu.prediction/1"

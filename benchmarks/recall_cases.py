@@ -13,7 +13,7 @@ from recall_truth import delay_share, known_share, memory_share, prompt_share, r
 
 from insitu.vocabulary import VerdictKind
 from insitu_collector.simulate import LAYERS, Fault, Scenario
-from insitu_collector.verdicts import Verdict
+from insitu_collector.verdicts.finding import Verdict
 
 Random = np.random.Generator
 Tables = dict[str, pa.Table]

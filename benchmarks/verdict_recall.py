@@ -26,10 +26,10 @@ from recall_figures import Outcome, figures, read, table, written
 from recall_truth import memory_share, prompt_share
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector.judgement import Judgement
+from insitu_collector.judge.judgement import Judgement
+from insitu_collector.rows.slices import seconds
 from insitu_collector.simulate import Scenario, simulate
-from insitu_collector.slices import seconds
-from insitu_collector.verdicts import Verdict, standing
+from insitu_collector.verdicts.finding import Verdict, standing
 
 NUM_PROCESSES: Final = 2
 QUIET: Final = frozenset((VerdictKind.HEALTHY, VerdictKind.INCONCLUSIVE))

@@ -88,7 +88,7 @@ late = set(sys.modules) - before
 session.close()
 assert not late, sorted(late)[:9]
 """
-    assert "insitu.drain" in loaded_by(script)
+    assert "insitu.drain.thread" in loaded_by(script)
 
 
 def loaded_by(script: str) -> set[str]:

@@ -34,9 +34,10 @@ from trial_rigs import RIGS, commands, left_out, rig_once
 from two_rank_models import PROMPTS, TRIED, Stage, Witness, favour, prompts_of, whole_model
 from two_ranks import main as two_ranks
 
-from insitu_collector import slow_stage, straggler
-from insitu_collector.judgement import Judgement
+from insitu_collector.judge.judgement import Judgement
 from insitu_collector.simulate import Fault, Scenario, simulate
+from insitu_collector.steps import slow_stage
+from insitu_collector.verdicts import straggler_rank
 
 KINDS = st.sampled_from(sorted(EXPECTED))
 SEEDS = st.integers(0, 2**32)
@@ -89,7 +90,7 @@ def test_a_straggler_is_later_than_the_limits_that_are_stated(seed: int) -> None
     rig = draw_rig("straggler", seed)
     late_ms = float(rig.options[rig.options.index("--ms") + 1])
     assert LATE_MS[0] <= late_ms <= LATE_MS[1]
-    assert late_ms * 1e6 >= 2 * max(straggler.MIN_LATE_NS, slow_stage.MIN_COMPUTING_NS)
+    assert late_ms * 1e6 >= 2 * max(straggler_rank.MIN_LATE_NS, slow_stage.MIN_COMPUTING_NS)
 
 
 def test_what_a_straggler_does_meanwhile_must_be_told() -> None:

@@ -21,8 +21,8 @@ from trial_rules import EXPECTED, account_errors, rule
 from trial_runs import BURN, RUNNERS, burning, world_of
 from trials import parse_kinds, parse_seeds
 
-from insitu_collector.change_point import MIN_BEFORE, PERSIST
-from insitu_collector.host import WINDOW_NS
+from insitu_collector.steps.change_point import MIN_BEFORE, PERSIST
+from insitu_collector.verdicts.host import WINDOW_NS
 from insitu_engine.inject import check_faults, parse_fault
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/demo.json").read_text())

@@ -21,12 +21,12 @@ from unittest.mock import patch
 
 import pyarrow as pa
 
-from insitu.plugins import Broken, Plugin
+from insitu.plugins.discovery import Broken, Plugin
 from insitu_collector.evidence import Evidence
 from insitu_collector.plugins import Rule, storable
+from insitu_collector.rows.slices import clock_with, seconds
 from insitu_collector.simulate import Fault, Scenario, simulate
-from insitu_collector.slices import clock_with, seconds
-from insitu_collector.verdicts import Finding
+from insitu_collector.verdicts.finding import Finding
 
 RUNS: Final = {
     "a healthy run": Scenario(seed=1, seconds=8.0),

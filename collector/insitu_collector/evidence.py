@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from insitu.records import schema_of
 from insitu.vocabulary import NO_RANK, RequestEvent, Role
-from insitu_collector import silence
-from insitu_collector.beats import Beat, beat_of, last_beats, moved
-from insitu_collector.leaps import LEAP_NS, forget, leaps, newest_ns
-from insitu_collector.ledger import rank_stages
-from insitu_collector.row_maps import SHAPE, WARMUP_PREFIX, entries, shapes
-from insitu_collector.site_rows import expert_loads_of, summaries_of
-from insitu_collector.tape import Columns, Tape
-from insitu_collector.timeline import Timeline, numbers, timeline_of
+from insitu_collector.clocks.beats import Beat, beat_of, last_beats, moved
+from insitu_collector.clocks.leaps import LEAP_NS, forget, leaps, newest_ns
+from insitu_collector.clocks.timeline import Timeline, numbers, timeline_of
+from insitu_collector.ledger.window import rank_stages
+from insitu_collector.rows import silence
+from insitu_collector.rows.row_maps import SHAPE, WARMUP_PREFIX, entries, shapes
+from insitu_collector.rows.sites import expert_loads_of, summaries_of
+from insitu_collector.rows.tape import Columns, Tape
 
 Tables = Mapping[str, pa.Table]
 

@@ -15,11 +15,11 @@ from typing import Final, Protocol
 import pyarrow as pa
 
 from insitu.guard import raises_again
-from insitu.plugins import VERDICTS, Plugin, wanted
+from insitu.plugins.discovery import VERDICTS, Plugin, wanted
 from insitu.records import schema_of
 from insitu.vocabulary import NAMESPACED
 from insitu_collector.evidence import Evidence
-from insitu_collector.verdicts import Finding
+from insitu_collector.verdicts.finding import Finding
 
 _log = logging.getLogger("insitu")
 

@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 
 from insitu.records import TABLES, schema_of
-from insitu.segment_layout import FORMAT, OPEN, SEALED, SegmentName, list_segments
-from insitu.segment_reader import Damage, TailReader
-from insitu_collector.ranges import Ranges
+from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segments
+from insitu.segments.reader import Damage, TailReader
+from insitu_collector.rows.ranges import Ranges
 
 if TYPE_CHECKING:
     import altair as alt
 
     from insitu.exporters.base import Batch
-    from insitu_collector.notebook import Time
-    from insitu_collector.stalls import Stalls
-    from insitu_collector.verdicts import Verdict
+    from insitu_collector.verdicts.finding import Verdict
+    from insitu_collector.views.notebook import Time
+    from insitu_collector.views.stalls import Stalls
 
 TIME_TABLES: Final = frozenset(
     (
@@ -112,19 +112,19 @@ class Store:
 
         Each of these raises LookupError, with one line for the user, where there is nothing to show.
         """
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.stalls(self, run)
 
     def verdicts(self, run: str = "") -> list[Verdict]:
         """Return what stands of a run, most severe first; a store that was never judged is judged here."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.verdicts(self, run)
 
     def intervals(self, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
         """Return the intervals that touch [t0, t1), Unix ns or ISO 8601, with Unix times and their ledger class."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.intervals(self, t0, t1, run)
 
@@ -132,7 +132,7 @@ class Store:
         self, t0: Time | None = None, t1: Time | None = None, run: str = "", *, by_step: bool = False
     ) -> pa.Table:
         """Return what the values at each site were like in sampled steps, one row a site (or a site and step)."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.statistics(self, t0, t1, run, by_step=by_step)
 
@@ -140,19 +140,19 @@ class Store:
         self, name: str, t0: Time | None = None, t1: Time | None = None, run: str = "", *, by_step: bool = False
     ) -> pa.Table:
         """Return what another package's statistic tells of each site, as `statistics` does; the package is needed."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.plugin_statistics(self, name, t0, t1, run, by_step=by_step)
 
     def experts(self, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
         """Return how evenly each router spread its choices over experts, one row a router."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.experts(self, t0, t1, run)
 
     def divergence(self, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
         """Return whether ranks that hold a site whole held the same bits in sampled steps, one row a site."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.divergence(self, t0, t1, run)
 
@@ -160,19 +160,19 @@ class Store:
         self, step: int | None = None, window: tuple[Time, Time] | None = None, run: str = ""
     ) -> alt.LayerChart:
         """Return a chart of what each rank did around a step, in a window, or at the end of the traffic."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.timeline(self, step, window, run)
 
     def ledger_chart(self, run: str = "") -> alt.LayerChart:
         """Return a chart of where each rank's time went."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.ledger_chart(self, run)
 
     def latency_chart(self, run: str = "") -> alt.VConcatChart:
         """Return a chart of what requests felt, a time bucket at a time."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.latency_chart(self, run)
 
@@ -185,7 +185,7 @@ class Store:
         force: bool = False,
     ) -> Path:
         """Write a Perfetto trace to a file that does not exist (unless `force`), and return its path."""
-        from insitu_collector import notebook
+        from insitu_collector.views import notebook
 
         return notebook.perfetto(self, Path(path), window, run, force=force)
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from insitu.segment_layout import FORMAT
-from insitu_collector.slices import Group, Groups
+from insitu.segments.layout import FORMAT
+from insitu_collector.rows.slices import Group, Groups
 from insitu_collector.store import open_store
 from insitu_dashboard.notices import Level, Notice, State
 from insitu_dashboard.picture import blank_picture, picture

@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 
 from insitu.vocabulary import VerdictKind, severity
-from insitu_collector.latency import SECOND_NS, percentiles
-from insitu_collector.ledger import CLASSES
-from insitu_collector.ledger_tiles import LEVELS_NS
-from insitu_collector.verdicts import OPEN, REVISED, Verdict, standing
+from insitu_collector.ledger.tiles import LEVELS_NS
+from insitu_collector.ledger.window import CLASSES
+from insitu_collector.requests.latency import SECOND_NS, percentiles
+from insitu_collector.verdicts.finding import OPEN, REVISED, Verdict, standing
 from insitu_dashboard.notices import Notice, State, notice_of, state_of
 from insitu_dashboard.run_view import RunView
 from insitu_dashboard.tiles import Shares, Times, shares

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from insitu.records import schema_of
-from insitu_collector.timeline import Int64, Timeline
+from insitu_collector.clocks.timeline import Int64, Timeline
 
 MOST_ROWS: Final = 2_000_000
 """Rows kept at most, whatever their age: about 150 MB of intervals."""

@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 
 from insitu.records import schema_of
 from insitu.vocabulary import NO_RANK, IntervalClass, LedgerClass
-from insitu_collector.latency import SECOND_NS, Latency
-from insitu_collector.ledger_classes import PLACE
-from insitu_collector.ledger_tiles import TileLedger
-from insitu_collector.spans import lanes_of
-from insitu_collector.stalls import missing_rows
-from insitu_collector.timeline import Timeline
-from insitu_collector.verdicts import Verdict
+from insitu_collector.clocks.timeline import Timeline
+from insitu_collector.ledger.classes import PLACE
+from insitu_collector.ledger.tiles import TileLedger
+from insitu_collector.requests.latency import SECOND_NS, Latency
+from insitu_collector.verdicts.finding import Verdict
+from insitu_collector.views.spans import lanes_of
+from insitu_collector.views.stalls import missing_rows
 from insitu_dashboard.recent_rows import RecentRows
 from insitu_dashboard.tiles import Times, times_of
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from insitu_collector.ledger_classes import PLACE, classify
-from insitu_collector.spans import CLASSES, Spans, fitted, spans_of
+from insitu_collector.ledger.classes import PLACE, classify
+from insitu_collector.views.spans import CLASSES, Spans, fitted, spans_of
 from insitu_dashboard.run_view import OpenInterval, RunView
 
 SCHEMA: Final = "insitu.spans/1"

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from insitu.vocabulary import LedgerClass
-from insitu_collector.palette import LABELS
+from insitu_collector.ledger.palette import LABELS
 
 MOST_ROWS: Final = 5_000
 

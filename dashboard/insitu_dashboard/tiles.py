@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from insitu.vocabulary import LedgerClass
-from insitu_collector.ledger import CLASSES
-from insitu_collector.tile import Tile
-from insitu_collector.timeline import Int64
+from insitu_collector.clocks.timeline import Int64
+from insitu_collector.ledger.tile import Tile
+from insitu_collector.ledger.window import CLASSES
 
 Shares = dict[LedgerClass, float]
 

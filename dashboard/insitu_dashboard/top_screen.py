@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Footer, Static
 
-from insitu_collector.palette import LOOKS
+from insitu_collector.ledger.palette import LOOKS
 from insitu_dashboard import top_text
 from insitu_dashboard.hub import Hub
 from insitu_dashboard.notices import Level, State

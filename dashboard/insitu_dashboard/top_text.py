@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from insitu.vocabulary import LedgerClass
-from insitu_collector.palette import LABELS, LETTERS
+from insitu_collector.ledger.palette import LABELS, LETTERS
 from insitu_dashboard.notices import length
 
 Picture = Mapping[str, Any]

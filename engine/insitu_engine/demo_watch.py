@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from insitu.segments import SegmentName, TailReader, list_segments
+from insitu.segments.shard import SegmentName, TailReader, list_segments
 
 QUIET: Final = ("healthy", "inconclusive")
 """Kinds that say nothing was found; another may still come, so they are told at the end only."""

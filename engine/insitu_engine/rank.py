@@ -16,7 +16,7 @@ from insitu_engine.stage import Stage, step_inputs
 if TYPE_CHECKING:
     import torch
 
-    from insitu.intervals import Interval
+    from insitu.session.intervals import Interval
     from insitu_engine.injector import Injector
     from insitu_engine.kv_cache import KvCache
     from insitu_engine.transport import Receipt, Transport

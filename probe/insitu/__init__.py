@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from insitu.config import Config
-    from insitu.flight import Flight
-    from insitu.rows import Rows
-    from insitu.rules import Rule
-    from insitu.session import Session
-    from insitu.trace_context import RequestContext, request_context
+    from insitu.flight.settings import Flight
+    from insitu.rules.rule import Rule
+    from insitu.session.live import Session
+    from insitu.session.row_map import Rows
+    from insitu.session.trace_context import RequestContext, request_context
     from insitu.verbs import attach, interval, observe, off, start, tap
 
 __all__ = [
@@ -40,11 +40,11 @@ __all__ = [
 
 _HOMES = {
     "Config": "insitu.config",
-    "Flight": "insitu.flight",
-    "Rows": "insitu.rows",
-    "Rule": "insitu.rules",
-    "Session": "insitu.session",
-    **dict.fromkeys(("RequestContext", "request_context"), "insitu.trace_context"),
+    "Flight": "insitu.flight.settings",
+    "Rows": "insitu.session.row_map",
+    "Rule": "insitu.rules.rule",
+    "Session": "insitu.session.live",
+    **dict.fromkeys(("RequestContext", "request_context"), "insitu.session.trace_context"),
     **dict.fromkeys(("attach", "interval", "observe", "off", "start", "tap"), "insitu.verbs"),
 }
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.plugged import PluggedExporter
 from insitu.identity import Source
-from insitu.plugins import Broken, NotChecked, Plugin, one_line
+from insitu.plugins.discovery import Broken, NotChecked, Plugin, one_line
 from insitu.records import IDENTITY, TABLES, schema_of, table_spec
 from insitu.vocabulary import DropReason
 

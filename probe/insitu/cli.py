@@ -48,42 +48,52 @@ COMMANDS: Final[dict[str, Entry]] = {
         "insitu_engine.demo:demo", "Serve a real model, slow one stage, and see the verdict name it.", "engine"
     ),
     "serve": Entry("insitu_engine.serve:serve", "Serve a Hugging Face decoder over HTTP on pipeline stages.", "engine"),
-    "run": Entry("insitu.run:run", "Run your own server with insitu attached to its model; its code stays as it is."),
+    "run": Entry(
+        "insitu.run.command:run", "Run your own server with insitu attached to its model; its code stays as it is."
+    ),
     "load": Entry("insitu_engine.load:load", "Send prompts at random times to a server.", "engine", hidden=True),
-    "collect": Entry("insitu_collector.collect:collect", "Receive records and store them as Arrow files.", "collector"),
+    "collect": Entry(
+        "insitu_collector.service.command:collect", "Receive records and store them as Arrow files.", "collector"
+    ),
     "judge": Entry(
-        "insitu_collector.judge_command:judge", "Judge a store once a second and append verdicts.", "collector"
+        "insitu_collector.judge.command:judge", "Judge a store once a second and append verdicts.", "collector"
     ),
     "dashboard": Entry(
         "insitu_dashboard.dashboard:dashboard", "Show a store in a browser, live while it is written.", "dashboard"
     ),
     "top": Entry("insitu_dashboard.top:top", "Show a store in a terminal, live while it is written.", "top"),
-    "stalls": Entry("insitu_collector.stalls:stalls", "Say what a store's verdicts and ledger say.", "collector"),
+    "stalls": Entry("insitu_collector.views.stalls:stalls", "Say what a store's verdicts and ledger say.", "collector"),
     "incidents": Entry(
-        "insitu_collector.flight_report:incidents",
+        "insitu_collector.flight.command:incidents",
         "List what flight recorders kept, or show one incident.",
         "collector",
     ),
     "compare": Entry(
-        "insitu_collector.compare:command",
+        "insitu_collector.compare.command:command",
         "Say how one run, rank or stretch of time differs from another.",
         "collector",
     ),
     "forward": Entry(
-        "insitu.forward_command:forward", "Send the store of a machine without a connection to a collector."
+        "insitu.forwarding.command:forward", "Send the store of a machine without a connection to a collector."
     ),
-    "export": Entry("insitu_collector.export:export", "Write a run for Perfetto, or its tables as files.", "collector"),
+    "export": Entry(
+        "insitu_collector.export.command:export", "Write a run for Perfetto, or its tables as files.", "collector"
+    ),
     "simulate": Entry(
         "insitu_collector.simulate.command:simulate",
         "Write a store as a run would have left it.",
         "collector",
     ),
-    "sites": Entry("insitu.sites_show:sites", "Show where a model can be observed, from its config alone.", "engine"),
-    "plan": Entry("insitu.plan_show:plan", "Say what rules would take of a model, and cost, before they do.", "engine"),
-    "rules": Entry("insitu.rules_command:rules", "Show and change what the ranks of a run take, without a restart."),
+    "sites": Entry(
+        "insitu.sites.command:sites", "Show where a model can be observed, from its config alone.", "engine"
+    ),
+    "plan": Entry(
+        "insitu.plan.command:plan", "Say what rules would take of a model, and cost, before they do.", "engine"
+    ),
+    "rules": Entry("insitu.rules.command:rules", "Show and change what the ranks of a run take, without a restart."),
     "config": Entry("insitu.config_show:config", "Show every setting, its value, and where it came from."),
     "plugins": Entry(
-        "insitu.plugins_list:plugins", "Say what other packages add, and try whether it does what it should."
+        "insitu.plugins.command:plugins", "Say what other packages add, and try whether it does what it should."
     ),
     "doctor": Entry("insitu.doctor:doctor", "Check this machine and environment, and say what to fix."),
 }

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from insitu.destinations import one_destination
-from insitu.flight import Flight, flight_text, parse_flight
-from insitu.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
+from insitu.flight.settings import Flight, flight_text, parse_flight
+from insitu.segments.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
 
 if TYPE_CHECKING:
     from insitu.exporters import Exporter

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from insitu.rules import CASTS
+from insitu.rules.rule import CASTS
 
 if TYPE_CHECKING:
-    from insitu.rules import Rule
+    from insitu.rules.rule import Rule
 
 INDEX: Final = "int32"
 """Type of a value's place in its row, where only the largest are kept."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from insitu.config import load
 from insitu.families import MEANINGS, Family
 from insitu.guard import Guard
-from insitu.named_sites import NamedSites, stacks_of
-from insitu.plugins import SITES, Broken, wanted
+from insitu.plugins.discovery import SITES, Broken, wanted
+from insitu.sites.named import NamedSites, stacks_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ class Architecture(Protocol):
     """
 
     def families(self) -> Sequence[Family]:
-        """Return tables of sites, as of `insitu.architectures`: classes of layers, and where the names lie in them."""
+        """Return tables of sites (see `insitu.sites.architectures`): classes of layers, and where names lie in them."""
         return ()
 
     def example(self) -> tuple[nn.Module, Mapping[str, Any]] | None:

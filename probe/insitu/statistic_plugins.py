@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from insitu.config import load
-from insitu.plugins import STATISTICS, Broken, Plugin, PluginError, named, one_line
-from insitu.statistics import Floats, Ints
+from insitu.plugins.discovery import STATISTICS, Broken, Plugin, PluginError, named, one_line
+from insitu.statistics.parts import Floats, Ints
 
 if TYPE_CHECKING:
     import torch

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from insitu.config import Config, Origin, is_on, load
 from insitu.exporters import Exporter
-from insitu.flight import Flight
+from insitu.flight.settings import Flight
 from insitu.identity import Source
-from insitu.intervals import Interval
-from insitu.rules import Rule
-from insitu.session import Session
-from insitu.silent import SilentSession
+from insitu.rules.rule import Rule
+from insitu.session.intervals import Interval
+from insitu.session.live import Session
+from insitu.session.silent import SilentSession
 from insitu.vocabulary import Role
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def attach(
     if config.disabled:
         logger.warning("insitu: %s is set; the model stays untouched", _switch(config))
         return off()
-    from insitu.attaching import attach_with
+    from insitu.taps.attaching import attach_with
 
     _give_way()
     session, _ = attach_with(config, model, rules, role, name=model_name, rank=rank, stage=stage, **source)

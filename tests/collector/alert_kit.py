@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector.alerts import Alert
-from insitu_collector.verdicts import Verdict
+from insitu_collector.notify.alerts import Alert
+from insitu_collector.verdicts.finding import Verdict
 
 
 def verdict(name: str = "run-stuck-r1-1", revision: int = 0, state: str = "open", **changes: Any) -> Verdict:

@@ -11,9 +11,9 @@ import pyarrow as pa
 from record_kit import table
 
 from insitu.vocabulary import IntervalClass, VerdictKind
-from insitu_collector.judgement import Judgement
-from insitu_collector.slices import seconds
-from insitu_collector.verdicts import Verdict, standing
+from insitu_collector.judge.judgement import Judgement
+from insitu_collector.rows.slices import seconds
+from insitu_collector.verdicts.finding import Verdict, standing
 
 MS: Final = 1_000_000
 S: Final = 1_000_000_000

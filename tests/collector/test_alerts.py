@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector.alerts import LATE_NS, SENT, Transitions, outcome, sent_before
-from insitu_collector.verdicts import Verdict
+from insitu_collector.notify.alerts import LATE_NS, SENT, Transitions, outcome, sent_before
+from insitu_collector.verdicts.finding import Verdict
 
 STATES = st.lists(st.sampled_from(["open", "open", "closed", "revised"]), max_size=12)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insitu_collector.baseline import MIN_STEPS, MOST_STEPS, SKIP_FIRST, Baseline, fit
-from insitu_collector.row_maps import SHAPE
-from insitu_collector.step_times import Float64, StepTimes
+from insitu_collector.rows.row_maps import SHAPE
+from insitu_collector.steps.baseline import MIN_STEPS, MOST_STEPS, SKIP_FIRST, Baseline, fit
+from insitu_collector.steps.times import Float64, StepTimes
 
 MS = 1e6
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import VerdictKind
-from insitu_collector.judgement import Judgement
-from insitu_collector.ledger import rank_ledger
+from insitu_collector.judge.judgement import Judgement
+from insitu_collector.ledger.window import rank_ledger
+from insitu_collector.rows.slices import seconds
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
-from insitu_collector.slices import seconds
-from insitu_collector.stalls import stalls
-from insitu_collector.verdicts import OPEN, Verdict, standing
+from insitu_collector.verdicts.finding import OPEN, Verdict, standing
+from insitu_collector.views.stalls import stalls
 
 Tables = dict[str, pa.Table]
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
-from insitu_collector.bubble import bubbles, floor_of, mean_in_flight, to_lines
-from insitu_collector.ledger import Ledger, LedgerRow
-from insitu_collector.timeline import Timeline
+from insitu_collector.clocks.timeline import Timeline
+from insitu_collector.ledger.bubble import bubbles, floor_of, mean_in_flight, to_lines
+from insitu_collector.ledger.window import Ledger, LedgerRow
 
 MS = 1_000_000
 

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from insitu_collector.card import MOST_VERDICTS
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
-from insitu_collector.stalls import Stalls, stalls_of
 from insitu_collector.store import open_store
+from insitu_collector.views.card import MOST_VERDICTS
+from insitu_collector.views.stalls import Stalls, stalls_of
 
 
 class Page(HTMLParser):

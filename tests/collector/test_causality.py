@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.vocabulary import IntervalClass
-from insitu_collector.causality import Violations, shown_ns, violations
+from insitu_collector.clocks.causality import Violations, shown_ns, violations
 
 STAGES = {0: 0, 1: 1}
 Row = tuple[int, int, int, IntervalClass, int, int]

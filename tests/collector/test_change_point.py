@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from insitu_collector.change_point import (
+from insitu_collector.steps.change_point import (
     DRIFT,
     LEAST_DEVIATIONS,
     MIN_BEFORE,

@@ -10,12 +10,12 @@ import pytest
 import vl_convert
 
 from insitu.vocabulary import LedgerClass
-from insitu_collector.charts import MOST_BUCKETS, MOST_MARKS, latency_lines, ledger_bars, timeline_chart
-from insitu_collector.latency import Samples
-from insitu_collector.ledger import Ledger, LedgerRow
-from insitu_collector.ledger_classes import PLACE
-from insitu_collector.palette import LOOKS
-from insitu_collector.spans import Spans
+from insitu_collector.ledger.classes import PLACE
+from insitu_collector.ledger.palette import LOOKS
+from insitu_collector.ledger.window import Ledger, LedgerRow
+from insitu_collector.requests.latency import Samples
+from insitu_collector.views.charts import MOST_BUCKETS, MOST_MARKS, latency_lines, ledger_bars, timeline_chart
+from insitu_collector.views.spans import Spans
 
 MS = 1_000_000
 COMPUTE, GC, HOST = (PLACE[cls] for cls in (LedgerClass.COMPUTE, LedgerClass.GC, LedgerClass.HOST))

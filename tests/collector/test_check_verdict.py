@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from insitu.plugins import Broken
+from insitu.plugins.discovery import Broken
 from insitu_collector import check_verdict as kit
 from insitu_collector.check_verdict import check_verdict
 from insitu_collector.evidence import Evidence
 from insitu_collector.simulate import Fault, Scenario
-from insitu_collector.verdicts import Finding
+from insitu_collector.verdicts.finding import Finding
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import io
 import json
 from typing import Any
 
-from insitu_collector.chrome_trace import write_chrome
-from insitu_collector.trace import ClockOfHost, Counter, Process, Slice, Trace, Track
+from insitu_collector.export.chrome import write_chrome
+from insitu_collector.export.trace import ClockOfHost, Counter, Process, Slice, Trace, Track
 
 
 def written(*processes: Process) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from insitu.exporters import Batch, Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
 from insitu.records import schema_of, table_spec
-from insitu.segments import list_segments
+from insitu.segments.shard import list_segments
 from insitu_collector.store import open_store
 
 STREAM = table_spec("events").stream

@@ -12,9 +12,9 @@ from record_kit import requests
 
 from insitu.cli import ExitCode, insitu
 from insitu.vocabulary import RequestEvent
-from insitu_collector.latency import samples_of
+from insitu_collector.clocks.timeline import Timeline
+from insitu_collector.requests.latency import samples_of
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
-from insitu_collector.timeline import Timeline
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insitu_collector.comparison import Measured, compare
-from insitu_collector.fail_on import Outcome, outcome, parse_condition
-from insitu_collector.row_maps import SHAPE
-from insitu_collector.site_statistics import Moments, SiteStatistics
-from insitu_collector.step_times import StepTimes
+from insitu_collector.compare.comparison import Measured, compare
+from insitu_collector.compare.fail_on import Outcome, outcome, parse_condition
+from insitu_collector.rows.row_maps import SHAPE
+from insitu_collector.steps.times import StepTimes
+from insitu_collector.values.summaries import Moments, SiteStatistics
 
 
 def steps(seed: int, *, factor: float = 1.0, rows: tuple[int, int] = (1, 9), seconds: int = 20) -> StepTimes:

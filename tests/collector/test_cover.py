@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu_collector.cover import cover, expand
+from insitu_collector.requests.cover import cover, expand
 
 Stretch = tuple[int, int, int]
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.vocabulary import IntervalClass
-from insitu_collector.collectives import by_step, collectives_of, groups
-from insitu_collector.delay_matrix import FaultClass, delay_matrix, hang_class, patterns
-from insitu_collector.delay_words import to_json, to_lines
-from insitu_collector.tape import Columns
+from insitu_collector.rows.tape import Columns
+from insitu_collector.steps.collectives import by_step, collectives_of, groups
+from insitu_collector.steps.delay_matrix import FaultClass, delay_matrix, hang_class, patterns
+from insitu_collector.steps.delay_words import to_json, to_lines
 
 MS = 1_000_000
 NAMES = ("rank", "peer", "cls", "step", "t0", "t", "bytes")

@@ -12,9 +12,9 @@ from queue import Queue
 import pytest
 from alert_kit import alert
 
-from insitu_collector import delivery as module
-from insitu_collector.alerts import GIVEN_UP, LATE_NS, SENT, Alert
-from insitu_collector.delivery import Delivery, Unsent
+from insitu_collector.notify import delivery as module
+from insitu_collector.notify.alerts import GIVEN_UP, LATE_NS, SENT, Alert
+from insitu_collector.notify.delivery import Delivery, Unsent
 
 
 class Receiver:

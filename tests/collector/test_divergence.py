@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from insitu.records import schema_of
-from insitu_collector.divergence import divergence
-from insitu_collector.selection import NothingFound
+from insitu_collector.rows.selection import NothingFound
 from insitu_collector.simulate import Scenario, simulate, write_store
 from insitu_collector.store import open_store
+from insitu_collector.values.divergence import divergence
 
 SITES = pa.Table.from_pylist(
     [

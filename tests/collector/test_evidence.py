@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.records import schema_of
-from insitu_collector import host
+from insitu_collector.clocks.timeline import timeline_of
 from insitu_collector.evidence import HORIZON_NS, Evidence
+from insitu_collector.rows.slices import Groups, seconds
+from insitu_collector.rows.tape import Tape
 from insitu_collector.simulate import Scenario, simulate
-from insitu_collector.slices import Groups, seconds
-from insitu_collector.step_times import step_times
-from insitu_collector.tape import Tape
-from insitu_collector.timeline import timeline_of
+from insitu_collector.steps.times import step_times
+from insitu_collector.verdicts import host
 
 S = 1_000_000_000
 

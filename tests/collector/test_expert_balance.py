@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.records import schema_of
-from insitu_collector.expert_balance import expert_balance, gini
-from insitu_collector.selection import NothingFound
+from insitu_collector.rows.selection import NothingFound
 from insitu_collector.simulate import Scenario, simulate, write_store
 from insitu_collector.store import open_store
+from insitu_collector.values.expert_balance import expert_balance, gini
 
 SITES = pa.Table.from_pylist(
     [

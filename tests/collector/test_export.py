@@ -19,7 +19,7 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
 
 from insitu.cli import insitu
 from insitu.records import schema_of
-from insitu_collector.selection import as_time
+from insitu_collector.rows.selection import as_time
 from insitu_collector.simulate import RUN, UNIX_MINUS_MONO_NS, Fault, Scenario, simulate, write_store
 
 BEGIN = 1_000_000_000_000 + UNIX_MINUS_MONO_NS
@@ -170,7 +170,7 @@ def test_without_the_package_the_line_names_the_extra(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "perfetto", None)
-    monkeypatch.delitem(sys.modules, "insitu_collector.perfetto_trace", raising=False)
+    monkeypatch.delitem(sys.modules, "insitu_collector.export.perfetto", raising=False)
     for name in [name for name in sys.modules if name.startswith("perfetto.")]:
         monkeypatch.delitem(sys.modules, name)
     line = refused(run(store, "--to", "perfetto", "--out", tmp_path / "t"), tmp_path)

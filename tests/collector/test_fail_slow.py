@@ -8,7 +8,7 @@ import pytest
 from grid_kit import Grid, judged, named, stands
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector.verdicts import standing
+from insitu_collector.verdicts.finding import standing
 
 
 def slower(ranks: set[int], ms: float, begin_s: float, end_s: float = 1e9, *, on_cpu: bool = True) -> Grid:

@@ -16,8 +16,8 @@ from insitu.cli import ExitCode
 from insitu.cli import insitu as command
 from insitu.records import schema_of
 from insitu.testing import oracle_model
-from insitu_collector.flight_records import incidents_of
-from insitu_collector.flight_report import incidents_in, stored_of
+from insitu_collector.flight.command import incidents_in, stored_of
+from insitu_collector.flight.records import incidents_of
 from insitu_collector.store import open_store
 
 T = 1_800_000_000 * 10**9

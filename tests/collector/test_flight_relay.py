@@ -13,7 +13,7 @@ from insitu.exporters import Batch
 from insitu.exporters.window import Pending
 from insitu.records import schema_of
 from insitu.wire.insitu_pb2 import Dump, Frame, Hello, ToProbe
-from insitu_collector.flight_relay import ANSWER_S, FORGET_S, MOST_OPEN, FlightRelay
+from insitu_collector.flight.relay import ANSWER_S, FORGET_S, MOST_OPEN, FlightRelay
 
 RUN = "00112233445566ff"
 NOW_NS = 1_800_000_000 * 10**9

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass
-from insitu_collector.flows import Flows, Intervals, handovers, ids_back
-from insitu_collector.timeline import Timeline
+from insitu_collector.clocks.timeline import Timeline
+from insitu_collector.export.flows import Flows, Intervals, handovers, ids_back
 
 C = IntervalClass
 STAGES = {0: 0, 1: 1}

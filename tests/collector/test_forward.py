@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from insitu.cli import ExitCode
 from insitu.cli import insitu as command
 from insitu.exporters import Batch
-from insitu.forward import Forwarder, Unreachable
-from insitu.forward_cursor import Cursor, Streams, document, merged, parse
+from insitu.forwarding.cursor import Cursor, Streams, document, merged, parse
+from insitu.forwarding.forwarder import Forwarder, Unreachable
 from insitu.records import schema_of
-from insitu.segment_layout import Key, list_segments
-from insitu.segments import Limits, ShardWriter
-from insitu_collector.server import CollectorServer
+from insitu.segments.layout import Key, list_segments
+from insitu.segments.shard import Limits, ShardWriter
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.vocabulary import SEVERITY, VerdictKind
-from insitu_collector.incidents import Incidents
-from insitu_collector.verdicts import CLOSED, OPEN, Finding, Verdict, latest_revisions, num_revised, standing
+from insitu_collector.judge.incidents import Incidents
+from insitu_collector.verdicts.finding import CLOSED, OPEN, Finding, Verdict, latest_revisions, num_revised, standing
 
 S = 1_000_000_000
 

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 
 from insitu.exporters.base import Batch, Refused
-from insitu.gaps import gap_row
 from insitu.records import schema_of, table_spec
-from insitu.retention import Keep
-from insitu.segment_expiry import SWEEP_S
-from insitu.segments import Damage, Key, Limits, SegmentName, ShardWriter, list_segments
+from insitu.segments.expiry import SWEEP_S
+from insitu.segments.gaps import gap_row
+from insitu.segments.retention import Keep
+from insitu.segments.shard import Damage, Key, Limits, SegmentName, ShardWriter, list_segments
 from insitu.vocabulary import DropReason
 from insitu.wire.insitu_pb2 import Frame
-from insitu_collector.ingest import MAX_FRAME_BYTES, SENT_AGAIN_S, SHARD, Ingest, checked_batch
+from insitu_collector.service.ingest import MAX_FRAME_BYTES, SENT_AGAIN_S, SHARD, Ingest, checked_batch
 from insitu_collector.store import open_store
 
 EPOCH = 7

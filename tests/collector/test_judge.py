@@ -18,15 +18,15 @@ import pytest
 from click.testing import CliRunner
 
 from insitu.exporters.base import Batch
-from insitu.segments import ShardWriter
+from insitu.segments.shard import ShardWriter
 from insitu.vocabulary import VerdictKind
-from insitu_collector.judge import Judge, final_verdicts, judged
-from insitu_collector.judge_command import judge
-from insitu_collector.judgement import Judgement
+from insitu_collector.judge.command import judge
+from insitu_collector.judge.judgement import Judgement
+from insitu_collector.judge.runs import Judge, final_verdicts, judged
+from insitu_collector.rows.slices import Groups, latest, seconds
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
-from insitu_collector.slices import Groups, latest, seconds
 from insitu_collector.store import open_store
-from insitu_collector.verdicts import Verdict
+from insitu_collector.verdicts.finding import Verdict
 
 SLOW = Scenario(seed=3, seconds=12.0, faults=(Fault("slow", 5.0, 1, ms=12.0),))
 

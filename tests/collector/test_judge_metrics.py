@@ -24,9 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector.alerts import QUIET
-from insitu_collector.judge import Judge
-from insitu_collector.judge_metrics import JudgeMetrics, Snapshot
+from insitu_collector.judge.metrics import JudgeMetrics, Snapshot
+from insitu_collector.judge.runs import Judge
+from insitu_collector.notify.alerts import QUIET
 from insitu_collector.plugins import Plugins
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store

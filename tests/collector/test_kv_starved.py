@@ -10,14 +10,14 @@ import pyarrow as pa
 import pytest
 
 from insitu.vocabulary import RequestEvent, VerdictKind
-from insitu_collector import kv_starved
 from insitu_collector.evidence import Evidence
-from insitu_collector.judgement import Judgement
-from insitu_collector.request_records import RequestRecords
-from insitu_collector.request_times import request_ledger
+from insitu_collector.judge.judgement import Judgement
+from insitu_collector.requests.records import RequestRecords
+from insitu_collector.requests.times import request_ledger
+from insitu_collector.rows.slices import seconds
 from insitu_collector.simulate import Fault, Scenario, simulate
-from insitu_collector.slices import seconds
-from insitu_collector.verdicts import Finding, Verdict, standing
+from insitu_collector.verdicts import kv_starved
+from insitu_collector.verdicts.finding import Finding, Verdict, standing
 
 E = RequestEvent
 S = 1_000_000_000

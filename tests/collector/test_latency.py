@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from record_kit import requests
 
 from insitu.vocabulary import RequestEvent
-from insitu_collector.latency import (
+from insitu_collector.clocks.timeline import Timeline
+from insitu_collector.requests.latency import (
     KEEP_S,
     KEEP_SAMPLES_S,
     SECOND_NS,
@@ -18,7 +19,6 @@ from insitu_collector.latency import (
     percentiles,
     timed_samples,
 )
-from insitu_collector.timeline import Timeline
 
 Event = tuple[str, RequestEvent, float]
 

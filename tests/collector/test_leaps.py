@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.vocabulary import IntervalClass
-from insitu_collector.beats import Beat, beat_of
-from insitu_collector.leaps import LEAP_NS, doubtful, forget, leaps, lived, newest_ns
+from insitu_collector.clocks.beats import Beat, beat_of
+from insitu_collector.clocks.leaps import LEAP_NS, doubtful, forget, leaps, lived, newest_ns
 
 S = 1_000_000_000
 BASE: dict[str, Any] = dict.fromkeys(

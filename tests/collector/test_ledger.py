@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from record_kit import beat, interval, table
 
 from insitu.vocabulary import IntervalClass, LedgerClass
-from insitu_collector.ledger import Ledger, rank_ledger
-from insitu_collector.ledger_classes import classify
+from insitu_collector.ledger.classes import classify
+from insitu_collector.ledger.window import Ledger, rank_ledger
 
 MS = 1_000_000
 STAGES = {0: 0, 1: 1}

@@ -14,8 +14,8 @@ from record_kit import beat, interval, table
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
-from insitu_collector.ledger import Ledger, rank_ledger
-from insitu_collector.ledger_tiles import FINE_NS, LEVELS_NS, Late, TileLedger
+from insitu_collector.ledger.tiles import FINE_NS, LEVELS_NS, Late, TileLedger
+from insitu_collector.ledger.window import Ledger, rank_ledger
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -404,7 +404,7 @@ def test_a_comparison_after_a_jump_makes_only_the_end_again() -> None:
 
 def test_heartbeats_that_come_with_too_many_intervals_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is opened on a store that holds more intervals than are held."""
-    monkeypatch.setattr("insitu_collector.ledger_tiles.MOST_ROWS", 50)
+    monkeypatch.setattr("insitu_collector.ledger.tiles.MOST_ROWS", 50)
     rows = numbered(
         interval(IntervalClass.COMPUTE, n * FINE_NS, (n + 1) * FINE_NS, rank=rank, cpu=0)
         for rank in (0, 1)

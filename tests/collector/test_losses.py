@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from insitu.records import schema_of
-from insitu_collector.losses import Loss, drops_of, gaps_of
-from insitu_collector.timeline import Timeline
+from insitu_collector.clocks.timeline import Timeline
+from insitu_collector.export.losses import Loss, drops_of, gaps_of
 
 
 def beat(epoch: int, t_ns: int, *drops: tuple[str, str, int]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import pytest
 
 from insitu.records import schema_of
 from insitu.vocabulary import RequestEvent
-from insitu_collector.charts import MOST_MARKS
-from insitu_collector.selection import NothingFound, as_time
+from insitu_collector.rows.selection import NothingFound, as_time
 from insitu_collector.simulate import RUN, UNIX_MINUS_MONO_NS, Fault, Scenario, simulate, write_store
 from insitu_collector.store import Store, open_store
-from insitu_collector.verdicts import Verdict
+from insitu_collector.verdicts.finding import Verdict
+from insitu_collector.views.charts import MOST_MARKS
 
 STEP = 300
 
@@ -151,7 +151,7 @@ def test_what_is_not_there_is_one_line(store: Store, tables: dict[str, pa.Table]
 
 def test_without_altair_the_line_names_the_extra(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "altair", None)
-    monkeypatch.delitem(sys.modules, "insitu_collector.charts")
-    monkeypatch.delattr("insitu_collector.charts")
+    monkeypatch.delitem(sys.modules, "insitu_collector.views.charts")
+    monkeypatch.delattr("insitu_collector.views.charts")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'insitu\[notebook\]'"):
         store.ledger_chart()

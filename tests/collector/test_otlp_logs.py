@@ -20,9 +20,9 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector import otlp_logs
-from insitu_collector.delivery import Unsent
-from insitu_collector.otlp_logs import OtlpLogs, severity_of, speaks_grpc
+from insitu_collector.notify import otlp_logs
+from insitu_collector.notify.delivery import Unsent
+from insitu_collector.notify.otlp_logs import OtlpLogs, severity_of, speaks_grpc
 
 Request = logs_service_pb2.ExportLogsServiceRequest
 
@@ -216,7 +216,7 @@ def test_severity(kind: str, state: str, severity: str) -> None:
 def test_without_the_extra_it_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
-        "from insitu_collector.otlp_logs import OtlpLogs\n"
+        "from insitu_collector.notify.otlp_logs import OtlpLogs\n"
         "try: OtlpLogs('http://there:4317')\n"
         "except ValueError as error: print(error)"
     )
@@ -226,7 +226,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
 
 def test_a_judge_imports_none_of_it_when_it_is_not_asked_for() -> None:
     code = (
-        "import sys, insitu_collector.judge_command\n"
+        "import sys, insitu_collector.judge.command\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('opentelemetry', 'prometheus_client')])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

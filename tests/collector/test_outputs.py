@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from insitu_collector.outputs import whole
+from insitu_collector.export.outputs import whole
 
 
 def names(folder: Path) -> list[str]:

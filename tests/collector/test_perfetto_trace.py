@@ -16,13 +16,13 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass
-from insitu_collector.export import export_trace
-from insitu_collector.perfetto_trace import FIRST_HOST_CLOCK, write_perfetto
-from insitu_collector.selection import select
+from insitu_collector.export.command import export_trace
+from insitu_collector.export.perfetto import FIRST_HOST_CLOCK, write_perfetto
+from insitu_collector.export.trace import Counter as TraceCounter
+from insitu_collector.export.trace import Process, Slice, Trace, Track
+from insitu_collector.rows.selection import select
 from insitu_collector.simulate import UNIX_MINUS_MONO_NS, Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
-from insitu_collector.trace import Counter as TraceCounter
-from insitu_collector.trace import Process, Slice, Trace, Track
 
 SCENARIO = Scenario(seed=5, seconds=6.0, base_ms=(5.0, 6.0, 4.0), faults=(Fault("slow", 2.0, 1, ms=15.0),))
 

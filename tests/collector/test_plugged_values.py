@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from insitu import builders
-from insitu.harvest import Plugged
+from insitu.drain import builders
 from insitu.identity import Source
-from insitu.plugins import PluginError
+from insitu.plugins.discovery import PluginError
 from insitu.records import schema_of
+from insitu.slabs.harvest import Plugged
 from insitu.statistic_plugins import Measure, Statistic
-from insitu_collector.plugged_values import plugged_values
+from insitu_collector.values.plugged import plugged_values
 
 NAMES = ("L0.mlp_out", "L1.mlp_out", "logits")
 
@@ -80,7 +80,7 @@ def test_parts_of_another_version_are_not_added_to_these() -> None:
 
 
 def test_a_store_without_any_says_how_they_are_taken(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from insitu_collector.selection import NothingFound
+    from insitu_collector.rows.selection import NothingFound
     from insitu_collector.simulate import Scenario, simulate, write_store
     from insitu_collector.store import open_store
 
@@ -88,7 +88,7 @@ def test_a_store_without_any_says_how_they_are_taken(tmp_path: Any, monkeypatch:
     store = open_store(tmp_path / "store")
     with pytest.raises(PluginError, match=r"no plug-in of insitu\.statistics has the name 'acme\.mean'"):
         store.plugin_statistics("acme.mean")
-    monkeypatch.setattr("insitu_collector.notebook.named", lambda group, name: None)
-    monkeypatch.setattr("insitu_collector.notebook.measure_of", lambda name, plugin: MEASURE)
+    monkeypatch.setattr("insitu_collector.views.notebook.named", lambda group, name: None)
+    monkeypatch.setattr("insitu_collector.views.notebook.measure_of", lambda name, plugin: MEASURE)
     with pytest.raises(NothingFound, match=r'has no acme\.mean there; .*take="acme\.mean"'):
         store.plugin_statistics("acme.mean")

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.plugins import VERDICTS, Plugin
+from insitu.plugins.discovery import VERDICTS, Plugin
 from insitu.vocabulary import NAMESPACED, VerdictKind
 from insitu_collector.evidence import Evidence
-from insitu_collector.judge import Judge, final_verdicts
+from insitu_collector.judge.runs import Judge, final_verdicts
 from insitu_collector.plugins import Plugins, storable
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
-from insitu_collector.verdicts import Finding, Verdict, standing
+from insitu_collector.verdicts.finding import Finding, Verdict, standing
 
 EXAMPLE = Path(__file__).parents[2] / "examples/plugins/verdict"
 SLOW = Scenario(seed=3, seconds=12.0, faults=(Fault("slow", 5.0, 1, ms=12.0),))
@@ -103,7 +103,7 @@ def test_plugins_are_listed_with_what_is_wrong(installed: Path, tmp_path: Path) 
 
 
 PLUGIN = """
-from insitu_collector.verdicts import Finding
+from insitu_collector.verdicts.finding import Finding
 
 class Good:
     def look(self, evidence):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu_collector.progress import HOLE_S, StreamProgress
+from insitu_collector.service.progress import HOLE_S, StreamProgress
 
 
 def test_frames_in_order_are_received_then_durable() -> None:

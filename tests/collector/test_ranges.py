@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu_collector.ranges import Ranges
+from insitu_collector.rows.ranges import Ranges
 
 NUMBERS = st.integers(0, 40)
 ADD = st.tuples(st.just("add"), NUMBERS, NUMBERS)

@@ -17,8 +17,8 @@ from alert_kit import of_just_now, serving
 from click.testing import CliRunner
 
 from insitu.config import ConfigError, load
-from insitu_collector.collect import collect
-from insitu_collector.receivers import receivers_of
+from insitu_collector.notify.receivers import receivers_of
+from insitu_collector.service.command import collect
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insitu_collector.replay import Work, replay
-from insitu_collector.step_graph import AFTER, AHEAD, MAIN, PARTS
+from insitu_collector.whatif.graph import AFTER, AHEAD, MAIN, PARTS
+from insitu_collector.whatif.replay import Work, replay
 
 MS = 1e6
 seeds = st.integers(0, 2**32 - 1)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass, Phase, RequestClass, RequestEvent
 from insitu_collector.evidence import Evidence
-from insitu_collector.request_ledger import CLASSES, RequestLedger
-from insitu_collector.request_records import RequestRecords, records_of_evidence, records_of_tables
-from insitu_collector.request_times import RequestTimes, request_ledger
+from insitu_collector.requests.ledger import CLASSES, RequestLedger
+from insitu_collector.requests.records import RequestRecords, records_of_evidence, records_of_tables
+from insitu_collector.requests.times import RequestTimes, request_ledger
+from insitu_collector.rows.slices import Groups, latest
+from insitu_collector.rows.tape import Columns
 from insitu_collector.simulate import MS, Fault, Scenario, simulate
-from insitu_collector.slices import Groups, latest
-from insitu_collector.tape import Columns
 
 C, E, K = IntervalClass, RequestEvent, RequestClass
 

@@ -12,13 +12,13 @@ from record_kit import requests
 
 from insitu.vocabulary import RequestEvent, VerdictKind
 from insitu_collector.evidence import Evidence, Tables
-from insitu_collector.judgement import Judgement
-from insitu_collector.prediction import ask
-from insitu_collector.request_queue import num_queued
+from insitu_collector.judge.judgement import Judgement
+from insitu_collector.requests.waiting import num_queued
+from insitu_collector.rows.slices import Groups, seconds
 from insitu_collector.simulate import RUN, Fault, Scenario, simulate
-from insitu_collector.slices import Groups, seconds
-from insitu_collector.underfilled import MIN_GAIN
-from insitu_collector.what_if import recorded_graph
+from insitu_collector.verdicts.pipeline_underfilled import MIN_GAIN
+from insitu_collector.whatif.predict import recorded_graph
+from insitu_collector.whatif.report import ask
 
 MS = 1_000_000
 BUSY = Scenario(seed=1, seconds=15.0, base_ms=(9.0, 10.0), in_flight=1, requests_per_s=20.0)

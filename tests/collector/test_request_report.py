@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 import pytest
 
 from insitu.vocabulary import RequestClass, RequestEvent
-from insitu_collector import request_report as report
-from insitu_collector.request_records import records_of_tables
-from insitu_collector.request_report import NoSuchRequest, RequestReport, request_report, to_json, to_lines
+from insitu_collector.clocks.timeline import timeline_of
+from insitu_collector.requests import report
+from insitu_collector.requests.records import records_of_tables
+from insitu_collector.requests.report import NoSuchRequest, RequestReport, request_report, to_json, to_lines
+from insitu_collector.rows.slices import Groups, latest
 from insitu_collector.simulate import Fault, Scenario, simulate
-from insitu_collector.slices import Groups, latest
-from insitu_collector.timeline import timeline_of
 
 Tables = dict[str, pa.Table]
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 import grpc
 import pytest
 
-from insitu.rules import Rule
-from insitu.rules_text import parse_toml, to_toml
+from insitu.rules.rule import Rule
+from insitu.rules.text import parse_toml, to_toml
 from insitu.wire.insitu_pb2 import Rules, RulesOrder, RulesReport
-from insitu_collector.rule_desk import RuleDesk, RulesRefused
+from insitu_collector.service.rule_desk import RuleDesk, RulesRefused
 
 RUN, OTHER = "0123456789abcdef", "fedcba9876543210"
 ALL = Rule(sites="*")

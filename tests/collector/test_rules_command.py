@@ -17,7 +17,7 @@ from torch import nn
 import insitu
 from insitu.cli import insitu as command
 from insitu.wire.insitu_pb2 import RulesOrder, RulesQuery
-from insitu_collector.server import CollectorServer
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
 RUN = "0123456789abcdef"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.records import schema_of
-from insitu_collector.sampling_weights import weights_of
+from insitu_collector.values.weights import weights_of
 
 Key = tuple[int, int, int]
 keys = st.tuples(st.integers(2**63, 2**63 + 2), st.integers(0, 4), st.integers(0, 3))

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from insitu.records import schema_of
-from insitu_collector.selection import NothingFound, Selection, as_time, select, time_of
+from insitu_collector.rows.selection import NothingFound, Selection, as_time, select, time_of
 from insitu_collector.simulate import RUN, UNIX_MINUS_MONO_NS, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 

@@ -21,13 +21,13 @@ from insitu.exporters import Batch, Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
 from insitu.records import schema_of, table_spec
-from insitu.retention import Keep
-from insitu.segments import ShardLocked, ShardWriter, list_segments
+from insitu.segments.retention import Keep
+from insitu.segments.shard import ShardLocked, ShardWriter, list_segments
 from insitu.vocabulary import DropReason
 from insitu.wire.insitu_pb2 import DURABLE, RECEIVED, Frame, Hello, ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorStub
-from insitu_collector.connection import WINDOW_BYTES
-from insitu_collector.server import CollectorServer, PortInUse
+from insitu_collector.service.connection import WINDOW_BYTES
+from insitu_collector.service.server import CollectorServer, PortInUse
 from insitu_collector.store import open_store
 
 STREAM = table_spec("events").stream
@@ -347,7 +347,7 @@ def test_a_server_keeps_its_shard_within_the_bounds_it_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Segments of an earlier collector too: it looks when it commits, and that is when it is idle."""
-    monkeypatch.setattr("insitu.segment_expiry.SWEEP_S", 0.0)
+    monkeypatch.setattr("insitu.segments.expiry.SWEEP_S", 0.0)
     for seq in range(3):
         writer = ShardWriter(tmp_path, "collector")
         writer.append(events(seq))

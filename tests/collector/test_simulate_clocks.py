@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from insitu_collector.clocks.timeline import timeline_of
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
-from insitu_collector.timeline import timeline_of
 
 ONE_HOST = Scenario(seed=5, seconds=4.0, base_ms=(4.0, 4.0), tensor_parallel=3, noise=0.02, tail=0.0)
 TWO_HOSTS = replace(ONE_HOST, hosts=2)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.records import schema_of
-from insitu_collector.site_statistics import Moments, shift, site_statistics
+from insitu_collector.values.summaries import Moments, shift, site_statistics
 
 NUMBERS = st.lists(st.floats(-1e6, 1e6), max_size=40)
 

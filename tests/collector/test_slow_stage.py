@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from insitu_collector.baseline import Baseline
 from insitu_collector.evidence import Evidence
-from insitu_collector.slow_stage import StageExcess, measure
-from insitu_collector.step_times import StepTimes
+from insitu_collector.steps.baseline import Baseline
+from insitu_collector.steps.slow_stage import StageExcess, measure
+from insitu_collector.steps.times import StepTimes
 
 MS = 1_000_000
 

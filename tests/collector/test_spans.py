@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
-from insitu_collector.ledger_classes import PLACE
-from insitu_collector.spans import CLASSES, MOST_SPANS, Spans, fitted, lanes_of, merged_by_pixel, spans_of
-from insitu_collector.timeline import Timeline
+from insitu_collector.clocks.timeline import Timeline
+from insitu_collector.ledger.classes import PLACE
+from insitu_collector.views.spans import CLASSES, MOST_SPANS, Spans, fitted, lanes_of, merged_by_pixel, spans_of
 
 Row = tuple[int, int, int, IntervalClass, int]
 STAGES = {0: 0, 1: 1}

@@ -20,12 +20,12 @@ from insitu.exporters.collector import CollectorExporter
 from insitu.exporters.spool import STALL_S, SpoolingExporter
 from insitu.identity import Source
 from insitu.records import schema_of, table_spec
-from insitu.retention import Keep
-from insitu.segment_expiry import SWEEP_S
-from insitu.segment_layout import list_segments
-from insitu.segment_reader import TailReader
+from insitu.segments.expiry import SWEEP_S
+from insitu.segments.layout import list_segments
+from insitu.segments.reader import TailReader
+from insitu.segments.retention import Keep
 from insitu.vocabulary import DropReason
-from insitu_collector.server import CollectorServer
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
 STREAM = table_spec("events").stream

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from insitu.records import schema_of
-from insitu_collector.ledger_words import BAR
+from insitu_collector.ledger.words import BAR
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
-from insitu_collector.stalls import stalls, stalls_of, traffic_window
 from insitu_collector.store import open_store
+from insitu_collector.views.stalls import stalls, stalls_of, traffic_window
 
 
 @pytest.fixture(scope="module")

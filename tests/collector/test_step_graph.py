@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass
 from insitu_collector.evidence import Evidence
-from insitu_collector.replay import replay as run_again
 from insitu_collector.simulate import MS, SECOND, Fault, Scenario, simulate
-from insitu_collector.step_graph import MAIN, StepGraph, record
-from insitu_collector.what_if import unchanged
+from insitu_collector.whatif.graph import MAIN, StepGraph, record
+from insitu_collector.whatif.predict import unchanged
+from insitu_collector.whatif.replay import replay as run_again
 
 SATURATED = Scenario(seconds=6.0, requests_per_s=60.0)
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu_collector.baseline import OFF_CORE, Expectation, fit
-from insitu_collector.change_point import latest_change
-from insitu_collector.row_maps import SHAPE
-from insitu_collector.step_history import PER_SECOND, Float64, Seconds, matched, part
+from insitu_collector.rows.row_maps import SHAPE
+from insitu_collector.steps.baseline import OFF_CORE, Expectation, fit
+from insitu_collector.steps.change_point import latest_change
+from insitu_collector.steps.history import PER_SECOND, Float64, Seconds, matched, part
 
 ON_NS, OFF_NS = 4e6, 0.5e6
 NUM = 60

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from insitu.vocabulary import IntervalClass, LedgerClass
-from insitu_collector.step_work import LEDGER_CLASSES, NEAR_NS, StepWork, step_work, typical_ns
-from insitu_collector.tape import Columns
+from insitu_collector.rows.tape import Columns
+from insitu_collector.steps.work import LEDGER_CLASSES, NEAR_NS, StepWork, step_work, typical_ns
 
 C = IntervalClass
 STAGES = {0: 0, 1: 1}

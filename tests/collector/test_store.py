@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from insitu.exporters.base import Batch
 from insitu.records import TABLES, schema_of
-from insitu.segments import SegmentName, ShardWriter
+from insitu.segments.shard import SegmentName, ShardWriter
 from insitu_collector.store import SeenRows, open_store
 
 

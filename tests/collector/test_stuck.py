@@ -9,9 +9,9 @@ import pytest
 from record_kit import table
 
 from insitu.vocabulary import IntervalClass
-from insitu_collector import stuck
 from insitu_collector.evidence import Evidence
-from insitu_collector.verdicts import Finding
+from insitu_collector.verdicts import stuck
+from insitu_collector.verdicts.finding import Finding
 
 S = 1_000_000_000
 MS = 1_000_000

@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 
 from insitu.records import TABLES, schema_of
-from insitu_collector.selection import Selection
+from insitu_collector.clocks.timeline import Timeline
+from insitu_collector.export.tables import unix_schema, with_unix, write_table
+from insitu_collector.rows.selection import Selection
 from insitu_collector.simulate import RUN, UNIX_MINUS_MONO_NS, Scenario, simulate, write_store
 from insitu_collector.store import open_store
-from insitu_collector.table_files import unix_schema, with_unix, write_table
-from insitu_collector.timeline import Timeline
 
 CAPTURE = {"epoch": 1, "rank": 0, "stage": 0, "row_seq": 0, "step_id": 3, "shape": [2], "data": b"\x00\xff"}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from record_kit import table
 
 from insitu.records import schema_of
-from insitu_collector.timeline import timeline_of
+from insitu_collector.clocks.timeline import timeline_of
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND

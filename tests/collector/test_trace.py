@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu_collector.trace import Slice, clipped, in_lanes
+from insitu_collector.export.trace import Slice, clipped, in_lanes
 
 
 def one(t0: int, t1: int) -> Slice:

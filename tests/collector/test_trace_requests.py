@@ -6,8 +6,8 @@ import pyarrow as pa
 from record_kit import requests
 
 from insitu.vocabulary import RequestEvent
-from insitu_collector.timeline import Timeline
-from insitu_collector.trace_requests import Life, lives, request_counters, request_slices, without_tokens
+from insitu_collector.clocks.timeline import Timeline
+from insitu_collector.export.requests import Life, lives, request_counters, request_slices, without_tokens
 
 E = RequestEvent
 

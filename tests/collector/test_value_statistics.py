@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from insitu.records import schema_of
-from insitu_collector.selection import NothingFound
-from insitu_collector.sides import Recorded
+from insitu_collector.compare.sides import Recorded
+from insitu_collector.rows.selection import NothingFound
 from insitu_collector.simulate import Scenario, simulate, write_store
 from insitu_collector.store import open_store
-from insitu_collector.value_statistics import beside, value_statistics
+from insitu_collector.values.statistics import beside, value_statistics
 
 ENTROPY = {"num": 2, "mean": 1.5, "m2": 0.5, "low": 1.0, "high": 2.0}
 ROW: dict[str, Any] = {

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector.healthy import best_split
-from insitu_collector.judgement import Judgement
+from insitu_collector.judge.judgement import Judgement
+from insitu_collector.rows.slices import seconds
 from insitu_collector.simulate import Fault, Scenario, simulate
-from insitu_collector.slices import seconds
-from insitu_collector.verdicts import Verdict, standing
+from insitu_collector.verdicts.finding import Verdict, standing
+from insitu_collector.verdicts.healthy import best_split
 
 QUIET = {VerdictKind.HEALTHY, VerdictKind.INCONCLUSIVE}
 

@@ -9,8 +9,8 @@ import time
 import pytest
 from alert_kit import alert, serving
 
-from insitu_collector.delivery import Unsent
-from insitu_collector.webhooks import Webhook, name_of
+from insitu_collector.notify.delivery import Unsent
+from insitu_collector.notify.webhooks import Webhook, name_of
 
 
 def test_an_alert_is_posted_as_json() -> None:

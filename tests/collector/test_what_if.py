@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insitu_collector.changes import Change, NoPrediction, Speed, parse_changes
 from insitu_collector.evidence import Evidence
-from insitu_collector.prediction import what_if
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
-from insitu_collector.what_if import Prediction, WhatIf, tokens_per_s
+from insitu_collector.whatif.changes import Change, NoPrediction, Speed, parse_changes
+from insitu_collector.whatif.predict import Prediction, WhatIf, tokens_per_s
+from insitu_collector.whatif.report import what_if
 
 SATURATED = Scenario(seed=3, seconds=8.0, requests_per_s=80.0, tail=0.0)
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from insitu import statistic_layout as layout
-from insitu.reductions import Places, compute
-from insitu.statistics import Partials, concat, finalise, from_places
-from insitu.workspace import Workspace
+from insitu.statistics import layout
+from insitu.statistics.parts import Partials, concat, finalise, from_places
+from insitu.statistics.reductions import Places, compute
+from insitu.statistics.workspace import Workspace
 
 Matrix = NDArray[np.float64]
 Float32 = np.ndarray[Any, np.dtype[np.float32]]

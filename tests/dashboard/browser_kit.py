@@ -24,8 +24,8 @@ from live_system import Process
 from insitu.exporters.base import Batch, Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
+from insitu_collector.rows.slices import seconds
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
-from insitu_collector.slices import seconds
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from insitu_collector.judge import judged
+from insitu_collector.judge.runs import judged
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
-from insitu_collector.verdicts import Verdict
+from insitu_collector.verdicts.finding import Verdict
 from insitu_dashboard.run_view import RunView
 
 SLOW = Scenario(seed=3, seconds=12.0, faults=(Fault("slow", 4.0, 1, ms=20.0),))

@@ -13,7 +13,7 @@ import pytest
 from browser_kit import MARKUP, Running, Viewer, browser, running, until, why_no_browser
 from live_system import Process
 
-from insitu.segments import ShardWriter
+from insitu.segments.shard import ShardWriter
 from insitu_collector.store import open_store
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from insitu_collector.rows.slices import seconds
 from insitu_collector.simulate import RUN, write_store
-from insitu_collector.slices import seconds
 from insitu_dashboard.hub import Hub
 
 

@@ -13,9 +13,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from insitu.records import schema_of
+from insitu_collector.clocks.timeline import timeline_of
 from insitu_collector.simulate import write_store
-from insitu_collector.spans import CLASSES
-from insitu_collector.timeline import timeline_of
+from insitu_collector.views.spans import CLASSES
 from insitu_dashboard import pages
 from insitu_dashboard.hub import Hub
 

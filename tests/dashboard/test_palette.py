@@ -7,7 +7,7 @@ import re
 import pytest
 
 from insitu.vocabulary import LedgerClass
-from insitu_collector.palette import LABELS, LOOKS, Look
+from insitu_collector.ledger.palette import LABELS, LOOKS, Look
 from insitu_dashboard.components import WEB
 
 LINE = re.compile(

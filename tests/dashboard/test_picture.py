@@ -12,7 +12,7 @@ import pytest
 
 from insitu.vocabulary import IntervalClass, LedgerClass, VerdictKind
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
-from insitu_collector.verdicts import CLOSED, OPEN, Verdict
+from insitu_collector.verdicts.finding import CLOSED, OPEN, Verdict
 from insitu_dashboard.notices import Level, Notice, State
 from insitu_dashboard.picture import NO_DATA, WINDOWS_S, blank_picture, picture, told_now, verdict_json
 from insitu_dashboard.run_view import RunView

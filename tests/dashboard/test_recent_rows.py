@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.records import schema_of
-from insitu_collector.timeline import Timeline
+from insitu_collector.clocks.timeline import Timeline
 from insitu_dashboard import recent_rows
 from insitu_dashboard.recent_rows import RecentRows
 

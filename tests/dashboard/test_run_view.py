@@ -12,10 +12,10 @@ import pytest
 
 from insitu.records import schema_of
 from insitu.vocabulary import IntervalClass, LedgerClass
-from insitu_collector.ledger_classes import PLACE
+from insitu_collector.clocks.timeline import Int64
+from insitu_collector.ledger.classes import PLACE
+from insitu_collector.rows.slices import Groups, seconds
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
-from insitu_collector.slices import Groups, seconds
-from insitu_collector.timeline import Int64
 from insitu_dashboard.run_view import LATE_NS, RunView
 
 _row_seq = itertools.count(10**6)

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.vocabulary import LedgerClass
-from insitu_collector.latency import SECOND_NS
-from insitu_collector.ledger import CLASSES, rank_ledger
-from insitu_collector.ledger_classes import NOBODY, PLACE
-from insitu_collector.ledger_columns import Grid
-from insitu_collector.ledger_tiles import TileLedger
-from insitu_collector.tile import Tile
+from insitu_collector.ledger.classes import NOBODY, PLACE
+from insitu_collector.ledger.columns import Grid
+from insitu_collector.ledger.tile import Tile
+from insitu_collector.ledger.tiles import TileLedger
+from insitu_collector.ledger.window import CLASSES, rank_ledger
+from insitu_collector.requests.latency import SECOND_NS
 from insitu_dashboard.tiles import shares, times_of
 
 Entry = tuple[int, LedgerClass, int]

@@ -14,7 +14,7 @@ from live_system import collecting, free_port
 from torch import nn
 
 import insitu
-from insitu.session import Session
+from insitu.session.live import Session
 from insitu_collector.store import open_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]

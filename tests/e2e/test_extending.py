@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from insitu.plugins import EXPORTERS, GROUPS, SITES, STATISTICS, VERDICTS
+from insitu.plugins.discovery import EXPORTERS, GROUPS, SITES, STATISTICS, VERDICTS
 
 pytestmark = pytest.mark.timeout(240)
 

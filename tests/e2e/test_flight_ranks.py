@@ -15,9 +15,9 @@ from typing import Any, Final
 import pytest
 from live_system import Process
 
-from insitu_collector.flight_records import FlightIncident
-from insitu_collector.flight_report import incidents_in
-from insitu_collector.server import CollectorServer
+from insitu_collector.flight.command import incidents_in
+from insitu_collector.flight.records import FlightIncident
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
 pytestmark = pytest.mark.e2e
@@ -107,7 +107,7 @@ class Rank:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CollectorServer]:
-    monkeypatch.setattr("insitu_collector.flight_relay.ANSWER_S", 4.0)
+    monkeypatch.setattr("insitu_collector.flight.relay.ANSWER_S", 4.0)
     with CollectorServer(tmp_path / "store", port=0) as running:
         yield running
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from live_system import collecting, free_port
 
-from insitu.segment_layout import list_segments
+from insitu.segments.layout import list_segments
 from insitu_collector.store import open_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

@@ -24,7 +24,7 @@ from torch import nn
 
 import insitu
 from insitu import cli
-from insitu_collector.server import CollectorServer
+from insitu_collector.service.server import CollectorServer
 
 pytestmark = pytest.mark.timeout(240)
 

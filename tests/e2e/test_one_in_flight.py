@@ -11,11 +11,11 @@ import pytest
 from live_system import MODEL, Process
 
 from insitu_collector.evidence import Evidence
-from insitu_collector.prediction import what_if
-from insitu_collector.slices import JUDGED, Groups, latest
-from insitu_collector.step_times import step_times
+from insitu_collector.rows.slices import JUDGED, Groups, latest
+from insitu_collector.steps.times import step_times
 from insitu_collector.store import open_store
-from insitu_collector.underfilled import WINDOW_NS, look, measure
+from insitu_collector.verdicts.pipeline_underfilled import WINDOW_NS, look, measure
+from insitu_collector.whatif.report import what_if
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

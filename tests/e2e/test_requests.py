@@ -11,9 +11,9 @@ import pytest
 from live_system import running
 
 from insitu.vocabulary import RequestClass, RequestEvent, VerdictKind
-from insitu_collector.judge import final_verdicts
-from insitu_collector.stalls import stalls_of
+from insitu_collector.judge.runs import final_verdicts
 from insitu_collector.store import open_store
+from insitu_collector.views.stalls import stalls_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

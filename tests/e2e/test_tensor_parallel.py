@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from insitu_collector.stalls import stalls
+from insitu_collector.views.stalls import stalls
 
 EXAMPLE = Path(__file__).parents[2] / "examples/03_tensor_parallel.py"
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]

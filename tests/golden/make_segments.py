@@ -16,7 +16,7 @@ import pyarrow as pa
 from insitu.exporters.base import Batch
 from insitu.exporters.window import Pending
 from insitu.records import TABLES, TableSpec, schema_of, table_spec, versions_of, with_todays_columns
-from insitu.segments import SegmentName, ShardWriter
+from insitu.segments.shard import SegmentName, ShardWriter
 from insitu.wire.insitu_pb2 import DURABLE, Ack, Hello, Refusal, ToCollector, ToProbe
 
 HERE: Final = Path(__file__).parent

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from insitu.records import TABLES, TableSpec, schema_of, spec_by_digest, table_spec
-from insitu.segments import SegmentName, TailReader
+from insitu.segments.shard import SegmentName, TailReader
 from insitu.wire.insitu_pb2 import DURABLE, Frame, ToCollector, ToProbe
-from insitu_collector.ingest import checked_batch
+from insitu_collector.service.ingest import checked_batch
 from insitu_collector.store import open_store
 
 HERE = Path(__file__).parent

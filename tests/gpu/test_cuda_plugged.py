@@ -10,7 +10,7 @@ from package_kit import install
 from torch import nn
 
 import insitu
-from insitu.plugins import STATISTICS
+from insitu.plugins.discovery import STATISTICS
 from insitu.statistic_plugins import load_measures
 from insitu.testing import Recording
 

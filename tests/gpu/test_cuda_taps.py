@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import insitu
-from insitu import statistic_layout
-from insitu.reductions import Places, compute
-from insitu.statistics import finalise, from_places
+from insitu.statistics import layout as statistic_layout
+from insitu.statistics.parts import finalise, from_places
+from insitu.statistics.reductions import Places, compute
+from insitu.statistics.workspace import Workspace
 from insitu.testing import Recording
-from insitu.workspace import Workspace
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,9 +19,9 @@ from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
 import insitu
-from insitu.architectures import FAMILIES
-from insitu.catalogue import catalogue
-from insitu.sites import Site
+from insitu.sites.architectures import FAMILIES
+from insitu.sites.catalogue import catalogue
+from insitu.sites.site import Site
 from insitu.testing import Recording
 
 RTOL, ATOL = 1e-9, 1e-12
@@ -31,7 +31,7 @@ RTOL, ATOL = 1e-9, 1e-12
 @pytest.fixture(autouse=True)
 def _small_and_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Room for the rows of two steps, not for those of hundreds; one thread, as tiny tensors want it."""
-    monkeypatch.setattr("insitu.row_slabs.MAX_SLABS", 2)
+    monkeypatch.setattr("insitu.slabs.rows.MAX_SLABS", 2)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

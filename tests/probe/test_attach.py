@@ -282,7 +282,8 @@ def test_every_public_name_is_itself_whatever_was_used_before() -> None:
         "import insitu, types, itertools\n"
         "for name in ['start', 'Session', 'Rows', 'attach', 'interval', 'tap', 'observe', 'off', 'Rule']:\n"
         "    getattr(insitu, name)\n"
-        "import insitu.verbs, insitu.session, insitu.rows, insitu.rules, insitu.intervals, insitu.taps\n"
+        "import insitu.verbs, insitu.session.live, insitu.session.row_map, insitu.session.intervals\n"
+        "import insitu.rules.rule, insitu.taps.eager, insitu.run.command, insitu.flight.settings\n"
         "print([name for name in insitu.__all__ if isinstance(getattr(insitu, name), types.ModuleType)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

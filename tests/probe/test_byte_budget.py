@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.byte_budget import BURST_S, Budget, LeftOut
+from insitu.rules.byte_budget import BURST_S, Budget, LeftOut
 
 STEPS = st.lists(st.tuples(st.integers(0, 2_000_000_000), st.integers(1, 5000)), max_size=60)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import insitu
 from insitu.config import ConfigError
-from insitu.sampling import is_sampled
+from insitu.rules.sampling import is_sampled
 from insitu.testing import Recording, oracle_model
 
 RUN = "0123456789abcdef"

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from value_kit import part_of, read
 
-from insitu import statistic_layout as layout
-from insitu.casts import FORMATS, formats, rounded, sample_of
-from insitu.statistics import combine, concat
+from insitu.statistics import layout
+from insitu.statistics.casts import FORMATS, formats, rounded, sample_of
+from insitu.statistics.parts import combine, concat
 
 Float32 = np.ndarray[Any, np.dtype[np.float32]]
 DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}

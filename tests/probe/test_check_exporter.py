@@ -11,7 +11,7 @@ import pytest
 from insitu.check_exporter import check_exporter
 from insitu.exporters import Ack, Batch, Level, Refused, Retry, open_exporter
 from insitu.identity import Source
-from insitu.plugins import Broken, NotChecked
+from insitu.plugins.discovery import Broken, NotChecked
 from insitu.records import TABLES
 from insitu.testing import FakeClock
 from insitu.vocabulary import DropReason

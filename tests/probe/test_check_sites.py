@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from insitu.families import Family, Place
-from insitu.plugins import Broken, NotChecked
+from insitu.plugins.discovery import Broken, NotChecked
 from insitu.site_plugins import Architecture
 from insitu.testing import check_architecture
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from insitu.plugins import Broken
+from insitu.plugins.discovery import Broken
 from insitu.statistic_plugins import Statistic
 from insitu.testing import check_statistic
 

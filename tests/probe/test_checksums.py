@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from insitu.checksums import _C, _K, checksum
+from insitu.statistics.checksums import _C, _K, checksum
 
 Float32 = np.ndarray[Any, np.dtype[np.float32]]
 BITS = hnp.arrays(np.int32, hnp.array_shapes(max_dims=2, max_side=30))

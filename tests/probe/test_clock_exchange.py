@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.clock_exchange import NUM_EXCHANGES, Exchange, best, measure
+from insitu.exporters.clock_exchange import NUM_EXCHANGES, Exchange, best, measure
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source, boot_id
 from insitu.vocabulary import Role
 from insitu.wire.insitu_pb2 import ClockQuery, ClockReading
 from insitu.wire.insitu_pb2_grpc import CollectorServicer
-from insitu_collector.server import CollectorServer
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
 WAYS = st.lists(st.tuples(st.integers(0, 10**7), st.integers(0, 10**6), st.integers(0, 10**7)), min_size=1, max_size=8)
@@ -207,7 +207,7 @@ def test_a_collector_that_knows_no_clocks_is_asked_once_and_takes_records_as_eve
 
 def connect(exporter: CollectorExporter, source: Source) -> None:
     """Ship one row, and wait until it is durable: the connection stands."""
-    from insitu import builders
+    from insitu.drain import builders
     from insitu.exporters import Batch
 
     rows = builders.from_rows("events", source, range(1), [{"t_ns": 1, "kind": "test", "step_id": -1, "text": ""}])

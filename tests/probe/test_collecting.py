@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import insitu
-from insitu.collected_rows import side_by_side
 from insitu.exporters.base import Ack, Batch, Level, Retry
 from insitu.records import schema_of
+from insitu.session.collected_rows import side_by_side
 from insitu.testing import Recording
 
 RULES = [insitu.Rule(sites="?*", take="rows", requests="all")]

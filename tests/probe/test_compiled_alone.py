@@ -133,7 +133,7 @@ def test_a_tap_that_cannot_be_compiled_never_reaches_the_model(
 ) -> None:
     model, x = Stack().eval(), torch.randn(3, 8)
     monkeypatch.delenv("PYTEST_CURRENT_TEST")  # outside pytest errors are contained
-    monkeypatch.setattr("insitu.graph_taps.Sheet.write", lambda sheet: torch._dynamo.graph_break())
+    monkeypatch.setattr("insitu.taps.graph.Sheet.write", lambda sheet: torch._dynamo.graph_break())
     with torch.inference_mode():
         expected = model(x)
         with insitu.attach(model, to=insitu_records):

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import insitu
-from insitu.plugins import STATISTICS
-from insitu.sampling import is_sampled
+from insitu.plugins.discovery import STATISTICS
+from insitu.rules.sampling import is_sampled
 from insitu.testing import Recording
 
 RUN = "0123456789abcdef"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import insitu
-from insitu.concurrent_forwards import ConcurrentForwards
+from insitu.drain.concurrent_forwards import ConcurrentForwards
 from insitu.testing import Recording, expect
 from insitu.vocabulary import IntervalClass
 

@@ -19,7 +19,7 @@ import insitu
 from insitu.cli import ExitCode
 from insitu.cli import insitu as command
 from insitu.config import ONLY_ARGUMENTS, SETTINGS, Config, ConfigError, Origin, load
-from insitu.retention import Keep
+from insitu.segments.retention import Keep
 from insitu.testing import Recording
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 import insitu
 from insitu.exporters.base import Ack, Batch, Level, Retry
-from insitu.retention import parse_bytes
-from insitu.session import Session
+from insitu.segments.retention import parse_bytes
+from insitu.session.live import Session
 from insitu.testing import Recording
 from insitu.vocabulary import DropReason
 

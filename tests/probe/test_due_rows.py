@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.due_rows import DueRows, by_name
-from insitu.flight import FlightRule
-from insitu.rows import Rows
-from insitu.rules import Rule
-from insitu.step import StepRecord
+from insitu.flight.settings import FlightRule
+from insitu.rules.due_rows import DueRows, by_name
+from insitu.rules.rule import Rule
+from insitu.session.row_map import Rows
+from insitu.session.step import StepRecord
 
 ALL = Rule(sites="*", requests="all")
 OPT_IN = Rule(sites="*")

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import insitu
-from insitu.sampling import hash64, is_sampled
+from insitu.rules.sampling import hash64, is_sampled
 from insitu.testing import Recording
 
 RUN = "0123456789abcdef"

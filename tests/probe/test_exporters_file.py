@@ -16,7 +16,7 @@ from insitu.exporters import Batch, Level, Refused, Retry, open_exporter
 from insitu.exporters.file import FileExporter
 from insitu.identity import Source
 from insitu.records import schema_of
-from insitu.segments import TailReader, list_segments
+from insitu.segments.shard import TailReader, list_segments
 from insitu.vocabulary import DropReason
 
 STREAM = 9

@@ -19,10 +19,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from otlp_kit import Inbox, attributes, attributes_of, grpc_receiver, http_receiver
 
 import insitu
-from insitu.exporters import open_exporter, otlp, otlp_ship
-from insitu.exporters.otlp_spans import trace_id_of
+from insitu.exporters import open_exporter
+from insitu.exporters.otlp import exporter as otlp
+from insitu.exporters.otlp import ship as otlp_ship
+from insitu.exporters.otlp.spans import trace_id_of
 from insitu.identity import Source
-from insitu.session import Session, Stats
+from insitu.session.live import Session, Stats
 from insitu.testing import oracle_model, oracle_values, origin_of
 
 ASKED = insitu.request_context({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})

@@ -15,7 +15,7 @@ import insitu
 from insitu.exporters import Ack, Batch, Level, Retry, open_exporter
 from insitu.exporters.plugged import PluggedExporter
 from insitu.identity import Source
-from insitu.plugins import EXPORTERS
+from insitu.plugins.discovery import EXPORTERS
 from insitu.records import schema_of, table_spec
 
 CODE = """
@@ -89,7 +89,7 @@ def test_our_own_schemes_ask_no_package(monkeypatch: pytest.MonkeyPatch) -> None
     def scan(**_: str) -> None:
         raise AssertionError("installed packages were looked through")
 
-    monkeypatch.setattr("insitu.plugins.entry_points", scan)
+    monkeypatch.setattr("insitu.plugins.discovery.entry_points", scan)
     open_exporter("memory://", Source()).close(1.0)
     with pytest.raises(AssertionError, match="looked through"):
         open_exporter("plain://", Source())

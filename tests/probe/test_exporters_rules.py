@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from insitu.exporters.rules import NO_MODEL, answer
-from insitu.in_force import InForce
-from insitu.rule_changes import RuleChanges
-from insitu.rules import Rule
-from insitu.rules_text import parse_toml, to_toml
-from insitu.sites import Site
-from insitu.slab import Plan
-from insitu.step import StepRecord
+from insitu.rules.changes import RuleChanges
+from insitu.rules.in_force import InForce
+from insitu.rules.rule import Rule
+from insitu.rules.text import parse_toml, to_toml
+from insitu.session.step import StepRecord
+from insitu.sites.site import Site
+from insitu.slabs.slab import Plan
 from insitu.wire.insitu_pb2 import Rules
 
 LAST = Rule(sites="logits", rows="last")

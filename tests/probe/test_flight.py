@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import insitu
 from insitu.config import ConfigError, Origin, load
-from insitu.flight import LONGEST_S, Flight, FlightError, FlightRule, flight_text, parse_flight
-from insitu.rules import RuleError
+from insitu.flight.settings import LONGEST_S, Flight, FlightError, FlightRule, flight_text, parse_flight
+from insitu.rules.rule import RuleError
 
 
 def test_rows_arm_the_model_with_a_rule_that_is_no_other() -> None:

@@ -11,9 +11,9 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insitu.flight_buffer import PIECES, Buffer, Canaries, FullSteps, Window, whose
-from insitu.harvest import Captures
-from insitu.rows import AXES, Rows, places
+from insitu.flight.buffer import PIECES, Buffer, Canaries, FullSteps, Window, whose
+from insitu.session.row_map import AXES, Rows, places
+from insitu.slabs.harvest import Captures
 
 NUM_SITES = 4
 

@@ -18,7 +18,7 @@ from torch import nn
 
 import insitu
 from insitu import Flight
-from insitu.flight import LONGEST_S
+from insitu.flight.settings import LONGEST_S
 from insitu.testing import Recording, expect, oracle_model, oracle_values
 from insitu.vocabulary import Variant
 from insitu.wire.insitu_pb2 import Dump

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from insitu.flight_signal import on_signal
+from insitu.flight.signals import on_signal
 
 NUMBER = signal.SIGUSR2
 

@@ -10,7 +10,17 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insitu.governor import FLOOR, MAX_DOUBLINGS, MAX_PATIENCE, PATIENCE, SLACK, T0_WINDOWS, State, Window, decide
+from insitu.overhead.governor import (
+    FLOOR,
+    MAX_DOUBLINGS,
+    MAX_PATIENCE,
+    PATIENCE,
+    SLACK,
+    T0_WINDOWS,
+    State,
+    Window,
+    decide,
+)
 
 BUDGET = 0.01
 SECOND = 1e9

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, TraceIdRatioBased
 
 import insitu
-from insitu.head_sampling import is_taken, lot_of
-from insitu.rows import Rows
-from insitu.trace_context import RequestContext
+from insitu.rules.head_sampling import is_taken, lot_of
+from insitu.session.row_map import Rows
+from insitu.session.trace_context import RequestContext
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 import insitu
-from insitu.harvest import Reading
-from insitu.in_force import InForce
 from insitu.row_forms import decoded
-from insitu.rules import RuleError
-from insitu.sampling import is_sampled
-from insitu.sites import Site
-from insitu.slab import Plan
-from insitu.step import StepRecord
+from insitu.rules.in_force import InForce
+from insitu.rules.rule import RuleError
+from insitu.rules.sampling import is_sampled
+from insitu.session.step import StepRecord
+from insitu.sites.site import Site
+from insitu.slabs.harvest import Reading
+from insitu.slabs.slab import Plan
 from insitu.testing import Recording
 
 RUN = "0123456789abcdef"

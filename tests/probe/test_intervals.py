@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.intervals import BYTES, CLS, CPU, T0, T1, WIDTH, Recorder, Rows64, carve
+from insitu.session.intervals import BYTES, CLS, CPU, T0, T1, WIDTH, Recorder, Rows64, carve
 from insitu.vocabulary import IntervalClass
 
 

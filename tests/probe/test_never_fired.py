@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import insitu
-from insitu.never_fired import ENOUGH_STEPS, FIRED, NEVER_FIRED, SEPARATOR, NeverFired
-from insitu.rows import Rows
+from insitu.session.row_map import Rows
+from insitu.sites.never_fired import ENOUGH_STEPS, FIRED, NEVER_FIRED, SEPARATOR, NeverFired
 from insitu.testing import Recording
 
 NAMES = st.lists(st.sets(st.sampled_from("abcdef")), max_size=8)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import insitu
-from insitu.no_steps import SILENT_S, NoSteps
+from insitu.drain.no_steps import SILENT_S, NoSteps
 from insitu.testing import Recording
 
 
@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("insitu.no_steps.monotonic", clock)
+    monkeypatch.setattr("insitu.drain.no_steps.monotonic", clock)
     return clock
 
 
@@ -131,6 +131,6 @@ def test_a_session_without_a_model_says_nothing(clock: Clock, insitu_records: Re
 
 
 def test_watching_loads_nothing_heavy() -> None:
-    script = "import sys, insitu.no_steps; print({'numpy', 'torch', 'pyarrow', 'grpc'} & set(sys.modules))"
+    script = "import sys, insitu.drain.no_steps; print({'numpy', 'torch', 'pyarrow', 'grpc'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout == "set()\n"

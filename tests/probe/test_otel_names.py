@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from insitu import otel_names as names
-from insitu.statistics import finalise
+from insitu.exporters.otlp import names
+from insitu.statistics.parts import finalise
 from insitu.vocabulary import IntervalClass
 
 PAGE = (Path(__file__).parents[2] / "docs/otel.md").read_text()

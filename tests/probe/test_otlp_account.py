@@ -8,9 +8,9 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from insitu.drain.outbox import Outbox
 from insitu.exporters.base import Ack, Batch, Level
-from insitu.exporters.otlp_account import Account
-from insitu.outbox import Outbox
+from insitu.exporters.otlp.account import Account
 from insitu.records import schema_of, table_spec
 from insitu.vocabulary import DropReason
 

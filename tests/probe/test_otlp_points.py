@@ -13,9 +13,9 @@ from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metr
 from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
 from opentelemetry.sdk.resources import Resource
 
-from insitu import otel_names as names
-from insitu.exporters.otlp_ends import scope
-from insitu.exporters.otlp_points import Points
+from insitu.exporters.otlp import names
+from insitu.exporters.otlp.ends import scope
+from insitu.exporters.otlp.points import Points
 
 A, B = (("insitu.site", "a"),), (("insitu.site", "b"),)
 amounts = st.lists(st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 1000)), max_size=4), max_size=6)

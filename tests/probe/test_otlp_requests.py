@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu import otel_names as names
-from insitu.exporters.otlp_requests import MAX_MARKS, MAX_OPEN, Ended, Latency, Mark, Requests
+from insitu.exporters.otlp import names
+from insitu.exporters.otlp.requests import MAX_MARKS, MAX_OPEN, Ended, Latency, Mark, Requests
 from insitu.vocabulary import RequestEvent
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu import builders
+from insitu.drain import builders
+from insitu.drain.outbox import Outbox
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.identity import Source
-from insitu.outbox import Outbox
 from insitu.vocabulary import DropReason
 
 SOURCE = Source(epoch=7, run="0" * 16)

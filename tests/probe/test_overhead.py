@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaModel
 
 import insitu
 from insitu.config import ConfigError
-from insitu.governor import State
-from insitu.overhead import GOVERNOR, T0_OVER
-from insitu.reductions import compute
-from insitu.sampling import is_sampled
-from insitu.session import Session
+from insitu.overhead.account import GOVERNOR, T0_OVER
+from insitu.overhead.governor import State
+from insitu.rules.sampling import is_sampled
+from insitu.session.live import Session
+from insitu.statistics.reductions import compute
 from insitu.testing import Recording
 
 RUN = "0123456789abcdef"
@@ -63,10 +63,10 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Cpu:
         clock.measure()
         compute(*args, **kwargs)
 
-    monkeypatch.setattr("insitu.staging.compute", timed)  # a site of a few values waits for others
+    monkeypatch.setattr("insitu.statistics.staging.compute", timed)  # a site of a few values waits for others
     monkeypatch.setattr(time, "thread_time_ns", clock.read)
-    monkeypatch.setattr("insitu.step_costs.thread_time_ns", clock.read)
-    monkeypatch.setattr("insitu.harvest.thread_time_ns", clock.read)
+    monkeypatch.setattr("insitu.overhead.step_costs.thread_time_ns", clock.read)
+    monkeypatch.setattr("insitu.slabs.harvest.thread_time_ns", clock.read)
     return clock
 
 
@@ -258,7 +258,7 @@ def test_a_real_model_whose_load_changes_tenfold_pays_no_more_than_its_budget(
     insitu_records: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In CPU time of this thread, told by this test: of other processes it knows nothing."""
-    monkeypatch.setattr("insitu.overhead.WINDOW_NS", 250 * MS)  # harder to judge by, and soon over
+    monkeypatch.setattr("insitu.overhead.account.WINDOW_NS", 250 * MS)  # harder to judge by, and soon over
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=192,

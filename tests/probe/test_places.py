@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from insitu.places import Place, claim_replica, global_rank, place_of
+from insitu.run.places import Place, claim_replica, global_rank, place_of
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
 
@@ -51,7 +51,7 @@ def test_processes_that_know_of_no_other_are_numbered_as_they_come(run: str) -> 
 
 
 def test_a_number_goes_with_its_process_and_the_next_takes_it(run: str) -> None:
-    code = f"from insitu.places import claim_replica as claim; print(claim({run!r}, 0)); input()"
+    code = f"from insitu.run.places import claim_replica as claim; print(claim({run!r}, 0)); input()"
     first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with first:
         assert first.stdout is not None
@@ -64,7 +64,7 @@ def test_a_number_goes_with_its_process_and_the_next_takes_it(run: str) -> None:
 def test_a_forked_child_does_not_hold_its_parents_number(run: str) -> None:
     code = f"""
 import os
-from insitu.places import claim_replica
+from insitu.run.places import claim_replica
 claim_replica({run!r}, 0)
 if os.fork() == 0:
     print(claim_replica({run!r}, 0), flush=True)

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 import insitu
-from insitu.plain import bits_of, can_hold, is_plain, plain, rows_of
+from insitu.taps.plain import bits_of, can_hold, is_plain, plain, rows_of
 from insitu.testing import Recording
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.plan_estimate import PHASES, Traffic, always_bytes, lines_of, per_s
-from insitu.rows import Rows
-from insitu.rules import Rule
-from insitu.sites import Site
+from insitu.plan.estimate import PHASES, Traffic, always_bytes, lines_of, per_s
+from insitu.rules.rule import Rule
+from insitu.session.row_map import Rows
+from insitu.sites.site import Site
 
 SITES = (Site(0, "L0.resid_post", "a"), Site(1, "L1.resid_post", "b"), Site(2, "logits", "c", axis="samples"))
 SHAPES = {0: (16, "float32"), 1: (16, "float32"), 2: (100, "float32")}

@@ -14,13 +14,13 @@ from small_models import CASES, Case, random_model
 from transformers import AutoModelForCausalLM
 
 import insitu
-from insitu import plan_costs
-from insitu.catalogue import catalogue
 from insitu.cli import insitu as command
-from insitu.plan_shapes import shapes_of
-from insitu.row_slabs import ROW_BUDGET_BYTES
+from insitu.plan import costs as plan_costs
+from insitu.plan.shapes import shapes_of
+from insitu.sites.catalogue import catalogue
+from insitu.slabs.rows import ROW_BUDGET_BYTES
+from insitu.statistics.workspace import ELEMENT_BYTES
 from insitu.testing import Recording
-from insitu.workspace import ELEMENT_BYTES
 
 BATCH, PROMPT, MAX_ROWS = 4, 24, 32
 TRAFFIC = ("--batch", str(BATCH), "--prompt", str(PROMPT), "--max-rows", str(MAX_ROWS))

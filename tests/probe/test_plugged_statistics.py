@@ -14,13 +14,13 @@ from package_kit import install
 from torch import nn
 
 import insitu
-from insitu.governor import State
-from insitu.plugged_statistics import wanted_of
-from insitu.plugins import STATISTICS
-from insitu.rules import RuleError
-from insitu.sampling import is_sampled
-from insitu.sites import Site
-from insitu.step import StepRecord
+from insitu.overhead.governor import State
+from insitu.plugins.discovery import STATISTICS
+from insitu.rules.rule import RuleError
+from insitu.rules.sampling import is_sampled
+from insitu.session.step import StepRecord
+from insitu.sites.site import Site
+from insitu.statistics.plugged import wanted_of
 from insitu.testing import Recording, expect
 
 RUN = "0123456789abcdef"

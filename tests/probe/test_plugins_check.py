@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 from package_kit import install
 
 from insitu.cli import ExitCode
-from insitu.plugins import COMMANDS, EXPORTERS, GROUPS, SITES, STATISTICS, VERDICTS
-from insitu.plugins_check import KITS
-from insitu.plugins_list import plugins
+from insitu.plugins.check import KITS
+from insitu.plugins.command import plugins
+from insitu.plugins.discovery import COMMANDS, EXPORTERS, GROUPS, SITES, STATISTICS, VERDICTS
 
 CODE = """
 import click
@@ -127,7 +127,7 @@ def test_a_name_nobody_has_lists_those_there_are() -> None:
 
 
 def test_without_any_the_groups_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("insitu.plugins.entry_points", lambda group: ())
+    monkeypatch.setattr("insitu.plugins.discovery.entry_points", lambda group: ())
     ran = CliRunner().invoke(plugins, ["check"])
     assert ran.exit_code == ExitCode.OK
     assert all(group in ran.output for group in (*GROUPS, SITES))

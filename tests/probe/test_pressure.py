@@ -10,8 +10,8 @@ from torch import nn
 
 import insitu
 from insitu.exporters.base import Ack, Batch, Retry
-from insitu.pressure import DROP, HALF, NOBODY, ON_FULL, SAMPLE, SUMMARY, giving_way
-from insitu.rules import RuleError
+from insitu.rules.pressure import DROP, HALF, NOBODY, ON_FULL, SAMPLE, SUMMARY, giving_way
+from insitu.rules.rule import RuleError
 from insitu.testing import Recording
 
 RUN = "0123456789abcdef"

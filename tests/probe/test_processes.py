@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import insitu
-from insitu.segments import TailReader, list_segments
+from insitu.segments.shard import TailReader, list_segments
 from insitu.testing import Recording
 from insitu.vocabulary import IntervalClass
 

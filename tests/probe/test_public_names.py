@@ -21,8 +21,8 @@ import insitu.exporters
 import insitu.testing
 from insitu.config import SETTINGS, ConfigError, load
 from insitu.exporters import Refused, Retry
-from insitu.flight import FlightError
-from insitu.rules import RuleError
+from insitu.flight.settings import FlightError
+from insitu.rules.rule import RuleError
 from insitu.testing import Recording
 from insitu.vocabulary import DropReason
 

@@ -14,9 +14,9 @@ from hypothesis.extra import numpy as hnp
 from torch.utils._python_dispatch import TorchDispatchMode
 from value_kit import assert_told, part_of, read, told_by, used_places
 
-from insitu import statistic_layout as layout
-from insitu.reductions import compute
-from insitu.workspace import HOST_BLOCK, MAX_WIDTH, Workspace
+from insitu.statistics import layout
+from insitu.statistics.reductions import compute
+from insitu.statistics.workspace import HOST_BLOCK, MAX_WIDTH, Workspace
 
 DTYPES = (
     torch.float32,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.retention import (
+from insitu.segments.layout import SegmentName
+from insitu.segments.retention import (
     NAMES,
     NOTES,
     Busy,
@@ -21,7 +22,6 @@ from insitu.retention import (
     parse_age,
     parse_bytes,
 )
-from insitu.segment_layout import SegmentName
 
 NOW_NS = 10**18
 ROWS = ("intervals", "health", "events")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from insitu.row_forms import ITEM_BYTES, RowForm, decoded, form_of
-from insitu.rules import Rule
+from insitu.rules.rule import Rule
 
 
 def raw(x: torch.Tensor) -> bytes:

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import insitu
-from insitu.in_force import InForce
 from insitu.row_forms import decoded
-from insitu.rule_changes import RuleChanges
-from insitu.rules import RuleError
-from insitu.sites import Site
-from insitu.slab import Plan
-from insitu.step import StepRecord
+from insitu.rules.changes import RuleChanges
+from insitu.rules.in_force import InForce
+from insitu.rules.rule import RuleError
+from insitu.session.step import StepRecord
+from insitu.sites.site import Site
+from insitu.slabs.slab import Plan
 from insitu.testing import Recording
 
 WIDTH = 6

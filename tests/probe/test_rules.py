@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.head_sampling import lot_of
-from insitu.rows import Rows
-from insitu.rules import Rule, RuleError, check_fit, matches
+from insitu.rules.head_sampling import lot_of
+from insitu.rules.rule import Rule, RuleError, check_fit, matches
+from insitu.session.row_map import Rows
 
 STEP = [
     Rows("a", start=0, count=3, position=10, sample_row=1, capture=True),

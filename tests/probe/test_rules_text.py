@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.rules import Rule, RuleError
-from insitu.rules_text import MAX_RULES, parse_rule, parse_toml, rule_text, to_toml
+from insitu.rules.rule import Rule, RuleError
+from insitu.rules.text import MAX_RULES, parse_rule, parse_toml, rule_text, to_toml
 
 FILE = """
 [[rules]]

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from insitu.cli import ExitCode, insitu
-from insitu.run import CANNOT_RUN, NOT_FOUND, STARTUP, environment_of, is_deaf
+from insitu.run.command import CANNOT_RUN, NOT_FOUND, STARTUP, environment_of, is_deaf
 
 
 def test_the_startup_folder_holds_a_sitecustomize_and_nothing_else() -> None:

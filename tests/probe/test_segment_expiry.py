@@ -17,9 +17,9 @@ from insitu.exporters.base import Batch
 from insitu.exporters.file import FileExporter
 from insitu.identity import Source
 from insitu.records import schema_of
-from insitu.retention import Busy, Keep
-from insitu.segment_expiry import SWEEP_S, Expiry
-from insitu.segments import SegmentName, ShardWriter, list_segments
+from insitu.segments.expiry import SWEEP_S, Expiry
+from insitu.segments.retention import Busy, Keep
+from insitu.segments.shard import SegmentName, ShardWriter, list_segments
 from insitu.vocabulary import EXPIRED
 
 Rows = list[dict[str, Any]]
@@ -184,7 +184,7 @@ def test_a_process_that_writes_its_own_files_keeps_them_within_bounds(tmp_path: 
 
 def test_a_session_counts_what_it_tells_of_what_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way: the row goes through the drain, so produced = stored + expired, a table at a time."""
-    monkeypatch.setattr("insitu.segment_expiry.SWEEP_S", 0.0)
+    monkeypatch.setattr("insitu.segments.expiry.SWEEP_S", 0.0)
     monkeypatch.setenv("INSITU_KEEP_BYTES", "1")
     from insitu_collector.store import open_store
 

@@ -11,9 +11,9 @@ import pytest
 
 from insitu.exporters.base import Batch
 from insitu.records import schema_of
-from insitu.segment_layout import Key
-from insitu.segment_reader import recent_keys
-from insitu.segments import SegmentName, ShardWriter, TailReader
+from insitu.segments.layout import Key
+from insitu.segments.reader import recent_keys
+from insitu.segments.shard import SegmentName, ShardWriter, TailReader
 
 NAME = SegmentName("events", "shard", 0)
 NUM_BATCHES = 4

@@ -14,8 +14,8 @@ import pytest
 
 from insitu.exporters.base import Batch
 from insitu.records import schema_of
-from insitu.segment_recovery import recover_store
-from insitu.segments import Limits, SegmentName, ShardWriter, TailReader, list_segments
+from insitu.segments.recovery import recover_store
+from insitu.segments.shard import Limits, SegmentName, ShardWriter, TailReader, list_segments
 
 NAME = SegmentName("events", "dead", 0)
 COLUMNS = {"epoch": 7, "rank": 0, "stage": 0, "t_ns": 0, "kind": "incident", "text": None}
@@ -135,7 +135,7 @@ WRITES_UNTIL_KILLED = """
 import sys
 sys.path.insert(0, sys.argv[2])
 from test_segment_recovery import events
-from insitu.segments import Limits, ShardWriter
+from insitu.segments.shard import Limits, ShardWriter
 
 writer = ShardWriter(sys.argv[1], "dead", limits=Limits(max_bytes=3000))
 seq = int(sys.argv[3])

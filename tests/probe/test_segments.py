@@ -19,8 +19,17 @@ from hypothesis import strategies as st
 
 from insitu.exporters.base import Batch
 from insitu.records import TABLES, schema_of, table_spec
-from insitu.segment_recovery import recover_store
-from insitu.segments import Key, Limits, SegmentName, ShardLocked, ShardWriter, StoreFull, TailReader, list_segments
+from insitu.segments.recovery import recover_store
+from insitu.segments.shard import (
+    Key,
+    Limits,
+    SegmentName,
+    ShardLocked,
+    ShardWriter,
+    StoreFull,
+    TailReader,
+    list_segments,
+)
 
 EVENTS = table_spec("events").stream
 
@@ -309,7 +318,7 @@ import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_segments import events, read_all
-from insitu.segments import ShardWriter, StoreFull, list_segments
+from insitu.segments.shard import ShardWriter, StoreFull, list_segments
 
 store = Path(sys.argv[1])
 writer = ShardWriter(store, "shard")
@@ -341,7 +350,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_segments import events
-from insitu.segments import ShardWriter
+from insitu.segments.shard import ShardWriter
 
 writer = ShardWriter(Path(sys.argv[1]), "shard")
 for seq in range(5):

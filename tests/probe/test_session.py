@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import insitu
-from insitu.session import Session
+from insitu.session.live import Session
 from insitu.testing import Recording, expect
 from insitu.vocabulary import IntervalClass
 

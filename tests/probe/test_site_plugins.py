@@ -14,10 +14,10 @@ from torch import nn
 
 import insitu
 from insitu import site_plugins
-from insitu.catalogue import catalogue
 from insitu.families import Family, Place
-from insitu.plugins import SITES, Broken
+from insitu.plugins.discovery import SITES, Broken
 from insitu.site_plugins import checked_families
+from insitu.sites.catalogue import catalogue
 from insitu.testing import Recording, oracle_model
 
 CODE = """
@@ -144,7 +144,7 @@ def test_packages_are_looked_through_once_and_only_for_a_model_nobody_here_knows
         groups.append(group)
         return entry_points(group=group)
 
-    monkeypatch.setattr("insitu.plugins.entry_points", scan)
+    monkeypatch.setattr("insitu.plugins.discovery.entry_points", scan)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
     catalogue(LlamaForCausalLM(LlamaConfig(vocab_size=8, num_key_value_heads=2, **sizes)))
     assert groups == []

@@ -15,8 +15,8 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import insitu
-from insitu.catalogue import MAX_MODULE_SITES, catalogue, resolve
-from insitu.sites import Part, Site, SiteError, is_named
+from insitu.sites.catalogue import MAX_MODULE_SITES, catalogue, resolve
+from insitu.sites.site import Part, Site, SiteError, is_named
 from insitu.testing import Recording, oracle_model
 
 SHAPE = {

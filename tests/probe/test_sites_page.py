@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from insitu.architectures import FAMILIES
 from insitu.families import MEANINGS, Place
+from insitu.sites.architectures import FAMILIES
 
 PAGE: Final = Path(__file__).parents[2] / "docs/probe.md"
 BEGIN, END = "<!-- table of sites: tests/probe/test_sites_page.py writes it -->\n", "\n<!-- end of the table -->"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from insitu.catalogue import catalogue
 from insitu.cli import insitu
-from insitu.sites_show import meta_model
+from insitu.sites.catalogue import catalogue
+from insitu.sites.command import meta_model
 
 
 def run(*args: str | Path) -> Result:

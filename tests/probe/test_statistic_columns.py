@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from value_kit import Float32, dealt, parts_of
 
 from insitu.records import IDENTITY, schema_of
-from insitu.statistic_columns import columns_of, partials_of
-from insitu.statistics import Count, finalise
+from insitu.statistics.columns import columns_of, partials_of
+from insitu.statistics.parts import Count, finalise
 
 
 @settings(deadline=None)  # torch's own first calls are slow

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from package_kit import install
 
-from insitu.plugins import STATISTICS, Broken, PluginError
+from insitu.plugins.discovery import STATISTICS, Broken, PluginError
 from insitu.statistic_plugins import Statistic, checked_fields, combined, finalised, load_measures, merge
 
 Floats = NDArray[np.float64]

@@ -16,12 +16,12 @@ from value_kit import assert_told
 
 import insitu
 from insitu.records import schema_of
-from insitu.rules import RuleError
-from insitu.sampling import is_sampled
-from insitu.sites import Site
-from insitu.statistic_columns import partials_of
-from insitu.statistic_slabs import periods
-from insitu.statistics import finalise
+from insitu.rules.rule import RuleError
+from insitu.rules.sampling import is_sampled
+from insitu.sites.site import Site
+from insitu.slabs.statistics import periods
+from insitu.statistics.columns import partials_of
+from insitu.statistics.parts import finalise
 from insitu.testing import Recording
 
 RUN = "0123456789abcdef"
@@ -253,7 +253,7 @@ def test_what_cannot_be_measured_together_is_said_and_not_tried_again(
     with insitu.attach(net, to=insitu_records, rules=[summary(every=1)]), torch.inference_mode():
         net(torch.randn(2, 3))
         with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "insitu"):
-            patched.setattr("insitu.reductions.cast_errors", no_memory)
+            patched.setattr("insitu.statistics.reductions.cast_errors", no_memory)
             for _ in range(3):
                 net(torch.randn(2, 3))
         net(torch.randn(2, 3))

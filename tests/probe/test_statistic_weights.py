@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from value_kit import parts_of
 
-from insitu.statistic_weights import relative, weighed
-from insitu.statistics import Count, Ints, Partials, combine
+from insitu.statistics.parts import Count, Ints, Partials, combine
+from insitu.statistics.weights import relative, weighed
 
 seeds = st.integers(0, 2**32 - 1)
 weight_lists = st.lists(st.integers(1, 8), min_size=1, max_size=6)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from value_kit import Float32, assert_told, dealt, part_of, parts_of, read
 
-from insitu.statistics import combine, finalise
+from insitu.statistics.parts import combine, finalise
 
 OF_THE_PART = ("near_zero_share", "outlier_share")
 """Shares by a threshold of each part's own: they add up, and are not those of the whole as one part."""

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.step import StepRecord
-from insitu.step_costs import ENOUGH, KEPT, STALE_WINDOWS, Burden, HostClock, Shape, StepCosts
+from insitu.overhead.step_costs import ENOUGH, KEPT, STALE_WINDOWS, Burden, HostClock, Shape, StepCosts
+from insitu.session.step import StepRecord
 
 DECODE: Shape = (1, 4)
 PREFILL: Shape = (0, 9)

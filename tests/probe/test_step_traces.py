@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from insitu.rows import Rows
-from insitu.step import StepRecord
-from insitu.step_traces import MAX_STEPS, StepTraces
-from insitu.trace_context import RequestContext
+from insitu.session.row_map import Rows
+from insitu.session.step import StepRecord
+from insitu.session.step_traces import MAX_STEPS, StepTraces
+from insitu.session.trace_context import RequestContext
 
 ONE = RequestContext("1" * 32, "1" * 16, sampled=True)
 TWO = RequestContext("2" * 32, "2" * 16, sampled=False)

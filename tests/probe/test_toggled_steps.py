@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import insitu
-from insitu.sampling import is_sampled
+from insitu.rules.sampling import is_sampled
 from insitu.testing import Recording
 from insitu.vocabulary import Variant
 

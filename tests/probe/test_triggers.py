@@ -8,9 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insitu.harvest import Summaries
-from insitu.identity import Source
-from insitu.triggers import (
+from insitu.flight.triggers import (
     ENOUGH,
     HISTORY,
     SLOW_FLOOR_NS,
@@ -22,6 +20,8 @@ from insitu.triggers import (
     shape_of,
     slow_limit_ns,
 )
+from insitu.identity import Source
+from insitu.slabs.harvest import Summaries
 from insitu.vocabulary import Reason
 
 STEPS = (Reason.NONFINITE, Reason.SLOW_STEP, Reason.EXCEPTION)

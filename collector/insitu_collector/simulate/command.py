@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from insitu.segments import ShardLocked, ShardWriter
+from insitu.segments.shard import ShardLocked, ShardWriter
 from insitu_collector.simulate.recorded import RecordedService, recorded_steps, shipped_steps
 from insitu_collector.simulate.run import append, processes
 from insitu_collector.simulate.scenario import MOST_RANKS, Fault, Scenario

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from insitu.sampling import is_sampled
+from insitu.rules.sampling import is_sampled
 from insitu_collector.simulate.events import Replica
 from insitu_collector.simulate.rows import RUN, identified, sites_of
 from insitu_collector.simulate.scenario import LAYERS, SECOND, Fault, Place, Scenario

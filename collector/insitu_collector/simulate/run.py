@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from insitu.exporters.base import Batch
-from insitu.segments import ShardWriter
+from insitu.segments.shard import ShardWriter
 from insitu_collector.simulate import rows
 from insitu_collector.simulate.clocks import Clocks
 from insitu_collector.simulate.events import Replica

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from insitu.never_fired import NEVER_FIRED
+from insitu.sites.never_fired import NEVER_FIRED
 from insitu_collector.simulate.events import Flag, Replica
 from insitu_collector.simulate.rows import identified, sites_of
 from insitu_collector.simulate.scenario import BEGIN_NS, LAYERS, SECOND, Place, Scenario

@@ -11,9 +11,9 @@ from insitu.exporters.base import Ack, Batch, Exporter, Level, Refused, Retry
 
 if TYPE_CHECKING:
     from insitu.identity import Source
-    from insitu.retention import Keep
-    from insitu.rule_changes import RuleChanges
-    from insitu.step_traces import StepTraces
+    from insitu.rules.changes import RuleChanges
+    from insitu.segments.retention import Keep
+    from insitu.session.step_traces import StepTraces
     from insitu.wire.insitu_pb2 import Dump
 
 __all__ = ["Ack", "Batch", "Exporter", "Level", "Refused", "Retry", "open_exporter"]
@@ -62,7 +62,7 @@ def open_exporter(
         return FileExporter(url.netloc + url.path, source, keep=keep, tell=partial(put, "gaps") if put else None)
     if url.scheme == "otlp":
         try:
-            from insitu.exporters.otlp import OtlpExporter
+            from insitu.exporters.otlp.exporter import OtlpExporter
         except ModuleNotFoundError as error:
             if not (error.name or "").startswith("opentelemetry"):
                 raise

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import grpc
 
-from insitu.clock_exchange import measure
+from insitu.exporters.clock_exchange import measure
 from insitu.wire.insitu_pb2 import ClockQuery
 from insitu.wire.insitu_pb2_grpc import CollectorStub
 

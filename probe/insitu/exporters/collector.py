@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from insitu.clock_exchange import EVERY_S
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
+from insitu.exporters.clock_exchange import EVERY_S
 from insitu.exporters.clocks import compare_clocks
 from insitu.exporters.rules import FOLLOWS_RULES, answer
 from insitu.exporters.window import Pending, Window
@@ -26,7 +26,7 @@ from insitu.wire.insitu_pb2 import Dump, Hello, RulesReport, ToCollector, ToProb
 from insitu.wire.insitu_pb2_grpc import CollectorStub
 
 if TYPE_CHECKING:
-    from insitu.rule_changes import RuleChanges
+    from insitu.rules.changes import RuleChanges
 
 PROTOCOL: Final = 1
 WINDOW_BYTES: Final = 16 << 20

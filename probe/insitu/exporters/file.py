@@ -10,9 +10,9 @@ from typing import Final
 
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.identity import Source
-from insitu.retention import Keep
-from insitu.segment_expiry import Expiry, Tell
-from insitu.segments import Key, Limits, ShardLocked, ShardWriter, StoreFull, shard_name
+from insitu.segments.expiry import Expiry, Tell
+from insitu.segments.retention import Keep
+from insitu.segments.shard import Key, Limits, ShardLocked, ShardWriter, StoreFull, shard_name
 from insitu.vocabulary import EXPIRED, DropReason
 
 COMMIT_S: Final = 0.05

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from insitu.exporters.base import Ack, Batch, Level
-from insitu.plugins import EXPORTERS, PluginError, installed, one_line, switched_on
+from insitu.plugins.discovery import EXPORTERS, PluginError, installed, one_line, switched_on
 from insitu.vocabulary import DropReason
 
 if TYPE_CHECKING:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from insitu.rules import RuleError, Standing
-from insitu.rules_text import parse_toml, to_toml
+from insitu.rules.rule import RuleError, Standing
+from insitu.rules.text import parse_toml, to_toml
 from insitu.wire.insitu_pb2 import Rules, RulesReport
 
 if TYPE_CHECKING:
-    from insitu.rule_changes import RuleChanges
+    from insitu.rules.changes import RuleChanges
 
 FOLLOWS_RULES: Final = "rules"
 """Label in Hello's source of a probe that answers Rules; a collector sends them to no other."""

@@ -20,14 +20,14 @@ from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.exporters.file import FileExporter
 from insitu.exporters.window import Pending
-from insitu.gaps import gap_row, refused_row
 from insitu.identity import Source
 from insitu.records import TABLES, spec_by_digest
-from insitu.retention import Keep
-from insitu.segment_expiry import Tell
-from insitu.segment_layout import SEALED, SegmentName, list_segments, shard_name
-from insitu.segment_reader import TailReader
-from insitu.segments import Limits
+from insitu.segments.expiry import Tell
+from insitu.segments.gaps import gap_row, refused_row
+from insitu.segments.layout import SEALED, SegmentName, list_segments, shard_name
+from insitu.segments.reader import TailReader
+from insitu.segments.retention import Keep
+from insitu.segments.shard import Limits
 from insitu.vocabulary import DropReason
 
 STALL_S: Final = 1.0

@@ -19,8 +19,8 @@ import pytest
 
 if TYPE_CHECKING:
     from insitu.check_exporter import check_exporter
-    from insitu.check_sites import check_architecture
-    from insitu.check_statistic import check_statistic
+    from insitu.plugins.check_sites import check_architecture
+    from insitu.plugins.check_statistic import check_statistic
     from insitu.testing.fake_clock import FakeClock
     from insitu.testing.oracle import Origin, oracle_model, oracle_values, origin_of
     from insitu.testing.recording import Recording
@@ -43,9 +43,9 @@ __all__ = [
 _HOMES = {
     "FakeClock": "insitu.testing.fake_clock",
     "Recording": "insitu.testing.recording",
-    "check_architecture": "insitu.check_sites",
+    "check_architecture": "insitu.plugins.check_sites",
     "check_exporter": "insitu.check_exporter",
-    "check_statistic": "insitu.check_statistic",
+    "check_statistic": "insitu.plugins.check_statistic",
     **dict.fromkeys(("Sentences", "expect"), "insitu.testing.sentences"),
     **dict.fromkeys(("Origin", "oracle_model", "oracle_values", "origin_of"), "insitu.testing.oracle"),
 }

@@ -1,0 +1,1 @@
+"""One time for the rows of several hosts, and what speaks against it."""

@@ -1,0 +1,1 @@
+"""`insitu compare`: two stretches of recorded time against each other."""

@@ -1,0 +1,1 @@
+"""`insitu export`: traces and tables for other programs (`docs/export.md`)."""

@@ -1,0 +1,1 @@
+"""`insitu judge`: rows in, incidents and revisions of verdicts out."""

@@ -1,0 +1,115 @@
+"""`insitu judge STORE`: the one process that judges. It follows a store and appends what it finds to `verdicts`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import click
+
+from insitu.config import ConfigError, load
+from insitu.config_show import BadConfig
+from insitu_collector.judge.metrics import HOST, JudgeMetrics
+from insitu_collector.judge.runs import Judge
+from insitu_collector.notify.receivers import alert_options, deliveries_to, receivers_of
+from insitu_collector.plugins import load_plugins
+from insitu_collector.store import open_store
+
+NICENESS: Final = 10
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM sets, and SIGINT too unless a parent that stops us by itself ignores it for us."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    old = {signal.SIGTERM: signal.signal(signal.SIGTERM, on_signal)}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        old[signal.SIGINT] = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _run(judge: Judge, stop: threading.Event, parent: int | None, metrics: JudgeMetrics | None) -> None:
+    while not stop.is_set():
+        judge.look()
+        if metrics is not None:
+            metrics.publish(judge.snapshot())
+        stop.wait(judge.pause_s())
+        if parent is not None and os.getppid() != parent:
+            stop.set()
+    judge.look(final=True)
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--to", metavar="URL", help="Where verdicts go: grpc://HOST:PORT or file://STORE. [default: the store]")
+@click.option("--once", is_flag=True, help="Judge what is there, write it, and end.")
+@click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")
+@alert_options
+def judge(
+    store: Path,
+    to: str | None,
+    once: bool,
+    with_parent: bool,
+    webhooks: tuple[str, ...],
+    otlp_logs: str | None,
+    metrics_port: int | None,
+) -> None:
+    """Judge STORE each second while it is written, and append verdicts to it, until SIGTERM or Ctrl-C.
+
+    When it stops, one line of JSON on stdout says how many records it made and where they went.
+
+    \b
+    insitu judge ./insitu-store
+    insitu judge ./insitu-store --once
+    insitu judge ./insitu-store --metrics-port 0 --webhook http://127.0.0.1:9/alerts
+    """
+    import insitu
+
+    try:
+        opened, config = open_store(store), load(webhooks=webhooks or None, otlp_logs=otlp_logs)
+        receivers, plugins = receivers_of(config), load_plugins()
+    except FileNotFoundError as error:
+        raise click.ClickException(str(error)) from None
+    except ConfigError as error:
+        raise BadConfig(str(error)) from None
+    with contextlib.suppress(OSError):
+        os.nice(max(0, NICENESS - os.nice(0)))
+    try:
+        session = insitu.start(to=to or f"file://{store.absolute()}", role="client")
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"cannot write verdicts to {to or store}: {error}; check the path or --to") from None
+    with _stopping() as stop, session, _serving(metrics_port) as metrics:
+        deliveries = deliveries_to(receivers, opened, session.event)
+        with contextlib.closing(Judge(opened, session, plugins, deliveries)) as judge:
+            if once:
+                judge.look(live=False, final=True)
+            else:
+                click.echo(f"judging {store} until SIGTERM or Ctrl-C", err=True)
+                _run(judge, stop, os.getppid() if with_parent else None, metrics)
+    click.echo(json.dumps({"schema": "insitu.judge/1", "sources": [session.stats().to_json()]}))
+
+
+@contextlib.contextmanager
+def _serving(port: int | None) -> Iterator[JudgeMetrics | None]:
+    metrics = None if port is None else JudgeMetrics(port)
+    if metrics is None:
+        yield None
+        return
+    click.echo(f"metrics on http://{HOST}:{metrics.port}/metrics", err=True)
+    with contextlib.closing(metrics):
+        yield metrics

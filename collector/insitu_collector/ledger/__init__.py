@@ -1,0 +1,1 @@
+"""The rank ledger: one class for each nanosecond of a rank."""

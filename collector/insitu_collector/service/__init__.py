@@ -1,0 +1,1 @@
+"""`insitu collect`: connections, what is checked and stored, rules handed down."""

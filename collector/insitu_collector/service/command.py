@@ -1,0 +1,183 @@
+"""`insitu collect`: receive records, store them, and, if asked, keep a judge running."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import click
+
+from insitu.config import Config, ConfigError
+from insitu.config_show import BadConfig, load_for_command
+from insitu.segments.retention import Keep
+from insitu.segments.shard import ShardLocked, StoreFull
+from insitu_collector.notify.receivers import alert_options, receivers_of
+from insitu_collector.service.server import CollectorServer, PortInUse
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
+JUDGE_NICE: Final = 10
+JUDGE_RESTART_S: Final = 1.0
+JUDGE_STOP_S: Final = 8.0
+"""More than a session takes to give up what no store takes, so that the judge still gives its account."""
+RUN_JUDGE: Final = """
+import ctypes
+from insitu.cli import main
+
+prctl = getattr(ctypes.CDLL(None), "prctl", None)
+if prctl is not None:
+    prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM: a collector that is killed leaves no judge behind
+main()
+"""
+
+_log = logging.getLogger("insitu")
+
+
+@click.command()
+@click.option("--store", "store", required=True, type=click.Path(path_type=Path), help="Directory to store records in.")
+@click.option("--port", default=4317, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--judge", is_flag=True, help="Also run `insitu judge` on the store.")
+@click.option("--keep-bytes", metavar="SIZE", help="Most of what is received to keep, or none.  [default: 2GiB]")
+@click.option("--keep-for", metavar="TIME", help="How long to keep it, or none.  [default: 24h]")
+@alert_options
+def collect(
+    store: Path,
+    port: int,
+    host: str,
+    judge: bool,
+    keep_bytes: str | None,
+    keep_for: str | None,
+    webhooks: tuple[str, ...],
+    otlp_logs: str | None,
+    metrics_port: int | None,
+) -> None:
+    """Receive records from probes and store them as Arrow files.
+
+    When it stops, one line of JSON on stdout says what it and its judge wrote themselves.
+
+    \b
+    insitu collect --store ./insitu-store --port 0
+    insitu collect --store ./insitu-store --port 0 --judge --keep-bytes 500MiB --keep-for 1h
+    insitu collect --store ./insitu-store --port 0 --judge --metrics-port 0 --webhook http://127.0.0.1:9/alerts
+    """
+    if (webhooks or otlp_logs or metrics_port is not None) and not judge:
+        raise click.UsageError("--webhook, --otlp-logs and --metrics-port are the judge's; add --judge")
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    config = load_for_command(keep_bytes=keep_bytes, keep_for=keep_for, webhooks=webhooks or None, otlp_logs=otlp_logs)
+    keep = config.keep
+    if judge:
+        _check_receivers(config)
+    server = _start(store, host, port, keep)
+    if host not in LOOPBACK:
+        click.echo(f"anyone who reaches {host}:{server.port} can write to {store}; there is no TLS yet", err=True)
+    click.echo(f"keeps {keep}; --keep-bytes and --keep-for change it", err=True)
+    click.echo(f"collecting on {server.address} into {store}", err=True)
+    try:
+        if judge:
+            _keep_judge(partial(_start_judge, store, server.address, config, metrics_port), stop)
+        else:
+            stop.wait()
+    finally:
+        server.stop()
+    click.echo(json.dumps({"schema": "insitu.collect/1", "sources": [server.ingest.account()]}))
+
+
+def _check_receivers(config: Config) -> None:
+    """Say now what a judge that is started again and again would say each time. Raises BadConfig, one line."""
+    try:
+        for receiver in receivers_of(config):
+            receiver.close()
+    except ConfigError as error:
+        raise BadConfig(str(error)) from None
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    def ask(_: int, __: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+
+
+def _start(store: Path, host: str, port: int, keep: Keep) -> CollectorServer:
+    """Return the running server. Raises ClickException: one line that names the thing and the remedy."""
+    try:
+        return CollectorServer(store, host, port, keep)
+    except PortInUse as error:
+        remedy = "choose another with --port (0: any)" if error.errno == errno.EADDRINUSE else "check --host and --port"
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
+    except ShardLocked as error:
+        raise click.ClickException(
+            f"another collector (process {_holder(error)}) already writes {store}; stop it, or use another --store"
+        ) from None
+    except StoreFull:
+        raise click.ClickException(
+            f"store {store} is full: nothing can be recorded; make room on its disk, or use another --store"
+        ) from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise click.ClickException(
+            f"store {store} cannot be written: {reason}; give a directory you may write to with --store"
+        ) from None
+
+
+def _holder(error: ShardLocked) -> str:
+    with suppress(OSError):
+        return Path(error.filename).read_text().strip() or "unknown"
+    return "unknown"
+
+
+def _keep_judge(start: Callable[[], subprocess.Popen[bytes]], stop: threading.Event) -> None:
+    """Run the judge until `stop`; start it again when it dies."""
+    judge = start()
+    try:
+        while not stop.wait(0.2):
+            if judge.poll() is None:
+                continue
+            _log.warning("insitu: the judge ended with status %d; it is started again", judge.returncode)
+            if stop.wait(JUDGE_RESTART_S):
+                break
+            judge = start()
+    finally:
+        _stop_judge(judge)
+
+
+def _start_judge(store: Path, address: str, config: Config, metrics_port: int | None) -> subprocess.Popen[bytes]:
+    # Addresses go by environment: a process list shows arguments to everybody, and a webhook's URL is a secret.
+    told = {"INSITU_WEBHOOKS": " ".join(config.webhooks), "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": config.otlp_logs or ""}
+    metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
+    # A session of its own: Ctrl-C in a terminal reaches the collector, which stops the judge in order.
+    judge = subprocess.Popen(
+        [sys.executable, "-c", RUN_JUDGE, "judge", str(store), "--to", address, *metrics],
+        env=os.environ | told,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, judge.pid, JUDGE_NICE)
+    return judge
+
+
+def _stop_judge(judge: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + JUDGE_STOP_S
+    judge.terminate()
+    try:
+        judge.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        judge.kill()
+        judge.wait()

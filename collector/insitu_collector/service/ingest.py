@@ -1,0 +1,251 @@
+"""What happens to a frame: checked, stored once, committed. Knows nothing of gRPC's threads."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from insitu.exporters.base import Batch, Refused
+from insitu.identity import Source
+from insitu.records import TABLES, schema_of, spec_by_digest, table_spec, with_todays_columns
+from insitu.segments.expiry import Expiry
+from insitu.segments.gaps import gap_row
+from insitu.segments.message import RECORD_BATCH, read_head
+from insitu.segments.reader import Damage, recent_keys
+from insitu.segments.retention import Keep
+from insitu.segments.shard import Key, ShardWriter
+from insitu.vocabulary import DropReason, Role
+from insitu.wire.insitu_pb2 import Frame
+from insitu_collector.service.progress import StreamProgress
+
+SHARD: Final = "collector"
+SENT_AGAIN_S: Final = 30.0
+"""How long after a restart a probe may take to send again what the last collector had torn off."""
+MAX_FRAME_BYTES: Final = 32 << 20
+"""Largest body of a frame; also the limit of a received message, with some room for its other fields."""
+
+_log = logging.getLogger("insitu")
+
+
+def checked_batch(epoch: int, frame: Frame) -> Batch:
+    """Return the batch in a frame. Raises Refused, for good, with what is wrong.
+
+    The order matters: nothing is parsed before its length and checksum are right, nothing inside is looked at
+    before it is validated (unvalidated Arrow bytes can end the process).
+    """
+    _check_bytes(frame)
+    spec = spec_by_digest(frame.schema)
+    if spec is None or spec.stream != frame.stream:
+        raise _invalid(f"stream {frame.stream} has no schema {frame.schema:#018x} here; update the collector")
+    try:
+        data = pa.ipc.read_record_batch(pa.py_buffer(frame.body), spec.schema)
+        data.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _invalid(f"not a record batch of {spec.name}: {str(error).splitlines()[0]}") from None
+    if data.num_rows != frame.num_rows:
+        raise _invalid(f"{frame.num_rows} rows announced, {data.num_rows} came")
+    _check_identity(epoch, data)
+    batch = Batch(epoch, frame.seq, with_todays_columns(data, schema_of(spec.name)), spec.name)
+    if batch.data is data:
+        batch.__dict__.update(body=frame.body, crc32=frame.crc32)  # both are known: not computed again
+    return batch
+
+
+def _check_bytes(frame: Frame) -> None:
+    num_bytes = len(frame.body)
+    if num_bytes > MAX_FRAME_BYTES:
+        raise _invalid(f"a frame of {num_bytes} bytes; the most is {MAX_FRAME_BYTES}")
+    if zlib.crc32(frame.body) != frame.crc32:
+        raise _invalid("the checksum is another one")
+    try:
+        head = read_head(memoryview(frame.body))
+    except ValueError as error:
+        raise _invalid(f"not an Arrow message: {error}") from None
+    if head is None or head.num_bytes != num_bytes or head.kind != RECORD_BATCH:
+        raise _invalid("not exactly one record batch")
+    if head.compressed:
+        raise _invalid("a compressed body; send it plain")
+
+
+def _check_identity(epoch: int, data: pa.RecordBatch) -> None:
+    for field, column in zip(data.schema, data.columns, strict=True):
+        if not field.nullable and column.null_count:
+            raise _invalid(f"column {field.name} has nulls")
+    if data.num_rows and not bool((data.column("epoch").to_numpy() == epoch).all()):
+        raise _invalid("rows of another epoch than the connection's")
+    if data.num_rows and int(data.column("row_seq").to_numpy().min()) < 0:
+        raise _invalid("a negative row_seq")
+
+
+def _invalid(detail: str) -> Refused:
+    return Refused(DropReason.REFUSED_INVALID, detail)
+
+
+class Ingest:
+    """Stores each frame of each stream once in the collector's shard, and keeps that within bounds. Safe for several
+    threads.
+
+    Raises what `ShardWriter` raises when the store cannot be used.
+    """
+
+    def __init__(
+        self, writer: ShardWriter, clock: Callable[[], float] = time.monotonic, keep: Keep | None = None
+    ) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._streams: dict[tuple[int, int], StreamProgress] = {}
+        self._source = Source.without_rank(Role.CLIENT)
+        self._own_rows: dict[str, tuple[int, int]] = {}
+        self._expiry = Expiry(
+            writer.store,
+            SHARD,
+            keep or Keep(),
+            lambda rows: self.write_own("gaps", rows),
+            own_epoch=self._source.epoch,
+            clock=clock,
+        )
+        self._is_failing = False
+        self._unsure: list[tuple[float, Damage]] = []
+        """Lost unless sent again: since when, and what."""
+        for key in recent_keys(writer.store, SHARD):
+            self._stream(key.epoch, key.stream).commit(key.seq)
+        self.write_own("sources", [self._source.row()])
+        self.lost(writer.recovery.damage, may_come_again=True)
+
+    def take(self, epoch: int, frame: Frame) -> None:
+        """Append a frame, unless it is stored already.
+
+        Raises Refused when it never will be, OSError when the disk does not take it now.
+        """
+        batch = checked_batch(epoch, frame)
+        with self._lock:
+            progress = self._stream(epoch, frame.stream)
+            if frame.seq not in progress:
+                self._append(batch)
+                progress.take(frame.seq)
+
+    def _append(self, batch: Batch) -> None:
+        try:
+            self._writer.append(batch)
+        except OSError as error:
+            if not self._is_failing:
+                _log.error(
+                    "insitu: store %s takes no records (%s); make room there: probes keep theirs and send again",
+                    self._writer.store,
+                    error.strerror or error,
+                )
+            self._is_failing = True
+            raise
+        if self._is_failing:
+            _log.warning("insitu: store %s takes records again", self._writer.store)
+        self._is_failing = False
+
+    def skip(self, epoch: int, stream: int, seq: int) -> None:
+        """A frame was refused for good, and the probe is about to be told: acknowledgements may pass it."""
+        if stream < len(TABLES):
+            with self._lock:
+                self._stream(epoch, stream).skip(seq)
+
+    def commit(self) -> list[Key]:
+        """Make what was appended durable; return what has to be sent again."""
+        done = self._writer.sync()
+        with self._lock:
+            self._settle(done.durable, done.failed)
+            now = self._clock()
+            for progress in self._streams.values():
+                progress.close_old_holes(now)
+        self._write_losses(before=now - SENT_AGAIN_S)
+        self._expiry.look(self._writer.busy)
+        return done.failed
+
+    def lost(self, damage: Sequence[Damage], *, may_come_again: bool = False) -> None:
+        """Write down what recovery could not read.
+
+        `may_come_again`: a torn tail of our own was never acknowledged as durable, so its probe, if it lives, sends
+        it again; it counts as lost only when that has not happened after `SENT_AGAIN_S`, or by the end.
+        """
+        since = self._clock() if may_come_again else -math.inf
+        with self._lock:
+            self._unsure += [(since if stretch.torn else -math.inf, stretch) for stretch in damage]
+        self._write_losses(before=-1.0)
+
+    def _write_losses(self, before: float) -> None:
+        with self._lock:
+            waiting = [entry for entry in self._unsure if not self._came_again(entry[1])]
+            self._unsure = [entry for entry in waiting if entry[0] > before]
+            due = [entry for entry in waiting if entry[0] <= before]
+        try:
+            self.write_own("gaps", [gap_row(stretch, time.time_ns()) for _, stretch in due])
+        except OSError:  # no room now: at the next commit, perhaps
+            with self._lock:
+                self._unsure += due
+
+    def _came_again(self, stretch: Damage) -> bool:
+        if stretch.epoch is None or stretch.seq is None:
+            return False
+        return stretch.seq in self._stream(stretch.epoch, table_spec(stretch.segment.table).stream)
+
+    def _settle(self, durable: Sequence[Key], failed: Sequence[Key]) -> None:
+        for key in durable:
+            self._stream(key.epoch, key.stream).commit(key.seq)
+        for key in failed:
+            self._stream(key.epoch, key.stream).fail(key.seq)
+
+    def reached(self, epoch: int, stream: int) -> tuple[int, int]:
+        """Return up to which seq a stream is received, and up to which it is durable."""
+        with self._lock:
+            progress = self._stream(epoch, stream)
+            return progress.received, progress.durable
+
+    def knows(self, epoch: int) -> bool:
+        """Return whether anything of this process has come before."""
+        with self._lock:
+            return any(known == epoch for known, _ in self._streams)
+
+    @property
+    def unsynced_bytes(self) -> int:
+        return self._writer.unsynced_bytes
+
+    def write_own(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows of the collector's own; identity columns are filled in."""
+        if not rows:
+            return
+        with self._lock:
+            seq, row_seq = self._own_rows.get(table, (0, 0))
+            source = self._source
+            identity = {"epoch": source.epoch, "rank": source.rank, "stage": source.stage}
+            full = [{**row, **identity, "row_seq": row_seq + i} for i, row in enumerate(rows)]
+            data = pa.RecordBatch.from_pylist(full, schema=schema_of(table))
+            self._writer.append(Batch(source.epoch, seq, data, table))
+            self._own_rows[table] = (seq + 1, row_seq + len(rows))
+
+    def account(self) -> dict[str, Any]:
+        """Return what the collector itself wrote, in the form of `insitu.session.live.Stats.to_json`."""
+        with self._lock:
+            source = self._source
+            produced = {table: row_seq for table, (_, row_seq) in self._own_rows.items()}
+            durable = {
+                table: row_seq
+                for table, (seq, row_seq) in self._own_rows.items()
+                if self._stream(source.epoch, table_spec(table).stream).durable == seq - 1
+            }
+        who = {"epoch": source.epoch, "role": str(source.role), "rank": source.rank, "stage": source.stage}
+        return {**who, "produced": produced, "durable": durable, "dropped": {}, "overhead_share": 0.0}
+
+    def close(self) -> None:
+        """Commit and seal everything."""
+        self._write_losses(before=math.inf)
+        done = self._writer.close()
+        with self._lock:
+            self._settle(done.durable, done.failed)
+
+    def _stream(self, epoch: int, stream: int) -> StreamProgress:
+        return self._streams.setdefault((epoch, stream), StreamProgress())

@@ -1,0 +1,1 @@
+"""What people look at: `insitu stalls`, a notebook, charts."""

@@ -1,0 +1,1 @@
+"""A run replayed with a change, and what that predicts."""

@@ -1,0 +1,1 @@
+"""What observing costs a step, and the budget that it is held to."""

@@ -1,0 +1,1 @@
+"""What rules would take and cost, before anything is switched on."""

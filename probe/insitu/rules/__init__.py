@@ -1,0 +1,1 @@
+"""What is taken: rules, their text and changes, and which steps, rows and bytes they come to."""

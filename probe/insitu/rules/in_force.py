@@ -1,0 +1,235 @@
+"""Rules in force, and all that follows from them: groups of row sites, memory for rows and statistics, budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from insitu.flight.settings import FlightRule
+from insitu.row_forms import ITEM_BYTES, RowForm, form_of
+from insitu.rules.byte_budget import Budget
+from insitu.rules.due_rows import DueRows
+from insitu.rules.pressure import DROP, SUMMARY
+from insitu.slabs.rows import Destinations, RowArea, RowSlabs
+from insitu.slabs.slab import Plan
+from insitu.slabs.statistics import StatisticSlabs, periods, phases
+from insitu.vocabulary import Phase
+
+if TYPE_CHECKING:
+    from insitu.overhead.account import Periods
+    from insitu.rules.rule import Rule
+    from insitu.session.row_map import Place
+    from insitu.session.step import StepRecord
+    from insitu.sites.site import Site
+    from insitu.slabs.harvest import Reading
+
+Shapes = Mapping[int, tuple[int, torch.dtype]]
+"""Site -> (width, dtype), learned in the first step."""
+Wanted = list["list[Place] | None"]
+"""By destination group: the wanted rows, in the order of their places; None: every row, anonymous."""
+
+
+def _of_phase(every: Periods, only: Mapping[int, int], phase: int | None) -> Periods:
+    """Return the periods without sites whose statistics are for steps of another phase."""
+    left = {n: tuple(site for site in sites if only.get(site.number, phase) == phase) for n, sites in every.items()}
+    return {n: sites for n, sites in left.items() if sites}
+
+
+class InForce:
+    """The rules of one version at work. `choose_rows` runs on the step thread, `note_rows` on the drain.
+
+    A step keeps the one it began with until the drain has read it: rules may change meanwhile.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, version: int = 0) -> None:
+        """version: 0 are the rules that attach was given."""
+        self.plan = plan
+        self.version = version
+        every = periods(plan.sites, plan.rules)
+        only = phases(plan.sites, plan.rules)
+        self._periods = {phase: _of_phase(every, only, phase) for phase in (None, *Phase)} if only else {}
+        self._any_phase = every
+        self._instead = [self._summarised(at) for at in range(len(plan.groups))]
+        """By group: the sites whose statistics are taken where its rows are not."""
+        asked = [site for each in (*every.values(), *self._instead) for site in each]
+        named = list(dict.fromkeys(site.number for site in asked))
+        self.statistic_slabs = StatisticSlabs(named, device) if named else None
+        self.statistics_ns: Mapping[int, int] = {}
+        """Site -> what its statistics take, where that was measured."""
+        self.row_slabs: RowSlabs | None = None
+        self._due_rows = DueRows(group.rule for group in plan.groups)
+        self.device = device
+        self._destinations = Destinations(device, max(1, len(plan.groups)), plan.max_rows)
+        self._areas: list[dict[int, RowArea] | None] = []
+        self._row_bytes = [0] * len(plan.groups)
+        """By group: bytes of one row at all its sites."""
+        self._num_sites = [0] * len(plan.groups)
+        """By group: sites whose rows are shipped as they come; none of what the flight recorder holds."""
+        self._num_nameless = plan.max_rows
+        """Rows of the last step without a row map that was read; the most until then."""
+        rates = {rule: rule.rate for rule in plan.rules}
+        self._budgets = {rule: Budget(rate) for rule, rate in rates.items() if rate is not None}
+
+    def forms(self, shapes: Shapes) -> dict[int, RowForm]:
+        """Return how the rows of each row site are kept, of those whose shape is known."""
+        names = {number: (width, str(dtype).removeprefix("torch.")) for number, (width, dtype) in shapes.items()}
+        return {
+            number: form_of(group.rule, *names[number])
+            for group, numbers in zip(self.plan.groups, self.plan.row_sites, strict=True)
+            for number in numbers
+            if number in names and names[number][1] in ITEM_BYTES
+        }
+
+    def learn(self, shapes: Shapes) -> None:
+        """Make room for rows, now that shapes are known."""
+        forms = self.forms(shapes)
+        if not forms:
+            return
+        for at, numbers in enumerate(self.plan.row_sites):
+            known = [forms[number] for number in numbers if number in forms]
+            is_held = isinstance(self.plan.groups[at].rule, FlightRule)
+            self._row_bytes[at] = sum(form.num_bytes for form in known)
+            self._num_sites[at] = 0 if is_held else len(known)
+        slabs = RowSlabs(forms, self.plan.max_rows, self.device)
+        self._areas = [None] * slabs.ring.size
+        self.row_slabs = slabs
+
+    def renewed(self, shapes: Shapes) -> InForce:
+        """Return the same rules at work with memory for rows of all these sites; self where it has that.
+
+        Steps on their way keep the one that they began with. All but the memory for rows is shared.
+        """
+        forms = {} if self.row_slabs is None else self.row_slabs.forms
+        if not self.forms(shapes).keys() - forms.keys():
+            return self
+        fresh = copy(self)
+        fresh._row_bytes, fresh._num_sites = list(self._row_bytes), list(self._num_sites)
+        fresh.learn(shapes)
+        if self.row_slabs is not None and fresh.row_slabs is not None:
+            fresh.row_slabs.broken.update(self.row_slabs.broken)
+        return fresh
+
+    def start_over(self) -> None:
+        """Be a forked child's: places that are taken are of its parent's steps."""
+        for slabs in (self.row_slabs, self.statistic_slabs):
+            if slabs is not None:
+                slabs.ring.clear()
+
+    # -- step thread ---------------------------------------------------------------------------------------------
+
+    def choose_rows(self, record: StepRecord) -> dict[int, RowArea]:
+        """Pick the rows of a step and a slab for them; return their areas by site, empty where nothing is taken."""
+        slabs, groups = self.row_slabs, self.plan.groups
+        if slabs is None or (rules := self._due_rows.followed(record)) is None:
+            return {}
+        wanted = [self._wanted(at, rule, record) for at, rule in enumerate(rules)]
+        if record.giving_way:
+            wanted = self._give_way(wanted, record)
+        wanted = self._within_budgets(wanted, record)
+        if all(places == [] for places in wanted):
+            record.wants_more = False
+            return {}
+        record.row_slab = slabs.ring.take()
+        if record.row_slab is None:
+            record.num_crowded += self._num_captures(wanted, record)
+            return {}
+        for group, num_bytes in zip(groups, self._bytes_of(wanted, record), strict=True):
+            if (budget := self._budgets.get(group.rule)) is not None:
+                budget.spend(num_bytes)
+        record.places = wanted
+        everything = range(self.plan.max_rows)
+        self._destinations.aim([everything if places is None else [p.row for p in places] for places in wanted])
+        return self._areas_at(slabs, record.row_slab)
+
+    def _wanted(self, at: int, rule: Rule, record: StepRecord) -> list[Place] | None:
+        """Return the rows that a group takes, whose rule is followed so in this step."""
+        if isinstance(rule, FlightRule):  # all of them: whose they are is worked out if asked
+            return None
+        if not record.rows:
+            return None if rule.wants((), record.phase) else []
+        found = rule.select(record.rows, self.plan.groups[at].axis, 0, record.phase)
+        most = self.plan.max_rows
+        there = [place for place in found if place.row >= 0]
+        fitting = [place for place in there if place.row < most][:most]
+        record.num_absent += (len(found) - len(there)) * self._num_sites[at]
+        record.num_crowded += (len(there) - len(fitting)) * self._num_sites[at]
+        return fitting
+
+    def _summarised(self, at: int) -> tuple[Site, ...]:
+        if getattr(self.plan.groups[at].rule, "on_full", DROP) != SUMMARY:
+            return ()
+        sites = (self.plan.sites[number] for number in self.plan.row_sites[at])
+        return tuple(site for site in sites if site.shard != "partial")
+
+    def _give_way(self, wanted: Wanted, record: StepRecord) -> Wanted:
+        """Take no rows of rules that give way in this step, and count them."""
+        shut = [getattr(group.rule, "on_full", DROP) in record.giving_way for group in self.plan.groups]
+        pairs = list(zip(wanted, shut, strict=True))
+        record.num_spared = self._num_captures([places if over else [] for places, over in pairs], record)
+        given_up = [at for at, (places, over) in enumerate(pairs) if over and places != []]
+        record.instead = [site for at in given_up for site in self._instead[at]]
+        return [[] if over else places for places, over in pairs]
+
+    def _within_budgets(self, wanted: Wanted, record: StepRecord) -> Wanted:
+        """Leave out what the budget of a rule does not allow now: all its rows of the step, at all its sites."""
+        is_open = {rule: budget.is_open(record.t0_ns) for rule, budget in self._budgets.items()}
+        if all(is_open.values()):
+            return wanted
+        shut = [not is_open.get(group.rule, True) for group in self.plan.groups]
+        record.num_left_out = self._num_captures(
+            [places if over else [] for places, over in zip(wanted, shut, strict=True)], record
+        )
+        return [[] if over else places for places, over in zip(wanted, shut, strict=True)]
+
+    def _num_rows(self, wanted: Wanted, record: StepRecord) -> list[int]:
+        """Return how many rows each group wants; of a step without a row map what is stated, or was last read."""
+        nameless = self._num_nameless if record.num_rows is None else min(record.num_rows, self.plan.max_rows)
+        return [nameless if places is None else len(places) for places in wanted]
+
+    def _num_captures(self, wanted: Wanted, record: StepRecord) -> int:
+        return sum(n * sites for n, sites in zip(self._num_rows(wanted, record), self._num_sites, strict=True))
+
+    def _bytes_of(self, wanted: Wanted, record: StepRecord) -> list[int]:
+        return [n * size for n, size in zip(self._num_rows(wanted, record), self._row_bytes, strict=True)]
+
+    def _areas_at(self, slabs: RowSlabs, place: int) -> dict[int, RowArea]:
+        areas = self._areas[place]
+        if areas is None:
+            areas = self._areas[place] = slabs.areas(place, self._dest_of())
+        return areas
+
+    def _dest_of(self) -> dict[int, torch.Tensor]:
+        vectors = self._destinations.of_group
+        return {n: vectors[at] for at, numbers in enumerate(self.plan.row_sites) for n in numbers}
+
+    def rings(self) -> dict[int, RowArea]:
+        """Return the areas of row sites in all slabs; empty before shapes are known, or where no rule takes rows."""
+        return {} if self.row_slabs is None else self.row_slabs.rings(self._dest_of())
+
+    def aim_at_trash(self) -> None:
+        """Let a step without wanted rows run as one that has some: each goes to the trash row."""
+        self._destinations.aim([()] * len(self.plan.groups))
+
+    def periods_of(self, phase: int | None) -> Periods:
+        """Return by N the sites whose statistics are taken in one of N steps of this phase: always the same mapping."""
+        return self._periods.get(phase, self._any_phase)
+
+    @property
+    def num_row_sites(self) -> int:
+        return len(self.row_slabs.forms) if self.row_slabs is not None else 0
+
+    # -- drain ---------------------------------------------------------------------------------------------------
+
+    def note_rows(self, reading: Reading, records: Sequence[StepRecord]) -> None:
+        """Remember how many rows the last step without a row map had: the next one is taken to have as many."""
+        if self.row_slabs is None:
+            return
+        sites = list(self.row_slabs.forms)
+        for at in reversed(range(len(records))):
+            if records[at].row_slab is not None and not records[at].rows:
+                seen = reading.count[at, sites][reading.fired[at, sites]]
+                self._num_nameless = min(int(seen.max(initial=0)), self.plan.max_rows)
+                return

@@ -1,0 +1,1 @@
+"""`insitu run`: a model is found and attached to in a program that stays as it is."""

@@ -1,0 +1,155 @@
+"""Writing one segment file. Torch-free; `insitu.segments` decides when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from insitu.exporters.base import Batch
+from insitu.identity import package_version
+from insitu.records import VERSION, TableSpec, table_spec
+from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, sync_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When an open segment is sealed."""
+
+    max_bytes: int = 128 << 20
+    max_age_s: float = 60.0
+    max_idle_s: float = 10.0
+
+
+class OpenSegment:
+    """One file being written. After an OSError of `append` or `seal` only `sync` and `close` may be called."""
+
+    def __init__(self, store: Path, name: SegmentName, spec: TableSpec, now: float) -> None:
+        self.name = name
+        self.opened_at = self.appended_at = now
+        self.unsynced: list[Key] = []
+        """Appended since the last sync; whoever syncs takes the list."""
+        self.num_bytes = 0
+        self.epochs: set[int] = set()
+        """Whose rows it holds."""
+        self._store = store
+        self._path = name.path(store, OPEN)
+        self._is_named = False
+        self._fd = _create(self._path)
+        try:
+            # pa.OSFile, since a PythonFile takes a short write for a whole one.
+            self._sink = pa.OSFile(str(self._path), "wb")
+            self._writer = pa.ipc.new_file(self._sink, file_schema(name, spec))
+        except OSError:
+            self.close()
+            self._path.unlink(missing_ok=True)
+            raise
+
+    def append(self, batch: Batch, now: float) -> None:
+        self._writer.write_batch(batch.data, custom_metadata=batch_metadata(batch))
+        self.unsynced.append(Key(batch.epoch, batch.stream, batch.seq))
+        self.epochs.add(batch.epoch)
+        self.num_bytes = self._sink.tell()
+        self.appended_at = now
+
+    def is_due(self, now: float, limits: Limits) -> bool:
+        """Return whether it is time to seal."""
+        return (
+            self.num_bytes >= limits.max_bytes
+            or now - self.opened_at >= limits.max_age_s
+            or now - self.appended_at >= limits.max_idle_s
+        )
+
+    def sync(self) -> None:
+        """Put every whole batch on disk, and the file's name with the first of them."""
+        os.fdatasync(self._fd)
+        if not self._is_named:
+            sync_folder(self._path.parent)
+            self._is_named = True
+
+    def seal(self) -> None:
+        """Write the footer, make the file read-only and move it to `sealed`."""
+        self._writer.close()
+        self._sink.close()
+        os.fdatasync(self._fd)
+        os.fchmod(self._fd, 0o400)
+        publish(self._store, self.name, self._path)
+        self.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Let go of the file as it is. Safe to call twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def seal_batches(store: Path, name: SegmentName, batches: Iterable[Batch]) -> None:
+    """Write batches as one sealed segment, by way of a draft that no reader takes for a segment."""
+    draft = name.path(store, OPEN).with_suffix(".draft")
+    draft.unlink(missing_ok=True)
+    fd = _create(draft)
+    try:
+        schema = file_schema(name, table_spec(name.table))
+        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch.data, custom_metadata=batch_metadata(batch))
+        os.fdatasync(fd)
+        os.fchmod(fd, 0o400)
+        publish(store, name, draft)
+    finally:
+        os.close(fd)
+        draft.unlink(missing_ok=True)
+
+
+def publish(store: Path, name: SegmentName, path: Path) -> None:
+    """Move a finished file to `sealed` so that the move survives a power loss."""
+    target = name.path(store, SEALED)
+    make_folder(target.parent)
+    os.rename(path, target)
+    sync_folder(target.parent)
+    sync_folder(path.parent)
+
+
+def file_schema(name: SegmentName, spec: TableSpec) -> pa.Schema:
+    """Return the table's schema with what a file says of itself."""
+    return spec.schema.with_metadata(
+        {
+            "insitu.table": name.table,
+            "insitu.version": VERSION,
+            "insitu.writer": f"insitu {package_version()} {name.shard}",
+        }
+    )
+
+
+def batch_metadata(batch: Batch) -> dict[str, str]:
+    """Return the custom metadata of one batch."""
+    return {
+        "epoch": str(batch.epoch),
+        "stream": str(batch.stream),
+        "seq": str(batch.seq),
+        "crc32": str(batch.crc32),
+    }
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of the store where there is none, and make its name durable."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        sync_folder(folder.parent)
+
+
+def _create(path: Path) -> int:
+    """Create a file and return a descriptor to sync it by.
+
+    Opened before the first write, so that the kernel reports this file's write-back errors to it.
+    """
+    make_folder(path.parent)
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)

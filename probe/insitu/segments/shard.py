@@ -1,0 +1,252 @@
+"""Writing a shard of a store: open segments, group commit, sealing, a full disk. Torch-free.
+
+One table and one schema a file, in Arrow IPC file format (docs/contracts.md, "Files"). A file is open until it is
+large, old or idle; then it gets its footer, becomes read-only and is moved to `sealed`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from insitu.exporters.base import Batch
+from insitu.segments.file import Limits, OpenSegment
+from insitu.segments.layout import (
+    OPEN,
+    STATES,
+    Key,
+    Reserve,
+    SegmentName,
+    ShardLock,
+    ShardLocked,
+    StoreFull,
+    free_bytes,
+    is_full,
+    list_segments,
+    shard_name,
+)
+from insitu.segments.reader import Damage, TailReader
+from insitu.segments.recovery import Recovery, recover_segment, recover_shard
+from insitu.segments.retention import Busy
+
+__all__ = [
+    "Damage",
+    "Key",
+    "Limits",
+    "Recovery",
+    "SegmentName",
+    "ShardLocked",
+    "ShardWriter",
+    "StoreFull",
+    "Synced",
+    "TailReader",
+    "list_segments",
+    "shard_name",
+]
+
+SLACK_BYTES: Final = 64 << 10
+"""Room beyond a batch that must be free before it is written: its head, and rounding to whole blocks."""
+
+_log = logging.getLogger("insitu")
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What became of the batches appended before a sync: each is reported once, as one or the other."""
+
+    durable: list[Key] = field(default_factory=list)
+    failed: list[Key] = field(default_factory=list)
+    """Perhaps not on disk; send them again."""
+
+
+class ShardWriter:
+    """The one writer of one shard of a store. `append` and `sync` may be called by different threads.
+
+    `append` writes and never waits for a sync; `sync` makes what was appended durable and seals what is due.
+    A batch counts as stored only once `sync` has returned its key as durable. Raises ShardLocked when another
+    process writes the shard, StoreFull when there is no room to begin with, OSError when the store cannot be written.
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str],
+        shard: str,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store = Path(store)
+        self.shard = shard
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        self._open: dict[str, OpenSegment] = {}
+        self._retiring: list[OpenSegment] = []
+        """Whole, and to be sealed by the next sync."""
+        self._torn: list[OpenSegment] = []
+        """A write failed: what is whole is synced, then copied into a sealed segment."""
+        self._to_recover: list[SegmentName] = []
+        self._unsynced_bytes = 0
+        self._is_closed = False
+        self._shard_lock = ShardLock(self.store, shard)
+        try:
+            self.recovery: Recovery = recover_shard(self.store, shard)
+            """What a writer of this shard that died had left behind."""
+            self._next_number = self._first_free_number()
+            self._reserve = Reserve(self.store, shard)
+            if not self._reserve.take(SLACK_BYTES):
+                raise self._no_room()
+        except BaseException:
+            self._shard_lock.release()
+            raise
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """Bytes appended since the last sync began."""
+        return self._unsynced_bytes
+
+    def busy(self) -> Busy:
+        """Return how much is in files not yet sealed, and whose rows those are."""
+        with self._lock:
+            segments = [*self._open.values(), *self._retiring, *self._torn]
+            return Busy(sum(s.num_bytes for s in segments), frozenset().union(*(s.epochs for s in segments)))
+
+    def append(self, batch: Batch) -> None:
+        """Write one batch. After StoreFull or OSError nothing of it counts, and a later call may do better.
+
+        Raises ValueError when the batch has not the columns of its table.
+        """
+        if not batch.data.schema.equals(batch.spec.schema):
+            raise ValueError(f"a batch of {batch.table!r} must have exactly the columns of that table")
+        num_bytes = len(batch.body)
+        with self._lock:
+            if self._is_closed:
+                raise OSError(errno.ESHUTDOWN, "this shard is closed", str(self.store))
+            must_seal_first = not self._reserve.held and bool(self._retiring)
+            if must_seal_first or not self._reserve.take(num_bytes + SLACK_BYTES):
+                raise self._no_room()
+            if free_bytes(self.store) < num_bytes + SLACK_BYTES:
+                self._make_room()
+                raise self._no_room()
+            self._write(batch)
+            self._unsynced_bytes += num_bytes
+
+    def _write(self, batch: Batch) -> None:
+        now = self._clock()
+        segment = self._open.get(batch.table)
+        try:
+            if segment is None:
+                name = SegmentName(batch.table, self.shard, self._next_number)
+                self._next_number += 1
+                segment = self._open[batch.table] = OpenSegment(self.store, name, batch.spec, now)
+            segment.append(batch, now)
+        except OSError as error:
+            if segment is not None:
+                self._torn.append(self._open.pop(batch.table))
+            if not is_full(error):
+                raise
+            self._make_room()
+            raise self._no_room() from None
+        if segment.num_bytes >= self._limits.max_bytes:
+            self._retiring.append(self._open.pop(batch.table))
+
+    def _make_room(self) -> None:
+        """Give back the reserve, so that the next sync can seal every open file."""
+        self._reserve.release()
+        self._retiring += self._open.values()
+        self._open.clear()
+
+    def _no_room(self) -> StoreFull:
+        return StoreFull(errno.ENOSPC, "no room left for records", str(self.store))
+
+    def sync(self) -> Synced:
+        """Make everything appended before this call durable, and seal what is large, old or idle."""
+        done = Synced()
+        with self._sync_lock:
+            with self._lock:
+                self._retire_due()
+                retiring, torn = list(self._retiring), list(self._torn)
+                segments = [*self._open.values(), *retiring, *torn]
+                self._unsynced_bytes = 0
+                appended = [(segment, self._take_unsynced(segment)) for segment in segments if segment.unsynced]
+            for segment, keys in appended:
+                self._sync_segment(segment, keys, done)
+            for segment in retiring:
+                self._seal(segment)
+            with self._lock:
+                self._retiring = [segment for segment in self._retiring if segment not in retiring]
+                self._torn = [segment for segment in self._torn if segment not in torn]
+            self._copy_torn(torn)
+        return done
+
+    def _retire_due(self) -> None:
+        now = self._clock()
+        for table, segment in list(self._open.items()):
+            if segment.is_due(now, self._limits):
+                self._retiring.append(self._open.pop(table))
+
+    def _take_unsynced(self, segment: OpenSegment) -> list[Key]:
+        keys, segment.unsynced = segment.unsynced, []
+        return keys
+
+    def _sync_segment(self, segment: OpenSegment, keys: list[Key], done: Synced) -> None:
+        try:
+            segment.sync()
+            done.durable.extend(keys)
+        except OSError as error:
+            # The kernel forgets which pages failed, so a second sync of this file would prove nothing.
+            _log.error("insitu: %s could not be synced (%s); a new file is begun", segment.name, error)
+            with self._lock:
+                done.failed.extend(keys + self._take_unsynced(segment))
+                if self._open.get(segment.name.table) is segment:
+                    del self._open[segment.name.table]
+            segment.close()
+
+    def _seal(self, segment: OpenSegment) -> None:
+        if segment.is_closed:
+            return
+        try:
+            segment.seal()
+        except OSError as error:
+            _log.warning("insitu: %s stays open for now (%s)", segment.name, error)
+            segment.close()
+            self._to_recover.append(segment.name)
+
+    def _copy_torn(self, torn: list[OpenSegment]) -> None:
+        """Copy what is whole of torn files into sealed ones, once there is room."""
+        for segment in torn:
+            segment.close()
+            self._to_recover.append(segment.name)
+        names, self._to_recover = self._to_recover, []
+        for name in names:
+            try:
+                size = name.path(self.store, OPEN).stat().st_size
+                if self._reserve.held and free_bytes(self.store) > size + SLACK_BYTES:
+                    recover_segment(self.store, name)
+                else:
+                    self._to_recover.append(name)
+            except OSError as error:
+                _log.warning("insitu: %s stays open until the next start (%s)", name, error)
+
+    def _first_free_number(self) -> int:
+        names = (name for state in STATES for name in list_segments(self.store, state))
+        return 1 + max((name.number for name in names if name.shard == self.shard), default=-1)
+
+    def close(self) -> Synced:
+        """Sync and seal everything, let go of the shard. Safe to call twice."""
+        with self._lock:
+            if self._is_closed:
+                return Synced()
+            self._is_closed = True
+            self._make_room()
+        done = self.sync()
+        self._shard_lock.release()
+        return done

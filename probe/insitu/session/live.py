@@ -1,0 +1,614 @@
+"""A session: one process's probe, from the rings on the step thread to the exporter."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock, get_ident, get_native_id
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from insitu.config import DEFAULT_QUEUE_BYTES
+from insitu.drain.outbox import Outbox
+from insitu.drain.thread import Drain, Inlet, hook_ns
+from insitu.exporters import Exporter, open_exporter
+from insitu.exporters.contained import Contained
+from insitu.exporters.deferred import Deferred
+from insitu.flight.recorder import FlightRecorder
+from insitu.flight.settings import ASKED_ONLY, Flight
+from insitu.flight.signals import on_signal
+from insitu.identity import Source
+from insitu.records import schema_of
+from insitu.rules.rule import RuleError, Standing
+from insitu.session.gc_pauses import GcPauses
+from insitu.session.intervals import Interval, Recorder
+from insitu.session.row_map import Rows
+from insitu.session.step import StepRecord, phase_of
+from insitu.session.step_traces import StepTraces
+from insitu.session.trace_context import RequestContext, bad_headers
+from insitu.vocabulary import Numbers, RequestEvent
+
+if TYPE_CHECKING:
+    import torch
+
+    from insitu.rules.changes import RuleChanges
+    from insitu.rules.rule import Rule
+    from insitu.segments.retention import Keep
+    from insitu.session.collecting import Collected
+    from insitu.sites.site import Site
+    from insitu.taps.observer import Observer
+
+logger = logging.getLogger("insitu")
+
+_EVENTS: Final = Numbers(RequestEvent, "event of a request")
+EXIT_DEADLINE_S: Final = 2.0
+"""For all sessions of a process together."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlushReport:
+    """Rows so far: `durable`, safe on disk at the destination; `pending`, still on their way; `dropped`, given up.
+
+    `stats().dropped` has the reasons. What was made is the sum of the three.
+    """
+
+    durable: int
+    pending: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The session's own account, in rows: `produced` = `durable` + pending + `dropped` (by reason), a table at a time.
+
+    epoch, role, rank, stage: who tells it. num_steps: steps of its model that are over.
+    """
+
+    epoch: int
+    role: str
+    rank: int
+    stage: int
+    produced: dict[str, int]
+    durable: dict[str, int]
+    dropped: dict[str, dict[str, int]]
+    num_steps: int
+    concurrent_forward: int
+    """Forwards, or steps, that ran while another step was open: not observed, and in no other count."""
+    overhead_share: float
+    """(CPU of the drain, and of an exporter that tells its own, + time in hooks and around steps) / time in steps."""
+    drain_cpu_s: float = 0.0
+    """CPU-seconds of the drain's thread so far."""
+    bad_headers: dict[str, int] = field(default_factory=dict)
+    """By name, of the whole process: headers of requests that break their specification and were left out."""
+    flight: dict[str, int] = field(default_factory=dict)
+    """What the flight recorder holds, bytes now, at most so far and at most ever, and what came of triggers."""
+    governor: dict[str, float | int | None] | None = None
+    """The overhead budget, and what became of it in the last window (docs/probe.md); None without a model."""
+    left_out: int = 0
+    """Rows of `captures` that `max_bytes_per_s` of their rules left out: never produced, and in no other count."""
+    queue_bytes: int = 0
+    """What waits in this process: collected, queued, and sent without being known to be durable."""
+    max_queue_bytes: int = 0
+    """Its bound, the setting of this name; while a batch is made, at most half of it more."""
+    probe_errors: int = 0
+    """Errors of the probe and its plug-ins that were contained."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a document."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many sites `fired`, the names of those that `never_fired`, and in how many `steps`."""
+
+    fired: int
+    never_fired: list[str]
+    steps: int
+
+
+class Step:
+    """An open step; a context manager."""
+
+    __slots__ = ("_began_ns", "_record", "_session", "is_observed")
+
+    def __init__(self, session: Session, record: StepRecord) -> None:
+        self._session = session
+        self._record = record
+        self._began_ns = 0
+        self.is_observed = False
+        """Inside the block: whether this is the session's open step; False where another thread's is."""
+
+    @property
+    def step_id(self) -> int:
+        """Its number."""
+        return self._record.step_id
+
+    def __enter__(self) -> Step:
+        began = time.monotonic_ns()
+        self.is_observed = self._session._begin(self._record)
+        if self.is_observed:
+            self._began_ns = time.monotonic_ns()
+            self._session._inlet.enter_ns += self._began_ns - began
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session._finish(self._record)
+        ended = time.monotonic_ns()
+        self._record.t1_ns = ended
+        if not self._session._end(self._record):
+            return
+        if kind is not None:
+            self._session._flight.note_exception(kind, self._record)
+        inlet = self._session._inlet
+        inlet.step_ns += ended - self._began_ns
+        inlet.enter_ns += time.monotonic_ns() - ended
+
+
+class Session:
+    """What `insitu.attach` and `insitu.start` return; use those. Use from the step thread, except where said.
+
+    source: who writes its rows. to, keep, flight, max_queue_bytes, spool: as settled (docs/probe.md, "Settings").
+    Raises ValueError for a bad destination, OSError for one that cannot be written.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        to: str | Exporter,
+        keep: Keep | None = None,
+        flight: Flight | None = None,
+        max_queue_bytes: int = DEFAULT_QUEUE_BYTES,
+        spool: str | None = None,
+    ) -> None:
+        self.source = source
+        self.to = to
+        self._keep = keep
+        self._asked_flight = flight or ASKED_ONLY
+        self._max_queue_bytes = max_queue_bytes
+        self._spool = spool
+        self._model: weakref.ref[torch.nn.Module] | None = None
+        self._wait: Callable[[], None] | None = None
+        """What a step waits for before it begins; only `collect` has it wait."""
+        self._observer: Observer | None = None
+        self._undo: list[Callable[[], None]] = []
+        self._next_step = 0
+        self._step_id = -1
+        self._closed = False
+        self._running = False
+        self._assemble(is_child=False)
+        self._run()
+        _LIVE.add(self)
+
+    def _assemble(self, *, is_child: bool) -> None:
+        self._gate, self._numbering = Lock(), Lock()
+        self._open: StepRecord | None = None
+        self._open_thread = 0
+        self._inlet = Inlet()
+        self._recorder = Recorder()
+        self._pauses = GcPauses()
+        self._traces = StepTraces()
+        self._flight = FlightRecorder(self._asked_flight, self.source)
+        self._exporter = Contained(self._open_exporter(is_child=is_child))
+        self._outbox = Outbox(self.source.epoch, self._exporter, self._max_queue_bytes)
+        self._drain = Drain(
+            self.source, self._outbox, self._inlet, self._recorder, self._pauses, lambda: self._observer, self._flight
+        )
+
+    def _changes(self) -> RuleChanges | None:
+        return self._observer.changes if self._observer else None
+
+    def _open_exporter(self, *, is_child: bool) -> Exporter:
+        """Open the destination; a forked child does so at its first batch."""
+        to = self.to
+        if not isinstance(to, str):
+            return to
+        asked = self._flight.asked
+        open_it = partial(
+            open_exporter, to, self.source, self._keep, self._put_rows, self._traces, asked, self._changes, self._spool
+        )
+        return Deferred(open_it) if is_child else open_it()
+
+    def _put_rows(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            self._inlet.put_row(table, row)
+
+    def _run(self) -> None:
+        """Start the drain: at once, and in a forked child when the child first uses the session."""
+        self._running = True
+        self._inlet.put_row("sources", self.source.row())
+        self._pauses.install()
+        try:
+            self._drain.start()
+        except RuntimeError as error:  # no thread can be had any more
+            self._drain.guard.contain(error)
+
+    def observe_with(self, observer: Observer, model: torch.nn.Module | None = None) -> None:
+        """Give the session its model's observer, and the model (`insitu.attach` does). Raises nothing."""
+        self._observer = observer
+        self._model = None if model is None else weakref.ref(model)
+        observer.changes.tell = lambda kind, text, step_id: self.event(kind, text, step_id=step_id)
+
+    def set_rules(self, rules: Sequence[Rule], *, for_s: float | None = None, who: str = "this process") -> int:
+        """Follow other rules from the next step on; return their version (0: those of attach). Any thread.
+
+        Only sites that were attached can be named. for_s: seconds, after which the rules before are in force again.
+        who: is told in `events`. Raises RuleError, and nothing changes.
+        """
+        if self._observer is None:
+            raise RuleError("this session observes no model; rules are for one that attach was given")
+        return self._observer.changes.set_here(rules, who, for_s)
+
+    def rules(self) -> Standing:
+        """Return the rules as they are now. Any thread."""
+        return self._observer.changes.standing() if self._observer else Standing(0, (), None, 0)
+
+    def on_detach(self, undo: Callable[[], None]) -> None:
+        """Remember how to undo a change to the model; `detach` undoes the latest first. Raises nothing itself."""
+        self._undo.append(undo)
+
+    # -- recording -----------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        step_id: int | None = None,
+        *,
+        mb: int = 0,
+        phase: str | None = None,
+        rows: Sequence[Rows] | None = None,
+        num_rows: int | None = None,
+        num_padded: int = 0,
+    ) -> Step:
+        """Return the context in which the model runs one step.
+
+        step_id: the scheduler's number, the same on every rank; None counts this session's own. mb: the micro-batch
+        slot. rows: the row map, stated from what really runs. num_rows: valid rows (default: what the row map covers;
+        else all). num_padded: rows beyond them. phase: "prefill", "decode" or "mixed" (default: what the row map says).
+        Raises KeyError for a phase that is none; what the model raises inside goes on to the caller.
+        """
+        with self._numbering:
+            if step_id is None:
+                step_id = self._next_step
+            self._next_step = max(self._next_step, step_id + 1)
+        if num_rows is None and rows:
+            num_rows = max(entry.start + entry.count for entry in rows)
+        samples = sum(entry.sample_row >= 0 for entry in rows) if rows else 0
+        record = StepRecord(
+            step_id, mb, phase_of(phase, rows), time.monotonic_ns(), rows, num_rows, num_padded, samples
+        )
+        return Step(self, record)
+
+    def _begin(self, record: StepRecord) -> bool:
+        """Open a step if none is; return whether it is observed. The gate makes sure of it, whoever calls when."""
+        if self._wait is not None:
+            self._wait()
+        if not self._running:
+            self._run()
+        if not self._gate.acquire(blocking=False):
+            self._inlet.count_concurrent()
+            return False
+        self._open = record
+        self._open_thread = get_ident()
+        self._step_id = record.step_id
+        self._recorder.follow(self._open_thread)
+        self._inlet.note_thread(get_native_id())
+        self._traces.note(record)
+        observer = self._observer
+        if observer is not None and not observer.guard.num_errors:
+            try:
+                observer.begin(record)
+            except Exception as error:
+                observer.silence()
+                observer.guard.contain(error)
+        return True
+
+    def _finish(self, record: StepRecord) -> None:
+        """Take what waits for the end of an open step: part of what the step costs, not of what is around it."""
+        observer = self._observer
+        if observer is not None and self._open is record:
+            try:
+                observer.finish()
+            except Exception as error:
+                observer.silence()
+                observer.guard.contain(error)
+
+    def _end(self, record: StepRecord) -> bool:
+        """Close a step that is open; return whether it was. One that was open at a fork is the parent's alone."""
+        if self._open is not record:
+            return False
+        try:
+            self._hand_over(record)
+        finally:
+            self._open = None
+            self._open_thread = 0
+            self._gate.release()
+        return True
+
+    def _hand_over(self, record: StepRecord) -> None:
+        observer = self._observer
+        if observer is not None:
+            try:
+                observer.end(record)
+            except Exception as error:
+                observer.silence()
+                observer.guard.contain(error)
+            rows, statistics, plugged = observer.row_slabs, observer.statistic_slabs, observer.plugged
+            if (
+                observer.slabs.ring.is_filling
+                or (rows and rows.ring.is_filling)
+                or (statistics and statistics.ring.is_filling)
+                or (plugged and plugged.ring.is_filling)
+            ):
+                self._drain.wake()
+        self._inlet.put_step(record)
+
+    @property
+    def in_step(self) -> bool:
+        """True on the thread whose step is open."""
+        return self._open_thread == get_ident()
+
+    @property
+    def in_interval(self) -> bool:
+        """True while an interval is open."""
+        return self._recorder.open is not None
+
+    @property
+    def step_id(self) -> int:
+        """The step that is open, or was last."""
+        return self._step_id
+
+    def interval(self, cls: str, *, step_id: int = -1, mb: int = -1, peer: int = -1, num_bytes: int = 0) -> Interval:
+        """Return the context of a timed stretch of the step thread; `cls` is a name of `IntervalClass`, in lower case.
+
+        An inner interval takes its time from the outer one. Inside an open step it belongs to that step unless
+        `step_id` says another. mb: the micro-batch slot. peer: the rank that is waited for, -1 the driver. num_bytes:
+        what is sent or received. Other threads record nothing. Raises KeyError for a class that is none.
+        """
+        if not self.in_step:
+            self._recorder.pin()
+        elif step_id == -1:
+            step_id = self._step_id
+        return self._recorder.interval(cls, step_id, mb, peer, num_bytes)
+
+    def request(
+        self,
+        event: str,
+        request: str,
+        *,
+        step_id: int = -1,
+        num_tokens: int | None = None,
+        trace_id: str | None = None,
+        trace: RequestContext | None = None,
+        t_ns: int | None = None,
+    ) -> None:
+        """Record an event of a request: a name of `RequestEvent`, in lower case. Any thread.
+
+        step_id: the step that did it, -1 for none. num_tokens: tokens so far; of `arrived` those of the prompt. t_ns:
+        when, on this host's monotonic clock (now). trace: where it stands in its trace (`insitu.request_context`);
+        `trace_id`, 32 hex digits, where that is all there is. Raises KeyError for an event that is none.
+        """
+        if trace is not None:
+            trace_id = trace.trace_id
+            self._traces.note_request(request, trace)
+        self.append(
+            "requests",
+            {
+                "request": request,
+                "trace_id": trace_id,
+                "event": _EVENTS[event],
+                "t_ns": time.monotonic_ns() if t_ns is None else t_ns,
+                "step_id": step_id,
+                "num_tokens": num_tokens,
+            },
+        )
+
+    def event(self, kind: str, text: str = "", *, step_id: int = -1) -> None:
+        """Record a named moment: its kind, a text for people, the step it belongs to (step_id, -1: none). Any thread.
+
+        Raises nothing: what finds no room is counted.
+        """
+        self.append("events", {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": step_id, "text": text})
+
+    def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:
+        """Tap a tensor under a name; what `insitu.tap` calls inside an open step, with its shapes. Raises nothing."""
+        if self._observer is not None:
+            self._observer.explicit_tap(tensor, name)
+
+    def append(self, table: str, row: Mapping[str, Any]) -> None:
+        """Append one row to any table; for rare rows. Raises KeyError for an unknown table or column."""
+        unknown = set(row) - set(schema_of(table).names)
+        if unknown:
+            raise KeyError(f"table {table} has no column {', '.join(sorted(unknown))}")
+        if not self._running:
+            self._run()
+        self._inlet.put_row(table, dict(row))
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def sites(self) -> tuple[Site, ...]:
+        """Return the resolved sites, in order of execution."""
+        return self._observer.sites if self._observer else ()
+
+    def coverage(self) -> Coverage:
+        """Return which sites fired in the steps that are over."""
+        if not self._closed:
+            self.flush(0.0)  # the drain looks at what is finished
+        observer = self._observer
+        if observer is None:
+            return Coverage(0, [], 0)
+        silent = [site.name for site in observer.sites if not observer.num_fired[site.number]]
+        return Coverage(len(observer.sites) - len(silent), silent, observer.num_steps)
+
+    def stats(self) -> Stats:
+        """Return the session's account; exact once `close` has returned."""
+        observer, inlet = self._observer, self._inlet
+        spent = self._drain.cpu_ns + getattr(self._exporter, "cpu_ns", 0) + hook_ns(observer, inlet)
+        guards = [self._drain.guard, self._exporter.guard, *([observer.guard] if observer else [])]
+        return Stats(
+            epoch=self.source.epoch,
+            role=str(self.source.role),
+            rank=self.source.rank,
+            stage=self.source.stage,
+            produced=dict(self._drain.produced),
+            durable=dict(self._outbox.durable),
+            dropped={table: dict(reasons) for table, reasons in list(self._outbox.dropped.items()) if reasons},
+            num_steps=observer.num_steps if observer else 0,
+            concurrent_forward=inlet.num_concurrent,
+            overhead_share=spent / inlet.step_ns if inlet.step_ns else 0.0,
+            drain_cpu_s=self._drain.cpu_ns / 1e9,
+            bad_headers=bad_headers(),
+            flight=self._flight.stats(),
+            governor=observer.overhead.report() if observer else None,
+            left_out=observer.num_left_out if observer else 0,
+            queue_bytes=self._outbox.num_bytes + self._drain.held_bytes,
+            max_queue_bytes=self._outbox.max_bytes,
+            probe_errors=sum(guard.num_errors for guard in guards),
+        )
+
+    def dump(self, why: str) -> str | None:
+        """Ship what the flight recorder holds, and what comes in the next seconds; on every rank, through a collector.
+
+        why: told with it. Return the incident; None where the last was asked for less than `Flight.again_after_s` ago,
+        and once the session is closed. Any thread. Raises nothing.
+        """
+        if self._closed:
+            return None
+        if not self._running:
+            self._run()
+        return self._flight.ask(why, self._step_id)
+
+    def dump_on_signal(self) -> None:
+        """Listen to the signal that `Flight` names, until `detach`."""
+        number = self._asked_flight.signal_number
+        if number is not None:
+            self.on_detach(on_signal(number, lambda name: self._flight.signalled(name)))
+
+    # -- offline -------------------------------------------------------------------------------------------------
+
+    def collect(
+        self, inputs: Iterable[Any], call: Callable[[Any], Any] | None = None, *, timeout_s: float = 60.0
+    ) -> Collected:
+        """Run the model over inputs and return what the rules took of it; here, and nowhere else, steps wait for room.
+
+        inputs: each is what the model is given: a dictionary by name, a tuple in order, or the one argument. call: what
+        to do with each instead (generate, say). A model without a step so far is called with the first input twice.
+        Raises TimeoutError where the destination takes nothing for `timeout_s`, ValueError where there is neither a
+        model nor a call, and what the model raises.
+        """
+        from insitu.session.collecting import caller, collect
+
+        model = None if self._model is None else self._model()
+        if call is None and model is None:
+            raise ValueError("this session observes no model; say what to do with each input: collect(inputs, call)")
+        return collect(self, inputs, call or caller(model), timeout_s)
+
+    @contextmanager
+    def waiting(self, wait: Callable[[], None], keep: Callable[[str, Any], None]) -> Iterator[None]:
+        """For `collect`: let each step wait, and give `keep` what is shipped, on the drain's thread. Raises nothing."""
+        self._wait, self._outbox.keep = wait, keep
+        observer = self._observer
+        try:
+            with observer.overhead.unbounded() if observer is not None else nullcontext():
+                yield
+        finally:
+            self._wait = self._outbox.keep = None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a step would find a place for all that it leaves."""
+        observer, outbox = self._observer, self._outbox
+        needed = self._drain.held_bytes + (observer.waiting_bytes if observer else 0)
+        is_free = self._inlet.has_room and (observer is None or observer.has_room)
+        is_empty = not outbox.num_bytes and (observer is None or observer.is_read)
+        return is_free and (is_empty or outbox.room_bytes >= needed)
+
+    @property
+    def next_step(self) -> int:
+        """The number of the next step that says none."""
+        return self._next_step
+
+    @property
+    def is_learning(self) -> bool:
+        """True before the first step of a model, which tells how wide rows are."""
+        return self._observer is not None and self._observer.current.learning
+
+    # -- ending --------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout_s: float = 5.0) -> FlushReport:
+        """Return once everything produced so far is durable, or timeout_s is over; says what is not. Raises nothing."""
+        if self._closed:
+            return self._report()
+        counts = self._drain.flush(timeout_s) if self._running else None
+        return FlushReport(*(counts or self._outbox.counts))
+
+    def _report(self) -> FlushReport:
+        return FlushReport(*self._outbox.counts)
+
+    def detach(self) -> None:
+        """Undo every change to the model. The session goes on without it."""
+        self._drain.no_steps.stop()
+        while self._undo:
+            self._undo.pop()()
+        if self._observer is not None:
+            self._observer.taps.remove()
+
+    def close(self, timeout_s: float = 5.0) -> FlushReport:
+        """Detach, make everything durable within timeout_s, and let go. Safe to call twice. Raises nothing."""
+        if self._closed:
+            return self._report()
+        self._closed = True
+        _LIVE.discard(self)
+        self.detach()
+        self._pauses.remove()
+        if not self._running:
+            return self._report()
+        counts = self._drain.flush(timeout_s, closing=True)
+        given_up = self._drain.give_up() if counts is None else self._drain.num_given_up
+        if given_up:
+            logger.warning("insitu: %d rows were not durable at exit and are counted as dropped", given_up)
+        return self._report()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _after_fork(self) -> None:
+        """Start over in a forked child: the same place in the grid, a new epoch, a thread of its own."""
+        self._pauses.remove()
+        self.source = self.source.after_fork()
+        self._running = False
+        if self._observer is not None:
+            self._observer.start_over()
+        self._assemble(is_child=True)
+
+
+_LIVE: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _fork_child() -> None:
+    for session in list(_LIVE):
+        session._after_fork()
+
+
+def close_all() -> None:
+    """Close every session of this process within `EXIT_DEADLINE_S`: what its end does."""
+    deadline = time.monotonic() + EXIT_DEADLINE_S
+    for session in list(_LIVE):
+        session.close(max(0.1, deadline - time.monotonic()))
+
+
+os.register_at_fork(after_in_child=_fork_child)
+atexit.register(close_all)

@@ -1,0 +1,65 @@
+"""The row map of a step: which rows of its tensors belong to which request and token positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from insitu.session.trace_context import RequestContext
+from insitu.vocabulary import Numbers, Phase
+
+PHASE_NUMBERS: Final = Numbers(Phase, "phase")
+AXES: Final = ("tokens", "samples", "batch")
+"""What a site's dim 0 counts once its leading dims are flattened: token rows, sampled rows, or batch entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows `start .. start + count - 1` of a step belong to `request`, at token positions `position ..`.
+
+    `phase` is "prefill" or "decode"; None: what the step says. `sample_row` is the request's row on the `samples` axis
+    (logits), -1 if it samples nothing in this step. `capture` opts the request in to rules with `requests="opt-in"`.
+    Left-padded batches name only valid rows. Nothing is checked here; `Session.step` raises KeyError for a phase that
+    is none.
+    """
+
+    request: str
+    start: int
+    count: int
+    position: int = 0
+    phase: str | None = None
+    sample_row: int = -1
+    capture: bool = False
+    trace: RequestContext | None = None
+    """Where the request stands in its trace (`insitu.request_context`)."""
+
+    def phase_number(self) -> int | None:
+        """Return the phase as `steps.phase` has it, None where it says none. Raises KeyError for one that is none."""
+        return None if self.phase is None else PHASE_NUMBERS[self.phase]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One captured row: whose it is and where on the site's axis it stood."""
+
+    request: str | None
+    row: int
+    position: int
+
+
+def places(rows: Sequence[Rows], axis: str, num_rows: int) -> Iterable[tuple[Rows | None, Place]]:
+    """Yield every valid row of one axis with the entry of the row map it belongs to.
+
+    A step without a row map has anonymous rows: `request` None, `position` -1.
+    """
+    if not rows:
+        yield from ((None, Place(None, row, -1)) for row in range(num_rows))
+    elif axis == "samples":
+        for entry in rows:
+            if entry.sample_row >= 0:
+                yield entry, Place(entry.request, entry.sample_row, entry.position + entry.count - 1)
+    else:
+        for entry in rows:
+            for offset in range(entry.count):
+                yield entry, Place(entry.request, entry.start + offset, entry.position + offset)

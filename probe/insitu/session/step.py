@@ -1,0 +1,89 @@
+"""One step: what the host states before the forward pass, and what the drain finds after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from insitu.rules.pressure import NOBODY
+from insitu.session.row_map import PHASE_NUMBERS, Place, Rows
+from insitu.vocabulary import Variant
+
+if TYPE_CHECKING:
+    from insitu.sites.site import Site
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """One finished step, on its way from the step thread to the drain."""
+
+    step_id: int
+    mb: int
+    phase: int | None
+    t0_ns: int
+    rows: Sequence[Rows] | None
+    num_rows: int | None
+    """Valid rows; None: all the model saw (a step without a row map)."""
+    num_padded: int
+    num_samples: int
+    variant: Variant = Variant.QUIET
+    slab: int | None = None
+    """Place in the ring of slabs; None: there was no free one."""
+    row_slab: int | None = None
+    statistic_slab: int | None = None
+    """Place in the ring of statistics; None: none are due, or there was no free one."""
+    plugged_slab: int | None = None
+    """As `statistic_slab`, of the statistics of other packages."""
+    places: list[list[Place] | None] = field(default_factory=list)
+    """By destination group: the wanted rows, in the order of their places; None: every row, anonymous."""
+    sampled: bool = False
+    """Whether this step's expert loads are taken."""
+    num_crowded: int = 0
+    """Rows that were wanted and did not fit."""
+    num_absent: int = 0
+    """Rows that were wanted and are none, since they have no place in any tensor."""
+    giving_way: frozenset[str] = NOBODY
+    """Kinds of rules for rows that take none in it (`insitu.rules.pressure`)."""
+    num_spared: int = 0
+    """Rows that they did not take."""
+    instead: Sequence[Site] = ()
+    """Sites whose statistics are taken instead."""
+    num_left_out: int = 0
+    """Rows that a rule's byte budget left out."""
+    in_force: Any = None
+    """The rules it began with (`insitu.rules.in_force.InForce`)."""
+    num_unmeasured: int = 0
+    """Sites whose statistics were due and found no place."""
+    t1_ns: int = 0
+    """When it ended; 0 while it has not."""
+    num_unplugged: int = 0
+    """As `num_unmeasured`, of the statistics of other packages."""
+    in_graph: bool = False
+    """Whether its taps ran in a compiled graph, which writes into slabs of its own."""
+    ready: Any = None
+    """CUDA event recorded after the step, or None on the host."""
+    doublings: int = 0
+    """How often every period was doubled when it began (`insitu.overhead.governor`)."""
+    is_due: bool = True
+    """Whether rows that nobody asked for by name are taken in it, at that period."""
+    is_named: bool = False
+    """Whether rows of it were asked for by name: the governor leaves those alone."""
+    wants_more: bool = False
+    """Whether rules want rows of it that nobody asked for by name."""
+    due: Sequence[Site] = ()
+    """Sites whose statistics are due in it."""
+    plugged_due: Sequence[int] = ()
+    """Which statistics of other packages are taken in it (`insitu.statistics.plugged`)."""
+    mark: Any = None
+    """Of the clock that times steps (`insitu.overhead.step_costs`)."""
+
+
+def phase_of(phase: str | None, rows: Sequence[Rows] | None) -> int | None:
+    """Return the step's phase number: as stated, else from its rows; None when nobody says."""
+    if phase is not None:
+        return PHASE_NUMBERS[phase]
+    named = {entry.phase for entry in rows or () if entry.phase is not None}
+    if not named:
+        return None
+    return PHASE_NUMBERS[next(iter(named))] if len(named) == 1 else PHASE_NUMBERS["mixed"]

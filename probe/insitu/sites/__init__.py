@@ -1,0 +1,1 @@
+"""What can be observed in a model, and where that lies."""

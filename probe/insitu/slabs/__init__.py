@@ -1,0 +1,1 @@
+"""Memory that taps write, made before the first step, and reading it back."""

@@ -1,0 +1,172 @@
+"""Memory for raw rows: a ring of slabs, and the vector that sends each row of a step to its place in one.
+
+Per row site a slab holds [max_rows + 1, width]; the last row is the trash row. Rows nobody wants (padding, requests
+that were not chosen) go there: selecting, padding and leaving out are one mechanism without a branch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from insitu.row_forms import RowForm
+from insitu.sites.site import Site
+from insitu.slabs.slab import MAX_SLABS, Ring
+from insitu.taps.plain import bits_of
+
+logger = logging.getLogger("insitu")
+
+ROW_BUDGET_BYTES: Final = 64 << 20
+"""Most memory for raw rows, all slabs together; two slabs there are in any case."""
+NUM_STAGED: Final = 8
+"""Destination vectors on their way to a device: a host that runs ahead must not overwrite one in flight."""
+
+
+def num_slabs_of(forms: Mapping[int, RowForm], max_rows: int, budget_bytes: int = ROW_BUDGET_BYTES) -> int:
+    """Return how many slabs of these rows there are."""
+    return max(2, min(MAX_SLABS, budget_bytes // max(slab_bytes_of(forms, max_rows), 1)))
+
+
+def slab_bytes_of(forms: Mapping[int, RowForm], max_rows: int) -> int:
+    """Return the bytes of one slab of these rows."""
+    return (max_rows + 1) * sum(form.num_bytes for form in forms.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RowArea:
+    """Where the rows of one site go in one slab."""
+
+    form: RowForm
+    dtype: torch.dtype
+    values: torch.Tensor
+    """[max_rows + 1, width]; of all slabs [num_slabs, max_rows + 1, width]."""
+    indices: torch.Tensor | None
+    """int32, as `values`: the places of the largest in their rows."""
+    dest: torch.Tensor
+    """int64[max_rows]: to which place each row goes."""
+    broken: dict[int, int]
+    """Of the ring: site -> the first step of which nothing could be kept there."""
+
+    def take(self, site: Site, x: torch.Tensor, step_id: int) -> None:
+        """Keep rows [rows, width]; where that cannot be (another width, a type that has no such form) it is said once
+        and not tried again."""
+        if site.number in self.broken:
+            return
+        try:
+            self._put(x)
+        except (RuntimeError, TypeError, ValueError) as error:
+            self.broken[site.number] = step_id
+            logger.warning("insitu: no rows of %s (%s: %s)", site.name, type(error).__name__, error)
+
+    def _put(self, x: torch.Tensor) -> None:
+        dest, width = self.dest[: x.shape[0]], self.form.width
+        if self.indices is not None:
+            x, indices = torch.topk(x, width, 1)
+            self.indices.index_copy_(0, dest, indices.to(torch.int32))
+        if x.shape[1] != width:
+            raise ValueError(f"rows of {width} values turned out to have {x.shape[1]}")
+        if x.dtype is not self.dtype:
+            x = cast_rows(x, self.dtype)
+        bits_of(self.values).index_copy_(0, dest, bits_of(x))
+
+
+def cast_rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return x in another type. float8 has no infinities: it holds what is too large as its largest number, and what
+    is not finite as NaN, so that neither is taken for the other."""
+    if dtype.itemsize > 1:
+        return x.to(dtype)
+    most = torch.finfo(dtype).max
+    x = x.float()
+    return torch.where(x.isfinite(), x.clamp(-most, most), torch.nan).to(dtype)
+
+
+class RowSlabs:
+    """The ring of raw-row memory: an area a row site."""
+
+    def __init__(
+        self,
+        forms: Mapping[int, RowForm],
+        max_rows: int,
+        device: torch.device,
+        budget_bytes: int = ROW_BUDGET_BYTES,
+    ) -> None:
+        num_slabs = num_slabs_of(forms, max_rows, budget_bytes)
+        self.forms = forms
+        self.ring = Ring(num_slabs)
+        self.num_bytes = num_slabs * slab_bytes_of(forms, max_rows)
+        self.broken: dict[int, int] = {}
+        shape = (num_slabs, max_rows + 1)
+        with torch.inference_mode(False):
+            self._values = {
+                site: torch.zeros((*shape, form.width), dtype=getattr(torch, form.dtype), device=device)
+                for site, form in forms.items()
+            }
+            self._indices = {
+                site: torch.zeros((*shape, form.width), dtype=torch.int32, device=device)
+                for site, form in forms.items()
+                if form.is_top
+            }
+
+    def areas(self, place: int, dest_of: Mapping[int, torch.Tensor]) -> dict[int, RowArea]:
+        """Return the areas of one slab by site. dest_of: site -> its destination vector."""
+        with torch.inference_mode(False):
+            values = {site: ring[place] for site, ring in self._values.items()}
+            return self._areas(values, {site: ring[place] for site, ring in self._indices.items()}, dest_of)
+
+    def rings(self, dest_of: Mapping[int, torch.Tensor]) -> dict[int, RowArea]:
+        """As `areas`, of all slabs: for graphs, to which the slab is a number in memory."""
+        return self._areas(self._values, self._indices, dest_of)
+
+    def _areas(
+        self,
+        values: Mapping[int, torch.Tensor],
+        indices: Mapping[int, torch.Tensor],
+        dest_of: Mapping[int, torch.Tensor],
+    ) -> dict[int, RowArea]:
+        return {
+            site: RowArea(form, getattr(torch, form.dtype), values[site], indices.get(site), dest_of[site], self.broken)
+            for site, form in self.forms.items()
+        }
+
+    def read(self, site: int, places: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return row `rows[i]` of slab `places[i]` of a site, as bytes [n, form.num_bytes] on the host; a copy."""
+        values = _bytes_of(self._values[site], places, rows)
+        if site not in self._indices:
+            return values
+        return np.hstack([values, _bytes_of(self._indices[site], places, rows)])
+
+
+def _bytes_of(area: torch.Tensor, places: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    if area.device.type == "cpu":
+        found: NDArray[np.uint8] = area.view(torch.uint8).numpy()[places, rows]
+        return found
+    return area[torch.from_numpy(places), torch.from_numpy(rows)].cpu().view(torch.uint8).numpy()
+
+
+class Destinations:
+    """Device int64[num_groups, max_rows]: to which place each row of a step goes; one async copy a step with rows."""
+
+    def __init__(self, device: torch.device, num_groups: int, max_rows: int) -> None:
+        with torch.inference_mode(False):
+            self._staged = torch.zeros(
+                (NUM_STAGED, num_groups, max_rows), dtype=torch.int64, pin_memory=device.type != "cpu"
+            )
+            self._dest = torch.full((num_groups, max_rows), max_rows, dtype=torch.int64, device=device)
+            self.of_group = tuple(self._dest)
+        self._rows = self._staged.numpy()
+        self._turn = 0
+
+    def aim(self, wanted: Sequence[Sequence[int]]) -> None:
+        """Send row `wanted[g][i]` of group g to place i; every other row to the trash row."""
+        self._turn = (self._turn + 1) % NUM_STAGED
+        rows = self._rows[self._turn]
+        rows.fill(rows.shape[1])
+        for group, indices in enumerate(wanted):
+            rows[group, np.asarray(indices, np.int64)] = np.arange(len(indices))
+        self._dest.copy_(self._staged[self._turn], non_blocking=True)

@@ -1,0 +1,1 @@
+"""What runs inside a forward pass, eager and compiled, and what attaching does to a model."""

@@ -1,0 +1,121 @@
+"""What attaching does to a model: an observer with its taps, a session, and a forward that is a step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import nn
+
+from insitu.config import Config
+from insitu.flight.settings import Flight
+from insitu.identity import Source, current_run
+from insitu.rules.rule import Rule
+from insitu.session.live import Session
+from insitu.sites.site import is_named
+from insitu.slabs.slab import Plan
+from insitu.taps.compiled import Graphs
+from insitu.taps.compilers import leave_out, look_again, put_aside, uncompiled
+from insitu.taps.eager import MARK, Tap, give_forward, is_traced
+from insitu.taps.observer import Observer
+from insitu.vocabulary import Role
+
+logger = logging.getLogger("insitu")
+
+
+def attach_with(
+    config: Config, model: nn.Module, rules: Sequence[Rule], role: str, *, name: str | None = None, **source: Any
+) -> tuple[Session, Observer]:
+    """Attach as settled. name: the model's, its class if not told; `source`: further fields of `Source`.
+
+    Raises what `insitu.attach` does; the model is then as it was.
+    """
+    wrapper, model = model, uncompiled(model)
+    if hasattr(type(model), MARK):
+        raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
+    flight, run = config.flight, source.get("run") or current_run()
+    armed = [flight.rule] if flight is not None and flight.rule is not None else []
+    budget = config.overhead_budget
+    observer = Observer(model, [*rules, *armed], config.max_rows, config.axes, run, budget, config.t0)
+    identity = Source(
+        role=Role(role),
+        model=name or type(model).__name__,
+        plan_digest=observer.plan.digest,
+        param_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        **source,
+    )
+    try:
+        session = Session(identity, config.to, config.keep, flight, config.max_queue_bytes, config.spool)
+    except (OSError, ValueError):
+        observer.taps.remove()
+        raise
+    session.observe_with(observer, model)
+    session.on_detach(lambda: look_again(wrapper))
+    try:
+        session.on_detach(_enter_forward(model, session, observer))
+    except TypeError:
+        session.close()
+        raise ValueError(f"a {type(model).__name__} cannot be observed: its class allows no subclass") from None
+    look_again(wrapper)
+    _say_unheld(observer.plan, flight)
+    session.dump_on_signal()
+    return session, observer
+
+
+def _say_unheld(plan: Plan, flight: Flight | None) -> None:
+    """Say which sites the flight recorder was asked for and has no rows of: one rule takes the rows of a site."""
+    glob = None if flight is None else flight.rows
+    named = [site for site in plan.sites if glob is not None and is_named(glob, site)]
+    if taken := [site.name for site in named if site.number not in plan.held_sites]:
+        logger.warning("insitu: no rows for the flight recorder of %s: a rule takes them", ", ".join(taken))
+
+
+def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Callable[[], None]:
+    """Let the model's outermost forward be a step, timed as compute unless an interval is open; return the undo."""
+    forward_of, root_tap = type(model).forward, observer.root_tap
+    graphs, on_cuda = Graphs(type(model), session, observer), observer.device.type == "cuda"
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if is_traced():  # inside of another graph, which has no place where a step could begin
+            return forward_of(self, *args, **kwargs)
+        compiler = put_aside(None)
+        if compiler is not None:
+            return graphs.run(compiler, self, args, kwargs)
+        if on_cuda and torch.cuda.is_current_stream_capturing():
+            return graphs.capture(self, args, kwargs)
+        if session.in_step:
+            return compute(self, *args, **kwargs)
+        with session.step() as step:
+            if step.is_observed:
+                return compute(self, *args, **kwargs)
+            return forward_of(self, *args, **kwargs)
+
+    def compute(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if session.in_interval:  # the caller says itself where its time goes
+            output = forward_of(self, *args, **kwargs)
+        else:
+            with session.interval("compute", step_id=session.step_id):
+                output = forward_of(self, *args, **kwargs)
+        tap_root(root_tap, observer, output)
+        return output
+
+    undo = give_forward(model, forward)
+    leave_out(forward.__code__)
+    return undo
+
+
+def tap_root(root_tap: Tap | None, observer: Observer, output: Any) -> None:
+    """Tap what the model itself returned, on the thread whose step is open."""
+    current = observer.current
+    if root_tap is None or current.thread != get_ident():
+        return
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(first, torch.Tensor):
+        try:
+            root_tap(first)
+        except Exception as error:
+            current.thread = 0
+            observer.guard.contain(error)

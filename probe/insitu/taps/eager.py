@@ -1,0 +1,423 @@
+"""Taps: what runs inside the model's forward pass, once a site. The hot path.
+
+A tap reduces the tensor into its place in the current slab, then writes the step id into its stamp. It reads Python
+state and changes none: no allocation beyond what torch's own reduction needs, no sync, no lock, no clock, no log.
+
+A tapped module instance gets a private subclass of its class whose `forward` calls the original and taps the
+result. A forward hook would do the same at twice the cost: one hook moves `Module.__call__` off its fast path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial, update_wrapper
+from threading import get_ident
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from insitu.guard import Guard
+from insitu.session.step import StepRecord
+from insitu.sites.late import LateSites
+from insitu.sites.site import Site
+from insitu.slabs.rows import RowArea
+from insitu.slabs.slab import Plan, Views
+from insitu.statistics.staging import Place
+from insitu.statistics.taps import StatisticTaps, source_of
+from insitu.statistics.workspace import Workspace
+from insitu.taps.graph import Desk, traced_forward
+from insitu.taps.plain import can_hold, is_plain_dtype, plain, rows_of, width_of
+
+_DIMS: Final = tuple(tuple(range(n)) for n in range(65))
+"""All dims of a tensor, by how many it has: torch adds up at most 64."""
+_INF: Final = float("inf")
+_F32: Final = torch.float32
+MARK: Final = "__insitu_observed__"
+"""Attribute of the private classes."""
+is_traced: Final = torch.compiler.is_dynamo_compiling
+"""True only where a compiler traces the function that asks."""
+Tap = Callable[..., None]
+"""`tap(x)`; at a residual stream `tap(x, source)` where the input of its layer is at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """What the taps of one step of the full variant take besides their canaries."""
+
+    rows: dict[int, RowArea] = field(default_factory=dict)
+    """Site -> where its rows go."""
+    places: dict[int, Place] = field(default_factory=dict)
+    """Site -> where its statistics go."""
+    work: Workspace | None = None
+    plugged: Mapping[int, Callable[[torch.Tensor, int | None], None]] = field(default_factory=dict)
+    """Site -> what takes the statistics of other packages of it (`insitu.statistics.plugged`)."""
+
+
+class Current:
+    """The step that is open now. The host writes it between steps; taps only read it."""
+
+    __slots__ = (
+        "canary",
+        "full",
+        "host_stamp",
+        "learning",
+        "num_valid",
+        "record",
+        "sampled",
+        "special",
+        "step_id",
+        "thread",
+        "views",
+    )
+
+    def __init__(self) -> None:
+        self.thread = 0
+        """Identifier of the thread whose step is open; 0 = none, so no thread matches."""
+        self.views: Views | None = None
+        self.canary: tuple[torch.Tensor, ...] = ()
+        self.host_stamp: memoryview | None = None
+        """Stamps of a slab that lies in host memory: a store costs 0.06 us, a tensor copy 1.5."""
+        self.step_id = -1
+        self.record: StepRecord | None = None
+        self.num_valid = {"tokens": -1, "samples": -1, "batch": -1}
+        """Valid rows by axis; -1: all are."""
+        self.full: Full | None = None
+        """None in a quiet step."""
+        self.sampled = False
+        """Whether routers count what they choose in this step."""
+        self.special = True
+        """True where a tap must do more than its canary: padding, raw rows, statistics, autograd, or the first step."""
+        self.learning = True
+        """True in the first step: shapes and dtypes are noted, on the host."""
+
+
+def _holds_tensor(found: Any, index: int) -> bool:
+    """Tell whether there is a tensor at a place of what a module returned that could be summed."""
+    try:
+        x = found if isinstance(found, torch.Tensor) else found[index]
+    except Exception:
+        return False
+    return isinstance(x, torch.Tensor) and x.layout is torch.strided
+
+
+def _tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+
+
+def _absmax(x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor) -> None:
+    """Write each row's largest magnitude; NaN where a row has one. `scratch`: as `out`, overwritten.
+
+    One kernel on a device; on the host the norm is scalar code: 87 us for 4 x 8192 values, the two extremes take 8.
+    """
+    if not x.shape[1]:
+        out.zero_()
+    elif x.is_cuda and x.is_floating_point():
+        torch.linalg.vector_norm(x, _INF, 1, dtype=_F32, out=out)
+    elif x.dtype is _F32:
+        torch.amax(x, 1, out=out)
+        torch.amin(x, 1, out=scratch)
+        torch.maximum(out, scratch.neg_(), out=out)
+    else:  # reductions do not convert: through values of its own, a few bytes a row
+        torch.maximum(torch.amax(x, 1).to(_F32), torch.amin(x, 1).to(_F32).neg_(), out=out)
+
+
+def give_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Give one instance a private subclass with this `forward(self, ...)`; return the undo.
+
+    A copy of the module keeps working: its forward is bound to the copy. Raises TypeError where the class cannot
+    be replaced (compiled script modules).
+    """
+    original = type(module)
+    update_wrapper(forward, original.forward)
+    forward.__code__ = forward.__code__.replace()  # compilers count what they compile by code
+    names = {
+        "forward": forward,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        MARK: True,
+    }
+    private = type(original.__name__, (original,), names)
+    module.__class__ = private
+
+    def undo() -> None:
+        if type(module) is private:
+            module.__class__ = original
+
+    return undo
+
+
+def left_to_observe(model: nn.Module, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    """Return the sites of modules that no other session observes; a part with a session of its own keeps it."""
+    taken = {fqn for fqn, module in model.named_modules() if hasattr(type(module), MARK)}
+    if not taken:
+        return sites
+    parts = tuple(f"{fqn}." for fqn in taken)
+    left = [site for site in sites if site.fqn not in taken and not site.fqn.startswith(parts)]
+    return tuple(replace(site, number=number) for number, site in enumerate(left))
+
+
+class Taps:
+    """Installs and removes the taps of one model, and knows what they have learned about its sites."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        current: Current,
+        step_id: torch.Tensor,
+        guard: Guard,
+        without_canary: frozenset[int] = frozenset(),
+    ) -> None:
+        """without_canary: numbers of sites that take nothing in a quiet step."""
+        self.plan = plan
+        self._without_canary = without_canary
+        self.current = current
+        self.shapes: dict[int, tuple[int, torch.dtype]] = {}
+        """Site -> (width, dtype), learned when it first fires."""
+        self.desk = Desk()
+        self._step_id = step_id
+        self._guard = guard
+        self._scratch = torch.empty(plan.max_rows)
+        self._ones = torch.ones(plan.max_rows, dtype=torch.int32, device=step_id.device) if plan.loads else None
+        self._modules: dict[str, nn.Module] = {}
+        self._undo: dict[int, Callable[[], None]] = {}
+        self._unfit: set[int] = set()
+        self._odd: set[int] = set()
+        """Sites of which torch takes no sum as they are, and those of which nothing is known yet."""
+        self.late = LateSites()
+        self.statistics = StatisticTaps(step_id)
+
+    def install(self, model: nn.Module) -> Tap | None:
+        """Tap every site; return the tap of the model's own output, which the caller's root forward runs."""
+        self._modules = dict(model.named_modules())
+        root = None
+        for site in self.plan.sites:
+            if site.fqn:
+                self._put_on(site)
+            else:
+                root = self.make(site)
+        return root
+
+    def _put_on(self, site: Site) -> None:
+        module = self._modules[site.fqn]
+        if site.io == "in" or site.part is not None:
+            make = self._named_forward
+        else:
+            make = self._router_forward if site.num_experts else self._forward
+        with suppress(TypeError):  # its class allows no subclass an instance: the site never fires
+            self._undo[site.number] = give_forward(module, make(type(module), site, self.make(site)))
+
+    def remove(self) -> None:
+        for number in reversed(list(self._undo)):  # of a module with several sites, the outermost first
+            self._undo.pop(number)()
+        self._modules.clear()
+
+    def is_unfit(self, number: int) -> bool:
+        """Tell whether a site's module was called and returned nothing a sum could be taken of."""
+        return number in self._unfit
+
+    def can_hold(self, number: int) -> bool:
+        """Tell whether memory for rows of a site can be made: it is known what it returns, and it has sums."""
+        return number in self.shapes and number not in self._unfit and can_hold(self.shapes[number][1])
+
+    def expect_late(self) -> None:
+        """After the first step: let sites that did not fire in it be learned when they do."""
+        known = self.shapes.keys() | self._unfit
+        self.late.expect(site.number for site in self.plan.sites if site.number not in known)
+        self._odd |= self.late.silent
+
+    def learn(self, number: int, width: int, dtype: torch.dtype) -> None:
+        """Take note of what a site is that fires first."""
+        self.shapes.setdefault(number, (width, dtype))
+        (self._odd.discard if is_plain_dtype(dtype) else self._odd.add)(number)
+
+    def tell_unfit(self, numbers: Iterable[int]) -> None:
+        """Take note of sites whose modules return nothing a sum could be taken of."""
+        self._unfit.update(numbers)
+
+    def remove_unfit(self) -> None:
+        """After the first step: take the taps off sites that return nothing a sum could be taken of.
+
+        Sites of one module are classes around each other: all come off, and those that fit go on again.
+        """
+        of_modules = {site.fqn for site in self.plan.sites if site.number in self._unfit}
+        moved = [site for site in self.plan.sites if site.fqn in of_modules and site.number in self._undo]
+        for site in reversed(moved):
+            self._undo.pop(site.number)()
+        for site in moved:
+            if site.number not in self._unfit:
+                self._put_on(site)
+
+    def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
+        current, number, index, miss = self.current, site.number, site.index, partial(self.miss, site)
+        always = site.boundary or number in self._without_canary  # its tap does more, or nothing at all
+        forward_of, has_source, odd = original.forward, site.is_residual, self._odd
+        tensor, total, dims = torch.Tensor, torch.sum, _DIMS
+        traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_traced():
+                return traced(self, *args, **kwargs)
+            output = forward_of(self, *args, **kwargs)
+            if current.thread == get_ident():
+                try:
+                    x = output if isinstance(output, tensor) else output[index]
+                    if always or current.special or number in odd:
+                        if has_source and current.full is not None:
+                            tap(x, source_of(x, args, kwargs))
+                        else:
+                            tap(x)
+                    else:
+                        total(x, dims[x.ndim], dtype=_F32, out=current.canary[number])
+                        current.host_stamp[number] = current.step_id  # type: ignore[index]
+                except Exception as error:
+                    miss(error, output)
+            return output
+
+        return forward
+
+    def miss(self, site: Site, error: Exception, found: Any) -> None:
+        """As `fail`, but that a site has not fired in a step that has nothing of it. found: what there was."""
+        is_new = self.current.learning or site.number in self.late.silent
+        if is_new or (site.number not in self._unfit and _holds_tensor(found, site.index)):
+            self.fail(site, error)
+
+    def fail(self, site: Site, error: Exception) -> None:
+        """Contain the error of a tap: where it first fires the site is taken for unfit, later all taps fall silent."""
+        if self.current.learning or site.number in self.late.silent:
+            self._unfit.add(site.number)
+            self.late.give_up(site.number)
+        else:
+            self.current.thread = 0
+            self._guard.contain(error)
+
+    def _router_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
+        """As `_forward`, for a module that returns (logits, ..., chosen experts): they are counted too."""
+        current, miss, forward_of, count = self.current, partial(self.miss, site), original.forward, self.count_chosen
+        traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_traced():
+                return traced(self, *args, **kwargs)
+            output = forward_of(self, *args, **kwargs)
+            if current.thread == get_ident():
+                try:
+                    if current.sampled or current.learning:  # the first step shows whether it can be done at all
+                        count(site, output[-1])
+                    tap(output[0])
+                except Exception as error:
+                    miss(error, output)
+            return output
+
+        return forward
+
+    def _named_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
+        """As `_forward`, for sites that only rules name: a tensor the module is given, or part of what it returns."""
+        current, miss, forward_of, index = self.current, partial(self.miss, site), original.forward, site.index
+        part = site.part.of if site.part is not None else None
+        traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
+
+        def take(found: Any) -> None:
+            try:
+                x = found if isinstance(found, torch.Tensor) else found[index]
+                tap(x if part is None else part(x))
+            except Exception as error:
+                miss(error, found)
+
+        def of_input(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_traced():
+                return traced(self, *args, **kwargs)
+            if current.thread == get_ident():
+                take(_tensors_of(args, kwargs))
+            return forward_of(self, *args, **kwargs)
+
+        def of_output(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if is_traced():
+                return traced(self, *args, **kwargs)
+            output = forward_of(self, *args, **kwargs)
+            if current.thread == get_ident():
+                take(output)
+            return output
+
+        return of_input if site.io == "in" else of_output
+
+    def count_chosen(self, site: Site, chosen: torch.Tensor) -> None:
+        """Count, for each expert, the valid rows that chose it. chosen: int64[tokens, top_k]."""
+        views, ones = self.current.views, self._ones
+        assert views is not None and ones is not None, "a router taps inside an open step, of a plan that has routers"
+        valid = self.current.num_valid[site.axis]
+        chosen = rows_of(chosen)[: self.plan.max_rows if valid < 0 else min(valid, self.plan.max_rows)]
+        load = views.load[site.number].zero_()
+        for column in chosen.unbind(1):
+            load.scatter_add_(0, column, ones[: chosen.shape[0]])
+        views.count[site.number].fill_(chosen.shape[0])
+
+    def make(self, site: Site) -> Tap:
+        """Return the whole tap of a site: a function of the tensor, to be called inside an open step."""
+        current, number, axis = self.current, site.number, site.axis
+        silent = self.late.silent
+
+        def tap(x: torch.Tensor, source: torch.Tensor | None = None) -> None:
+            if (sheet := self.desk.sheet) is not None:  # recorded, not run: what Python chose now would be repeated
+                sheet.note(number, axis, x)
+                return
+            views = current.views
+            assert views is not None, "a tap runs inside an open step only"
+            if is_new := current.learning or number in silent:
+                self.learn(number, width_of(x), x.dtype)
+            if x.requires_grad:
+                x = x.detach()
+            valid = current.num_valid[axis]
+            if valid >= 0 and x.numel() != valid * width_of(x):
+                x = rows_of(x)[:valid]
+            numbers = plain(x)
+            torch.sum(numbers, _DIMS[numbers.ndim], dtype=_F32, out=views.canary[number])
+            if site.boundary:
+                self._take_boundary(number, rows_of(numbers), views)
+            if current.full is not None:
+                self._take_full(site, x, source, current.full)
+            if current.host_stamp is None:
+                views.stamp[number].copy_(self._step_id)
+            else:
+                current.host_stamp[number] = current.step_id
+            if is_new:
+                self.late.fired(number)
+
+        def only_full(x: torch.Tensor, source: torch.Tensor | None = None) -> None:
+            if current.full is not None or current.learning or number in silent:
+                tap(x, source)
+
+        return only_full if number in self._without_canary else tap
+
+    def _take_boundary(self, number: int, x: torch.Tensor, views: Views) -> None:
+        """Take the sum and the largest magnitude of each row."""
+        views.count[number].fill_(x.shape[0])
+        x = x[: self.plan.max_rows]
+        n = x.shape[0]
+        torch.sum(x, 1, dtype=_F32, out=views.row_sum[number][:n])
+        _absmax(x, views.row_absmax[number][:n], self._scratch[:n])
+
+    def _take_full(self, site: Site, x: torch.Tensor, source: torch.Tensor | None, full: Full) -> None:
+        """Take what the full variant adds: raw rows, and statistics."""
+        number = site.number
+        if (area := full.rows.get(number)) is not None:
+            self._take_rows(site, rows_of(x), area)
+        self.measure(site, x, source, full)
+
+    def measure(self, site: Site, x: torch.Tensor, source: torch.Tensor | None, full: Full) -> None:
+        """Take what statistics there are of the valid rows x, of this package and of others."""
+        current, number = self.current, site.number
+        host_step = None if current.host_stamp is None else current.step_id
+        if (place := full.places.get(number)) is not None:
+            assert full.work is not None, "places come with a workspace"
+            self.statistics.take(site, x, source, place, full.work, host_step)
+        if (take := full.plugged.get(number)) is not None:
+            take(x, host_step)
+
+    def _take_rows(self, site: Site, x: torch.Tensor, area: RowArea) -> None:
+        views = self.current.views
+        assert views is not None, "a tap runs inside an open step only"
+        views.count[site.number].fill_(x.shape[0])
+        area.take(site, x[: self.plan.max_rows], self.current.step_id)
