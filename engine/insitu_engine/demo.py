@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from insitu.cli import ExitCode
+from insitu.cli import ExitCode, command_name
 from insitu.config_show import load_for_command
 from insitu.identity import current_run
 from insitu_engine.demo_pages import DemoPages
@@ -114,7 +114,7 @@ def demo(
     is_watched = not headless and not as_json
     interrupted = run_demo(
         plan,
-        lambda answer: click.echo(json.dumps(answer) if as_json else render(answer)),
+        lambda answer: click.echo(json.dumps(answer) if as_json else render(answer, command_name())),
         DemoPages(say) if is_watched else None,
     )
     if interrupted:

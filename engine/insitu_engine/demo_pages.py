@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from insitu.cli import command_name
 from insitu_engine.processes import POLL_S, Child, Children
 
 GUIDE: Final = (
     "  Live says what limits, since when and for whom; Pipeline shows a lane a rank, the newest on the right.",
     "  Blue C computes, orange U waits for the stage before it, brown D for the one after it; pale - has no work.",
     "  Your own model, two lines:  import insitu  and  session = insitu.attach(model)  fill ./insitu-store;",
-    "  insitu judge ./insitu-store  and  insitu dashboard ./insitu-store  then show it as here.",
+    "  {insitu} judge ./insitu-store  and  {insitu} dashboard ./insitu-store  then show it as here.",
 )
 
 
@@ -41,7 +42,7 @@ class DemoPages:
             return
         self.url = found[1]
         for text in (f"the dashboard is on {self.url}", *GUIDE):
-            self._say(text)
+            self._say(text.format(insitu=command_name()))
         if has_display(os.environ):
             webbrowser.open(self.url)
 

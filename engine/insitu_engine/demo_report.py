@@ -150,8 +150,11 @@ def records(
     }
 
 
-def render(answer: Mapping[str, Any]) -> str:
-    """Return the answer in words: the verdicts, the ledger as a table, the account, the store and what to do next."""
+def render(answer: Mapping[str, Any], command: str = "insitu") -> str:
+    """Return the answer in words: the verdicts, the ledger as a table, the account, the store and what to do next.
+
+    command: what a person types for `insitu`.
+    """
     parts = ["", *(_verdict(verdict) for verdict in answer["verdicts"])]
     if not answer["verdicts"]:
         parts.append("no verdict: there was too little traffic to judge")
@@ -167,7 +170,7 @@ def render(answer: Mapping[str, Any]) -> str:
         f"{_reasons(kept['dropped'])}{_expired(kept)}; "
         f"the probe took {100 * answer['overhead']['share']:.2g} % of step time",
         f"store     {answer['store']}",
-        f"next      insitu stalls {answer['store']}",
+        f"next      {command} stalls {answer['store']}",
     ]
     return "\n".join(parts)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from importlib import import_module
@@ -175,6 +176,16 @@ def _of_system(error: OSError) -> str:
     reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
     what = f"{error.filename}: {reason}" if error.filename else reason
     return f"{what}; see that it is there, that it is yours, and that its disk has room"
+
+
+def command_name() -> str:
+    """Return what a person types for this command: `insitu` where their path has it, else what this process was."""
+    import shutil
+
+    called = sys.argv[0]
+    if shutil.which("insitu"):
+        return "insitu"
+    return called if called.rpartition("/")[2] == "insitu" else "python -m insitu"
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

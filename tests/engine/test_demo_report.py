@@ -173,6 +173,7 @@ def test_the_words_hold_what_a_reader_needs() -> None:
     assert "(confidence 0.97)" in text
     assert max(len(line) for line in text.splitlines()) <= 110
     assert "dropped (ring_full 100)" in text
-    assert "insitu stalls insitu-store/demo-20260101-120000" in text
+    assert "next      insitu stalls insitu-store/demo-20260101-120000" in text
+    assert "next      .venv/bin/insitu stalls " in render(document(SETTING, REPORTS), ".venv/bin/insitu")
     ledger = [line.split() for line in text.splitlines() if line.startswith("  wait_downstream")]
     assert ledger == [["wait_downstream", "21.50", "s", "72", "%", "0.00", "s", "0", "%"]]

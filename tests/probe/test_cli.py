@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints, PackageNotFoundError
+from pathlib import Path
 
 import click
 import pytest
@@ -110,6 +111,19 @@ def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
         shown.stdout.close()  # before it has anything to print
         assert shown.stderr.read() == ""
     assert shown.returncode == ExitCode.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("called", "typed"), [(".venv/bin/insitu", ".venv/bin/insitu"), ("/x/insitu/__main__.py", "python -m insitu")]
+)
+def test_what_is_shown_to_be_pasted_can_be_pasted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, called: str, typed: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.command_name() == typed
+    (tmp_path / "insitu").touch(mode=0o755)
+    assert cli.command_name() == "insitu"
 
 
 def test_a_missing_module_of_ours_is_a_bug_and_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
