@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from insitu.records import TABLES, schema_of
 from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segments
-from insitu.segments.reader import Damage, TailReader
+from insitu.segments.reader import FIRST_MESSAGE, Damage, TailReader
 from insitu_collector.rows.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damage: list[Damage] = []
-        """What could not be read by the last call of `table`, `scan` or `sql`; it is left out, and logged."""
+        """What could not be read by the last call of `table`, `scan` or `sql`; it is left out, and logged once."""
+        self.all_damage: set[Damage] = set()
+        """What could not be read by any call so far."""
 
     def tables(self) -> list[str]:
         """Return the tables that have segments, in order of `insitu.records.TABLES`."""
@@ -103,7 +105,7 @@ class Store:
         since_unix_ns: leave out, of `TIME_TABLES` only, sealed segments that were last written before this time, so
         that a large store opens fast. Rows a little older than it may come all the same.
         """
-        return StoreTail(self.path, TABLES if tables is None else tables, since_unix_ns)
+        return StoreTail(self.path, TABLES if tables is None else tables, since_unix_ns, self.all_damage)
 
     # -- for notebooks: docs/export.md ---------------------------------------------------------------------------
 
@@ -196,9 +198,13 @@ class StoreTail:
     A segment that expires meanwhile is read to its end if it was begun, and left out otherwise.
     """
 
-    def __init__(self, path: Path, tables: Iterable[str], since_unix_ns: int | None = None) -> None:
+    def __init__(
+        self, path: Path, tables: Iterable[str], since_unix_ns: int | None = None, told: set[Damage] | None = None
+    ) -> None:
+        """told: damage that was logged; what is found is added to it."""
         self.damage: list[Damage] = []
         """Everything that could not be read so far."""
+        self._told = set() if told is None else told
         self._path = path
         self._since_unix_ns = since_unix_ns
         self._tables = [table for table in tables if schema_of(table)]
@@ -264,14 +270,22 @@ class StoreTail:
         batches = reader.read(final=is_done or final)
         # The end of a file still being written is not damage, however it looks.
         lost = [damage for damage in reader.damage if is_done or not damage.torn]
+        if is_done and reader.finished and reader.good_bytes == FIRST_MESSAGE and not lost:
+            lost = [Damage(name, 0, 0, torn=True)]  # who seals a segment has written into it
         for damage in lost:
-            _log.warning("insitu: %s, %d bytes at %d cannot be read", name, damage.num_bytes, damage.offset)
+            self._tell(damage)
         self.damage += lost
         reader.damage.clear()
         if reader.finished:
             self._finished.add(name)
             self._reading.pop(name).close()
         return batches
+
+    def _tell(self, damage: Damage) -> None:
+        if damage not in self._told:
+            self._told.add(damage)
+            what = f"{damage.num_bytes} bytes at {damage.offset} cannot be read" if damage.num_bytes else "it is empty"
+            _log.warning("insitu: %s: %s; its rows are left out", damage.segment.path(self._path, SEALED), what)
 
 
 class SeenRows:

@@ -97,3 +97,9 @@ def test_each_form_that_help_names_is_read() -> None:
         word, _, rest = text.partition("=")
         filled = [part if part.lstrip("h").isdecimal() else "3" for part in rest.split(":")]
         assert parse_fault(f"{word}={':'.join(filled)}@1-2").at_s == 1.0
+
+
+def test_a_folder_that_cannot_be_written_is_one_line() -> None:
+    found = run("--store", "/dev/null/store", "--seconds", "1")
+    assert found.exit_code == 1
+    assert found.output == "Error: /dev/null/store cannot be written: not a directory; give another --store\n"

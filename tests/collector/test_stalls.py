@@ -57,6 +57,19 @@ def test_the_document_holds_verdicts_and_a_ledger_that_sums_to_its_window(store:
     assert (answer["missing"], answer["revised"]) == ({}, 0)
 
 
+def test_files_that_cannot_be_read_are_told_and_the_answer_is_partial(
+    tables: dict[str, pa.Table], tmp_path: Path
+) -> None:
+    write_store(tables, str(tmp_path))
+    (path, *_) = sorted((tmp_path / "v1/sealed/requests").iterdir())
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-2000] + bytes(2000))
+    found = run(tmp_path)
+    assert found.exit_code == 5
+    assert "The record is partial: 1 stretch of the store's files cannot be read." in found.output
+    assert json.loads(run(tmp_path, "--json").stdout)["num_damaged"] == 1
+
+
 def test_stored_rows_are_counted_from_the_segments(tables: dict[str, pa.Table], tmp_path: Path) -> None:
     write_store(tables, str(tmp_path / "store"))
     found = stalls_of(open_store(tmp_path / "store"))

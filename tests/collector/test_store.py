@@ -160,11 +160,27 @@ def test_a_damaged_file_is_told_and_the_rest_is_read(tmp_path: Path, caplog: pyt
     assert numbers(store.table("events")) == [1]
     (damage,) = store.damage
     assert (damage.segment, damage.torn, damage.seq, damage.num_rows) == (name, False, 0, 1)
-    assert "cannot be read" in caplog.text
+    store.table("events")
+    (line,) = [record.getMessage() for record in caplog.records]  # once, however often it is read
+    assert line == f"insitu: {path}: {damage.num_bytes} bytes at {damage.offset} cannot be read; its rows are left out"
+    assert store.all_damage == {damage}
     path.write_bytes(data[:-3])
     tail = open_store(tmp_path).tail()
     assert numbers(tail.poll()["events"]) == [1], "a footer that is cut costs no row"
     tail.close()
+
+
+def test_a_sealed_segment_without_anything_in_it_is_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = ShardWriter(tmp_path, "a")
+    writer.append(events([0]))
+    writer.close()
+    path = SegmentName("events", "a", 0).path(tmp_path, "sealed")
+    path.chmod(0o600)
+    path.write_bytes(b"")
+    store = open_store(tmp_path)
+    assert numbers(store.table("events")) == []
+    assert len(store.damage) == 1
+    assert caplog.messages == [f"insitu: {path}: it is empty; its rows are left out"]
 
 
 def test_a_deleted_segment_is_missing_from_the_count(tmp_path: Path) -> None:

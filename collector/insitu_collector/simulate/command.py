@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from insitu.segments.shard import ShardLocked, ShardWriter
+from insitu.segments.shard import ShardWriter
 from insitu_collector.simulate.recorded import RecordedService, recorded_steps, shipped_steps
 from insitu_collector.simulate.run import append, processes
 from insitu_collector.simulate.scenario import MOST_RANKS, Fault, Scenario
@@ -67,8 +67,10 @@ def simulate(store: Path, recorded: Path | None, as_json: bool, **asked: Any) ->
         scenario = _scenario(**asked)
         service = RecordedService(_steps(recorded), scenario.stages)
         counts = _write(scenario, service, store)
-    except (ValueError, FileNotFoundError, ShardLocked, OSError) as error:
-        raise click.ClickException(str(error)) from None
+    except (ValueError, OSError) as error:
+        refused = error.strerror if isinstance(error, OSError) else None  # by the system, and not by us
+        said = f"{store} cannot be written: {refused.lower()}; give another --store" if refused else str(error)
+        raise click.ClickException(said) from None
     told = _document(store, scenario, counts, time.perf_counter() - began)
     click.echo(json.dumps(told, indent=1) if as_json else _text(told))
 

@@ -31,6 +31,8 @@ def card(found: Stalls) -> str:
     if found.missing:
         counted = ", ".join(f"{rows} ({escape(reason)})" for reason, rows in sorted(found.missing.items()))
         parts.append(f"<p><b>The record is partial</b>: rows missing: {counted}.</p>")
+    if found.num_damaged:
+        parts.append(f"<p><b>The record is partial</b>: files cannot be read in places ({found.num_damaged}).</p>")
     return f"<div style='{_BOX}'>{''.join(parts)}</div>"
 
 
@@ -39,7 +41,7 @@ def _verdict(verdict: Verdict) -> str:
     if verdict.kind not in _CALM:
         about.append("it is over" if verdict.state == "closed" else "not over when last judged")
     if verdict.num_requests:
-        about.append(f"{verdict.num_requests} requests affected")
+        about.append(f"{verdict.num_requests} request{'s' if verdict.num_requests > 1 else ''} affected")
     about.append(f"confidence {verdict.confidence:.2f}")
     return (
         f"<p style='margin:8px 0'><b>{escape(verdict.text)}</b><br>"

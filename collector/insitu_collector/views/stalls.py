@@ -70,6 +70,8 @@ class Stalls:
     """What each stage waited, and what the pipeline's shape makes unavoidable; none without a ledger."""
     requests: RequestReport | None = None
     """Where requests' time went; None where none is on record."""
+    num_damaged: int = 0
+    """Stretches of the store's files that could not be read, of whichever run they were."""
 
     def _repr_html_(self) -> str:
         from insitu_collector.views.card import card
@@ -147,6 +149,7 @@ def stalls_of(
         prediction=_predicted(tables, changes) if changes else None,
         delays=delays,
         requests=request_report.request_report(records_of_tables(tables), request),
+        num_damaged=len(store.all_damage),  # every segment was read by now
     )
 
 
@@ -215,6 +218,7 @@ def to_json(found: Stalls) -> dict[str, Any]:
         "unattributed_ns": {str(rank): ns for rank, ns in found.ledger.unattributed_ns.items()} if found.ledger else {},
         "bubble": [each.to_json() for each in found.bubbles],
         "missing": found.missing,
+        "num_damaged": found.num_damaged,
         "records": {"stored": found.stored, "expired": found.expired},
         "revised": found.revised,
         "prediction": found.prediction.to_json() if isinstance(found.prediction, Asked) else None,
@@ -232,7 +236,8 @@ def to_text(found: Stalls) -> str:
     lines.append("")
     for verdict in found.verdicts:
         ended = " (it is over)" if verdict.state == "closed" else ""
-        requests = f" {verdict.num_requests} requests affected." if verdict.num_requests else ""
+        many = "request" if verdict.num_requests == 1 else "requests"
+        requests = f" {verdict.num_requests} {many} affected." if verdict.num_requests else ""
         lines += [f"- {verdict.text}{ended}{requests}", f"  What helps: {verdict.remedy}"]
     if not found.verdicts:
         lines.append("No verdict: nothing was judged yet.")
@@ -254,6 +259,9 @@ def to_text(found: Stalls) -> str:
     if found.missing:
         counted = ", ".join(f"{rows} ({reason})" for reason, rows in sorted(found.missing.items()))
         lines += ["", f"The record is partial: rows missing: {counted}."]
+    if found.num_damaged:
+        stretches = "stretch" if found.num_damaged == 1 else "stretches"
+        lines += ["", f"The record is partial: {found.num_damaged} {stretches} of the store's files cannot be read."]
     return "\n".join(lines)
 
 
@@ -295,5 +303,5 @@ def stalls(
     if found is None:
         raise click.ClickException(f"the store {store} holds no record of any rank; attach a probe to a model first")
     click.echo(json.dumps(to_json(found), indent=1) if as_json else to_text(found))
-    if found.missing:
+    if found.missing or found.num_damaged:
         ctx.exit(ExitCode.PARTIAL)
