@@ -97,3 +97,35 @@ def test_an_error_of_any_part_reaches_no_request_and_every_row_is_accounted_for(
         assert produced == stats.durable.get(table, 0) + dropped == len(insitu_records.rows(table)) + dropped, table
     assert len(insitu_records.rows("steps")) + sum(stats.dropped.get("steps", {}).values()) == 9
     assert type(net) is nn.Sequential
+
+
+@pytest.mark.usefixtures("insitu_contains")
+@pytest.mark.parametrize(
+    "part",
+    [
+        "flight_recorder.FlightRecorder.look",
+        "flight_recorder.FlightRecorder.finish",
+        "observer.Observer.harvest",
+        "health.reading",
+        "builders.statistics",
+    ],
+)
+def test_what_fails_until_the_end_leaves_no_row_uncounted(
+    part: str, insitu_records: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = net_of(4), torch.randn(3, 4)
+    monkeypatch.setenv("INSITU_MAX_QUEUE_BYTES", "1MiB")  # one step is read at a time
+    monkeypatch.setattr(f"insitu.{part}", fail)
+    rules = [insitu.Rule(sites="*", requests="all"), insitu.Rule(sites="*", take="summary", every=1)]
+    with torch.inference_mode():
+        session = insitu.attach(net, to=insitu_records, rules=rules, overhead_budget=1.0)
+        for _ in range(12):
+            net(x)
+        report = session.close()
+    stats = session.stats()
+    assert stats.probe_errors > 0 and report.pending == 0
+    assert len(insitu_records.rows("steps")) == stats.num_steps + 12 * (part == "observer.Observer.harvest") == 12
+    for table, produced in stats.produced.items():
+        assert produced == stats.durable.get(table, 0) + sum(stats.dropped.get(table, {}).values()), table
+    others = {"summaries", "captures", "intervals"} if "harvest" not in part else {"intervals"}
+    assert all(insitu_records.rows(table) for table in others), "the other parts go on"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -195,3 +196,19 @@ def test_a_site_that_gives_a_tensor_in_some_steps_only_fires_in_those(
         "always": list(range(1, 12)),
         "output": list(range(1, 12)),
     }
+
+
+def test_a_step_number_that_comes_again_revives_nothing_of_the_step_that_had_it(insitu_records: Recording) -> None:
+    model = Branching()
+    with torch.inference_mode(), insitu.attach(model, to=insitu_records, max_rows=8) as session:
+        assert session._observer is not None
+        num_slabs = session._observer.slabs.ring.size
+        for at in range(2 * num_slabs):
+            model.is_rare = at < num_slabs
+            with session.step(at % num_slabs - 1):  # the first is -1, which no step should be
+                model(torch.full((2, 3), 1.0 if at < num_slabs else float("inf")))  # told of each site that fired
+            if at % 50 == 49:
+                session.flush()
+    names = {row["site"]: row["name"] for row in insitu_records.rows("sites")}
+    told = Counter(names[row["site"]] for row in insitu_records.rows("summaries"))
+    assert told == {"often": num_slabs, "last": num_slabs, "output": 2 * num_slabs}

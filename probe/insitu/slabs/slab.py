@@ -244,6 +244,10 @@ class Slabs:
             areas[name] = self._memory[:, at : at + size].view(torch.float32).view(shape)
         return areas
 
+    def forget(self, place: int, step_id: int) -> None:
+        """Let no stamp in a slab be taken for one of this step, which is about to write there."""
+        self.areas["stamp"][place].fill_(NEVER if step_id != NEVER else NEVER - 1)
+
     def read(self, places: Sequence[int]) -> Readings:
         """Return all slabs on the host, those at `places` as they are now; valid until the places are freed."""
         if self._mirror is not self._memory:

@@ -85,6 +85,7 @@ class Observer:
         """Of the queue, from 0 to 1; the drain says it."""
         self.num_left_out = 0
         """Rows that byte budgets of rules left out."""
+        self._highest_step = NEVER
         self.num_absent = 0
         """Rows that row maps named and tensors had not."""
         self.root_tap = self.taps.install(model)
@@ -168,6 +169,10 @@ class Observer:
         if self.device.type != "cpu":  # on the host the taps read the same numbers from `current`
             self.write_control(record)
         current.step_id = record.step_id
+        if record.step_id <= self._highest_step:  # the caller counts anew: what is old could have this number
+            self.slabs.forget(record.slab, record.step_id)
+        else:
+            self._highest_step = record.step_id
         views = current.views = self.slabs.views[record.slab]
         current.canary, current.host_stamp = views.canary, views.host_stamp
         current.sampled = record.sampled = self._has_routers and is_sampled(self._run, record.step_id, LOAD_EVERY)
