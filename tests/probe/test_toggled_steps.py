@@ -208,8 +208,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.timeout(300)  # two cores that much else runs on
 def test_not_one_stamp_row_or_statistic_is_out_of_place_while_all_is_switched() -> None:
-    session = run(2000, "eager", change_every=300)
-    assert (session.stats().num_steps, session.stats().dropped) == (2000, {})
+    session = run(1500, "eager", change_every=350)
+    assert (session.stats().num_steps, session.stats().dropped) == (1500, {})
 
 
 @pytest.mark.soak
