@@ -12,37 +12,37 @@ import insitu
 from insitu.testing import Recording
 
 PARTS = [
-    "observer.Observer.begin",
-    "observer.Observer.finish",
-    "observer.Observer.end",
-    "observer.Observer.harvest",
-    "observer.Observer.silent_sites",
-    "observer.read_steps",
-    "observer.summarise",
-    "observer.captured",
-    "observer.measured",
-    "slab.Ring.take",
-    "taps.Taps._take_boundary",
-    "taps.Taps._take_full",
-    "row_slabs.RowArea.take",
-    "row_slabs.Destinations.aim",
-    "in_force.InForce.choose_rows",
-    "in_force.InForce.note_rows",
-    "rule_changes.RuleChanges.turn",
-    "statistic_taps.StatisticTaps.take",
-    "statistic_taps.StatisticTaps.finish",
-    "overhead.Overhead.begin",
-    "overhead.Overhead.take",
-    "overhead.Overhead.look",
-    "builders.summaries",
-    "builders.captures",
-    "builders.intervals",
-    "builders.from_rows",
-    "builders.batch",
-    "health.reading",
-    "flight_recorder.FlightRecorder.look",
-    "never_fired.NeverFired.look",
-    "outbox.Outbox.ship",
+    "taps.observer.Observer.begin",
+    "taps.observer.Observer.finish",
+    "taps.observer.Observer.end",
+    "taps.observer.Observer.harvest",
+    "taps.observer.Observer.silent_sites",
+    "taps.observer.read_steps",
+    "taps.observer.summarise",
+    "taps.observer.captured",
+    "taps.observer.measured",
+    "slabs.slab.Ring.take",
+    "taps.eager.Taps._take_boundary",
+    "taps.eager.Taps._take_full",
+    "slabs.rows.RowArea.take",
+    "slabs.rows.Destinations.aim",
+    "rules.in_force.InForce.choose_rows",
+    "rules.in_force.InForce.note_rows",
+    "rules.changes.RuleChanges.turn",
+    "statistics.taps.StatisticTaps.take",
+    "statistics.taps.StatisticTaps.finish",
+    "overhead.account.Overhead.begin",
+    "overhead.account.Overhead.take",
+    "overhead.account.Overhead.look",
+    "drain.builders.summaries",
+    "drain.builders.captures",
+    "drain.builders.intervals",
+    "drain.builders.from_rows",
+    "drain.builders.batch",
+    "drain.health.reading",
+    "flight.recorder.FlightRecorder.look",
+    "sites.never_fired.NeverFired.look",
+    "drain.outbox.Outbox.ship",
 ]
 """What runs in a step, or over one, by its place in the package."""
 
@@ -103,11 +103,11 @@ def test_an_error_of_any_part_reaches_no_request_and_every_row_is_accounted_for(
 @pytest.mark.parametrize(
     "part",
     [
-        "flight_recorder.FlightRecorder.look",
-        "flight_recorder.FlightRecorder.finish",
-        "observer.Observer.harvest",
-        "health.reading",
-        "builders.statistics",
+        "flight.recorder.FlightRecorder.look",
+        "flight.recorder.FlightRecorder.finish",
+        "taps.observer.Observer.harvest",
+        "drain.health.reading",
+        "drain.builders.statistics",
     ],
 )
 def test_what_fails_until_the_end_leaves_no_row_uncounted(
@@ -124,7 +124,7 @@ def test_what_fails_until_the_end_leaves_no_row_uncounted(
         report = session.close()
     stats = session.stats()
     assert stats.probe_errors > 0 and report.pending == 0
-    assert len(insitu_records.rows("steps")) == stats.num_steps + 12 * (part == "observer.Observer.harvest") == 12
+    assert len(insitu_records.rows("steps")) == stats.num_steps + 12 * (part == "taps.observer.Observer.harvest") == 12
     for table, produced in stats.produced.items():
         assert produced == stats.durable.get(table, 0) + sum(stats.dropped.get(table, {}).values()), table
     others = {"summaries", "captures", "intervals"} if "harvest" not in part else {"intervals"}
