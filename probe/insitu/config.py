@@ -176,6 +176,7 @@ SETTINGS: Final = (
         is_checked=True,
     ),
     Setting("t0", "all", "sites with a canary in each step: all or boundary", _t0, "INSITU_T0", "t0", is_checked=True),
+    Setting("fused_taps", True, "one kernel a tap, on CUDA with Triton", is_on, "INSITU_FUSED_TAPS", "fused_taps"),
     Setting("axes", {}, "site glob -> tokens, samples or batch", _axes, key="axes"),
     Setting(
         "flight",
@@ -257,6 +258,7 @@ class Config:
     max_rows: int = DEFAULT_MAX_ROWS
     overhead_budget: float = DEFAULT_BUDGET
     t0: str = "all"
+    fused_taps: bool = True
     axes: Mapping[str, str] = field(default_factory=dict)
     flight: Flight | None = None
     keep_bytes: int | None = DEFAULT_BYTES

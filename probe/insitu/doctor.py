@@ -25,6 +25,7 @@ from typing import Any, Final
 import click
 
 from insitu.cli import ExitCode
+from insitu.config import is_on
 from insitu.identity import boot_id, package_version
 
 SCHEMA: Final = "insitu.doctor/1"
@@ -74,6 +75,24 @@ def check_package(name: str, oldest: str, extra: str | None, installed: Callable
 def _numbers(text: str) -> tuple[int, ...]:
     parts = text.partition("+")[0].split(".")
     return tuple(int(digits) for part in parts[:3] if (digits := "".join(c for c in part if c.isdigit())))
+
+
+def check_taps(
+    installed: Callable[[str], str] = version,
+    device: Path = Path("/dev/nvidiactl"),
+    environment: Mapping[str, str] = os.environ,
+) -> Check:
+    """Look at what the taps of an eager model will be. device: a file that is there where NVIDIA's driver is."""
+    if not is_on(environment.get("INSITU_FUSED_TAPS", "1")):
+        return Check("taps", Status.OK, "operations of torch (INSITU_FUSED_TAPS)")
+    if not device.exists():
+        return Check("taps", Status.OK, "operations of torch: no NVIDIA device here")
+    try:
+        found = installed("triton")
+    except PackageNotFoundError:
+        why = "operations of torch, two to seven launches a site: no Triton, which torch for CUDA brings along"
+        return Check("taps", Status.WARN, why, "pip install triton")
+    return Check("taps", Status.OK, f"one kernel a site on CUDA, by Triton {found}")
 
 
 def check_fork(environment: Mapping[str, str]) -> Check:
@@ -155,6 +174,7 @@ def run_checks(folder: Path) -> list[Check]:
     return [
         check_python(),
         *(check_package(*package) for package in packages),
+        check_taps(),
         check_fork(os.environ),
         check_writable(folder),
         check_space(folder),

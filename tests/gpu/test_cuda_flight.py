@@ -5,22 +5,22 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-import pytest
 import torch
+from cuda_kit import NEEDS_CUDA
 from torch import nn
 
 import insitu
 from insitu.testing import Recording, expect
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-]
+pytestmark = NEEDS_CUDA
 
 
 def fly(net: nn.Module, x: torch.Tensor) -> Recording:
     recording, flight = Recording(), insitu.Flight(rows="*", pre_s=60)
-    with torch.inference_mode(), insitu.attach(net, to=recording, flight=flight, max_rows=16) as session:
+    with (
+        torch.inference_mode(),
+        insitu.attach(net, to=recording, flight=flight, max_rows=16, overhead_budget=1) as session,
+    ):
         for step in range(40):
             y = x.clone()
             if step == 39:

@@ -7,18 +7,15 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
+from cuda_kit import NEEDS_CUDA
 from torch import nn
 from torch._dynamo.utils import counters
 
 import insitu
 from insitu.testing import Recording
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-]
+pytestmark = NEEDS_CUDA
 
 
 def small_net() -> nn.Sequential:
@@ -28,9 +25,11 @@ def small_net() -> nn.Sequential:
 
 def on_the_host(xs: list[torch.Tensor]) -> Recording:
     recording, net = Recording(), small_net()
-    with torch.inference_mode(), insitu.attach(net, to=recording):
-        for x in xs:
+    with torch.inference_mode(), insitu.attach(net, to=recording) as session:
+        for step, x in enumerate(xs):
             net(x)
+            if step % 60 == 59:
+                session.flush()
     return recording
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cuda_kit import NEEDS_CUDA, no_waiting
 from package_kit import install
 from torch import nn
 
@@ -14,10 +15,7 @@ from insitu.plugins.discovery import STATISTICS
 from insitu.statistic_plugins import load_measures
 from insitu.testing import Recording
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-]
+pytestmark = NEEDS_CUDA
 CODE = (Path(__file__).parents[2] / "examples/plugins/statistic/acme_row_norm.py").read_text()
 
 
@@ -28,7 +26,7 @@ def test_a_statistic_of_another_package_is_that_of_the_host(tmp_path: Path, monk
     x, found = torch.randn(6, 8), []
     for net, given in ((on_host, x), (copy.deepcopy(on_host).cuda(), x.cuda())):
         records, rules = Recording(), [insitu.Rule(sites="*", take="acme.row_norm", every=1)]
-        with torch.inference_mode(), insitu.attach(net, to=records, rules=rules) as session:
+        with torch.inference_mode(), insitu.attach(net, to=records, rules=rules, overhead_budget=1) as session:
             for step in range(8):
                 with session.step(step):
                     net(given)
@@ -43,9 +41,5 @@ def test_what_the_kit_lets_pass_waits_for_nothing(tmp_path: Path, monkeypatch: p
     install(tmp_path, monkeypatch, "acme_on_cuda", {STATISTICS: {"acme.row_norm": "acme_on_cuda:RowNorm"}}, CODE)
     statistic, x = load_measures(["acme.row_norm"])["acme.row_norm"].statistic, torch.randn(6, 8, device="cuda")
     statistic.compute(x)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         statistic.compute(x)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

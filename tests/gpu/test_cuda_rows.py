@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
+from cuda_kit import NEEDS_CUDA
 from torch import nn
 
 import insitu
 from insitu.testing import Recording
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-]
+pytestmark = NEEDS_CUDA
 
 RULES = (
     insitu.Rule(sites="output", cast="bf16", rows="last"),
@@ -24,9 +21,11 @@ RULES = (
 
 def rows_of(device: str) -> list[dict[str, object]]:
     torch.manual_seed(0)
-    recording, net = Recording(), nn.Sequential(nn.Identity()).to(device)
+    recording, net = Recording(), nn.Sequential(nn.Identity())
+    net.register_buffer("where", torch.zeros(1))  # says on which device the model is
+    net.to(device)
     values = [torch.randn(6, 32) * 40 for _ in range(48)]
-    with torch.inference_mode(), insitu.attach(net, to=recording, max_rows=16) as session:
+    with torch.inference_mode(), insitu.attach(net, to=recording, max_rows=16, overhead_budget=1) as session:
         for step, x in enumerate(values):
             if step % 6 == 1:
                 session.set_rules([RULES[step // 6 % 4]])
@@ -38,7 +37,7 @@ def rows_of(device: str) -> list[dict[str, object]]:
                 net(x.to(device))
     return [
         {name: row[name] for name in ("step_id", "request", "row", "position", "dtype", "shape", "data")}
-        for row in recording.rows("captures")
+        for row in sorted(recording.rows("captures"), key=lambda row: (row["step_id"], row["row"]))
     ]
 
 

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from cuda_kit import NEEDS_CUDA, no_waiting
 from torch import nn
 
 import insitu
@@ -14,10 +15,7 @@ from insitu.statistics.reductions import Places, compute
 from insitu.statistics.workspace import Workspace
 from insitu.testing import Recording
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-]
+pytestmark = NEEDS_CUDA
 
 
 def observe(net: nn.Module, x: torch.Tensor, poisoned: int | None) -> Recording:
@@ -35,19 +33,60 @@ def observe(net: nn.Module, x: torch.Tensor, poisoned: int | None) -> Recording:
 
 
 @pytest.mark.parametrize("poisoned", [None, 7])
-def test_cuda_agrees_with_the_cpu_oracle(poisoned: int | None) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_cuda_agrees_with_the_cpu_oracle(dtype: torch.dtype, poisoned: int | None) -> None:
     torch.manual_seed(0)
-    on_host = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    on_host = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval().to(dtype)
     on_device = copy.deepcopy(on_host).cuda()
-    x = torch.randn(6, 8)
+    x = torch.randn(6, 8, dtype=dtype)
     host, device = observe(on_host, x, poisoned), observe(on_device, x.cuda(), poisoned)
-    for table, column in (("summaries", "canary"), ("summaries", "absmax"), ("summaries", "row_sum")):
-        expected = np.array(host.table(table)[column].to_pylist(), float)
-        assert np.allclose(np.array(device.table(table)[column].to_pylist(), float), expected, 1e-4, equal_nan=True)
-    assert device.table("summaries")["nonfinite_rows"] == host.table("summaries")["nonfinite_rows"]
-    assert [row["request"] for row in device.rows("captures")] == [row["request"] for row in host.rows("captures")]
-    for got, expected_row in zip(device.rows("captures"), host.rows("captures"), strict=True):
-        assert np.allclose(np.frombuffer(got["data"], "f4"), np.frombuffer(expected_row["data"], "f4"), 1e-4)
+    for column in ("step_id", "site", "num_rows", "nonfinite_rows"):
+        assert device.table("summaries")[column] == host.table("summaries")[column], column
+    for column in ("canary", "absmax", "row_sum"):
+        found, expected = (np.array(each.table("summaries")[column].to_pylist(), float) for each in (device, host))
+        assert np.allclose(found, expected, 1e-4, 1e-5, equal_nan=True), column
+    names, kind = ("step_id", "site", "row", "request"), "f8" if dtype is torch.float64 else "f4"
+    rows, oracle = (
+        sorted(([row[name] for name in names], row["data"]) for row in each.rows("captures")) for each in (device, host)
+    )
+    assert [key for key, _ in rows] == [key for key, _ in oracle]
+    assert rows
+    for (_, got), (_, data) in zip(rows, oracle, strict=True):
+        assert np.allclose(np.frombuffer(got, kind), np.frombuffer(data, kind), 1e-4, 1e-5, equal_nan=True)
+
+
+def test_each_step_is_itself_however_far_the_host_is_ahead() -> None:
+    """The device is held up while the host runs a hundred steps: what tells it which they are must still be there."""
+    records, net, num_steps = Recording(), nn.Linear(8, 4).eval().cuda(), 100
+    xs = [torch.full((3, 8), float(step), device="cuda") for step in range(num_steps)]
+    rules = [insitu.Rule(sites="output", requests="opt-in")]
+    rows = [[insitu.Rows("a", 0, 3, capture=step % 2 == 1)] for step in range(num_steps)]
+    with torch.inference_mode(), insitu.attach(net, to=records, rules=rules, max_rows=8) as session:
+        for step, x in enumerate(xs):
+            if step == 2:  # what is compiled or allocated at first, is
+                torch.cuda.synchronize()
+                torch.cuda._sleep(2_000_000_000)  # type: ignore[no-untyped-call]
+            with session.step(step, rows=rows[step]):
+                net(x)
+    with torch.inference_mode():
+        expected = [float(net(x).sum()) for x in xs]
+    told = records.rows("summaries")
+    assert [row["step_id"] for row in told] == list(range(num_steps))
+    assert np.allclose([row["canary"] for row in told], expected, 1e-4, 1e-4)
+    assert {row["step_id"] for row in records.rows("captures")} == set(range(1, num_steps, 2))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device on this machine")
+def test_a_model_on_a_device_that_is_not_the_threads_is_seen() -> None:
+    records, net = Recording(), nn.Sequential(nn.Linear(16, 16), nn.ReLU()).eval().to("cuda:1")
+    x, before = torch.randn(4, 16, device="cuda:1"), torch.cuda.current_device()
+    with torch.inference_mode(), insitu.attach(net, to=records) as session:
+        expected = [float(net(x).sum()) for _ in range(30)]
+        assert session.coverage().never_fired == []
+    assert before == torch.cuda.current_device() != 1
+    output = next(row["site"] for row in records.rows("sites") if row["name"] == "output")
+    told = [row["canary"] for row in records.rows("summaries", site=output)]
+    assert np.allclose(told, expected, 1e-4, 1e-4)
 
 
 def test_outputs_are_bit_identical_attached_and_detached() -> None:
@@ -72,12 +111,8 @@ def test_statistics_of_the_device_are_those_of_the_host_and_nothing_waits_for_it
         floats = torch.zeros(2, statistic_layout.NUM_FLOATS, dtype=torch.float64, device=device)
         given, work = (torch.stack([x, -x]).to(device), source[None].to(device)), Workspace(device)
         places, step = Places(ints, floats, torch.arange(2, device=device)), torch.tensor(3, device=device)
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             compute(given[0], places, work, step, has_scores=True, source=given[1], sourced=(1,))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         found.append(finalise(from_places(np.zeros(2, np.int64), ints.cpu().numpy(), floats.cpu().numpy())))
     host, on_device = found
     for name, values in host.items():

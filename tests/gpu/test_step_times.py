@@ -1,16 +1,13 @@
 """Steps on a device are timed there, between two events of its stream, and the governor keeps its budget by that."""
 
-import pytest
 import torch
+from cuda_kit import NEEDS_CUDA
 from torch import nn
 
 import insitu
 from insitu.testing import Recording
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-]
+pytestmark = NEEDS_CUDA
 
 
 def test_full_steps_are_taken_less_often_where_the_device_spends_more_on_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,22 @@ def test_grpc_without_fork_support_is_a_problem() -> None:
     assert doctor.check_fork({"GRPC_ENABLE_FORK_SUPPORT": "0"}).status is Status.PROBLEM
     assert doctor.check_fork({"GRPC_ENABLE_FORK_SUPPORT": "1"}).status is Status.OK
     assert doctor.check_fork({}).status is Status.OK
+
+
+def absent(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
+def test_taps_are_kernels_where_there_is_a_device_and_triton(tmp_path: Path) -> None:
+    device = tmp_path / "nvidiactl"
+    assert "no NVIDIA device" in doctor.check_taps(absent, device, {}).why
+    device.touch()
+    assert (doctor.check_taps(absent, device, {}).status, doctor.check_taps(absent, device, {}).fix) == (
+        Status.WARN,
+        "pip install triton",
+    )
+    assert doctor.check_taps(lambda name: "3.7.0", device, {}).why == "one kernel a site on CUDA, by Triton 3.7.0"
+    assert "INSITU_FUSED_TAPS" in doctor.check_taps(absent, device, {"INSITU_FUSED_TAPS": "0"}).why
 
 
 def test_a_folder_that_takes_no_file_is_a_problem(tmp_path: Path) -> None:

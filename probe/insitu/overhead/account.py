@@ -112,7 +112,7 @@ class Overhead:
         self,
         budget: float,
         run: str,
-        device_type: str,
+        device: str,
         periods: Callable[[StepRecord], Periods],
         plugged: PluggedStatistics | None = None,
     ) -> None:
@@ -129,7 +129,7 @@ class Overhead:
         self._run = run
         self._periods = periods
         self._plugged = plugged
-        self._clock = clock_of(device_type)
+        self._clock = clock_of(device)
         self._state = State()
         self._costs = StepCosts()
         self._drained = {table: _Drained() for table in FULL_TABLES}

@@ -185,11 +185,15 @@ class HostClock:
 class DeviceClock:
     """Times steps between two events of the device's stream."""
 
+    def __init__(self, device: str) -> None:
+        """device: the model's, which need not be that of the thread."""
+        self._device = device
+
     def begin(self, record: StepRecord) -> None:
         import torch
 
         record.mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        record.mark.record()
+        record.mark.record(torch.cuda.current_stream(self._device))
 
     def end(self, record: StepRecord) -> None:
         """Nothing: `record.ready` is recorded at the end of every step."""
@@ -200,6 +204,6 @@ class DeviceClock:
         return None if mark is None or record.ready is None else 1e6 * mark.elapsed_time(record.ready)
 
 
-def clock_of(device_type: str) -> HostClock | DeviceClock:
-    """Return the clock for a model on such a device."""
-    return DeviceClock() if device_type == "cuda" else HostClock()
+def clock_of(device: str) -> HostClock | DeviceClock:
+    """Return the clock for a model on such a device, as torch writes it."""
+    return DeviceClock(device) if device.startswith("cuda") else HostClock()

@@ -62,7 +62,8 @@ class InForce:
         self.row_slabs: RowSlabs | None = None
         self._due_rows = DueRows(group.rule for group in plan.groups)
         self.device = device
-        self._destinations = Destinations(device, max(1, len(plan.groups)), plan.max_rows)
+        self._destinations: Destinations | None = None
+        """With `row_slabs`."""
         self._areas: list[dict[int, RowArea] | None] = []
         self._row_bytes = [0] * len(plan.groups)
         """By group: bytes of one row at all its sites."""
@@ -95,6 +96,7 @@ class InForce:
             self._num_sites[at] = 0 if is_held else len(known)
         slabs = RowSlabs(forms, self.plan.max_rows, self.device)
         self._areas = [None] * slabs.ring.size
+        self._destinations = Destinations(self.device, len(self.plan.groups), self.plan.max_rows, slabs.ring.size)
         self.row_slabs = slabs
 
     def renewed(self, shapes: Shapes) -> InForce:
@@ -141,7 +143,8 @@ class InForce:
                 budget.spend(num_bytes)
         record.places = wanted
         everything = range(self.plan.max_rows)
-        self._destinations.aim([everything if places is None else [p.row for p in places] for places in wanted])
+        rows = [everything if places is None else [p.row for p in places] for places in wanted]
+        self._aim(rows, record.row_slab)
         return self._areas_at(slabs, record.row_slab)
 
     def _wanted(self, at: int, rule: Rule, record: StepRecord) -> list[Place] | None:
@@ -201,7 +204,12 @@ class InForce:
             areas = self._areas[place] = slabs.areas(place, self._dest_of())
         return areas
 
+    def _aim(self, rows: Sequence[Sequence[int]], slab: int) -> None:
+        assert self._destinations is not None, "they come with memory for rows"
+        self._destinations.aim(rows, slab)
+
     def _dest_of(self) -> dict[int, torch.Tensor]:
+        assert self._destinations is not None, "they come with memory for rows"
         vectors = self._destinations.of_group
         return {n: vectors[at] for at, numbers in enumerate(self.plan.row_sites) for n in numbers}
 
@@ -211,7 +219,7 @@ class InForce:
 
     def aim_at_trash(self) -> None:
         """Let a step without wanted rows run as one that has some: each goes to the trash row."""
-        self._destinations.aim([()] * len(self.plan.groups))
+        self._aim([()] * len(self.plan.groups), -1)
 
     def periods_of(self, phase: int | None) -> Periods:
         """Return by N the sites whose statistics are taken in one of N steps of this phase: always the same mapping."""

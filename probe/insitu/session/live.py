@@ -112,6 +112,8 @@ class Coverage:
     fired: int
     never_fired: list[str]
     steps: int
+    taps: str = "torch"
+    """What takes the sites of an eager model: one kernel a site ("triton"), or operations of torch."""
 
 
 class Step:
@@ -446,7 +448,7 @@ class Session:
         if observer is None:
             return Coverage(0, [], 0)
         silent = [site.name for site in observer.sites if not observer.num_fired[site.number]]
-        return Coverage(len(observer.sites) - len(silent), silent, observer.num_steps)
+        return Coverage(len(observer.sites) - len(silent), silent, observer.num_steps, observer.taps_by)
 
     def stats(self) -> Stats:
         """Return the session's account; exact once `close` has returned."""

@@ -24,8 +24,6 @@ logger = logging.getLogger("insitu")
 
 ROW_BUDGET_BYTES: Final = 64 << 20
 """Most memory for raw rows, all slabs together; two slabs there are in any case."""
-NUM_STAGED: Final = 8
-"""Destination vectors on their way to a device: a host that runs ahead must not overwrite one in flight."""
 
 
 def num_slabs_of(forms: Mapping[int, RowForm], max_rows: int, budget_bytes: int = ROW_BUDGET_BYTES) -> int:
@@ -146,27 +144,32 @@ def _bytes_of(area: torch.Tensor, places: NDArray[np.int64], rows: NDArray[np.in
     if area.device.type == "cpu":
         found: NDArray[np.uint8] = area.view(torch.uint8).numpy()[places, rows]
         return found
-    return area[torch.from_numpy(places), torch.from_numpy(rows)].cpu().view(torch.uint8).numpy()
+    return bits_of(area)[torch.from_numpy(places), torch.from_numpy(rows)].cpu().view(torch.uint8).numpy()
 
 
 class Destinations:
-    """Device int64[num_groups, max_rows]: to which place each row of a step goes; one async copy a step with rows."""
+    """Device int64[num_groups, max_rows]: to which place each row of a step goes; one async copy a step with rows.
 
-    def __init__(self, device: torch.device, num_groups: int, max_rows: int) -> None:
+    Staged as `insitu.slabs.slab.ControlBlock` is: a block for each slab.
+    """
+
+    def __init__(self, device: torch.device, num_groups: int, max_rows: int, num_slabs: int = 1) -> None:
+        """num_slabs: of the ring; one more stands for none of them."""
         with torch.inference_mode(False):
             self._staged = torch.zeros(
-                (NUM_STAGED, num_groups, max_rows), dtype=torch.int64, pin_memory=device.type != "cpu"
+                (num_slabs + 1, num_groups, max_rows), dtype=torch.int64, pin_memory=device.type != "cpu"
             )
             self._dest = torch.full((num_groups, max_rows), max_rows, dtype=torch.int64, device=device)
             self.of_group = tuple(self._dest)
         self._rows = self._staged.numpy()
-        self._turn = 0
 
-    def aim(self, wanted: Sequence[Sequence[int]]) -> None:
-        """Send row `wanted[g][i]` of group g to place i; every other row to the trash row."""
-        self._turn = (self._turn + 1) % NUM_STAGED
-        rows = self._rows[self._turn]
+    def aim(self, wanted: Sequence[Sequence[int]], slab: int = -1) -> None:
+        """Send row `wanted[g][i]` of group g to place i; every other row to the trash row.
+
+        slab: of the step; -1: of none.
+        """
+        rows = self._rows[slab]
         rows.fill(rows.shape[1])
         for group, indices in enumerate(wanted):
             rows[group, np.asarray(indices, np.int64)] = np.arange(len(indices))
-        self._dest.copy_(self._staged[self._turn], non_blocking=True)
+        self._dest.copy_(self._staged[slab], non_blocking=True)

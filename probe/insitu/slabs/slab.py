@@ -203,15 +203,13 @@ class Slabs:
         self.device = device
         self.ring = Ring(plan.num_slabs)
         on_host = device.type == "cpu"
-        shape = (plan.num_slabs, plan.slab_bytes)
+        shape = (plan.num_slabs + 1, plan.slab_bytes)
         with torch.inference_mode(False):
             self._memory = torch.zeros(shape, dtype=torch.uint8, device=device)
             self._mirror = self._memory if on_host else torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
-            self.views = tuple(self._views(row) for row in self._memory)
+            self.views = tuple(self._views(row) for row in self._memory[:-1])
             self._readings = self._read_views(self._mirror.numpy())
-            for view in self.views:
-                for stamp in view.stamp:
-                    stamp.fill_(NEVER)
+            self.areas["stamp"].fill_(NEVER)
 
     def _views(self, memory: torch.Tensor) -> Views:
         offsets, boundaries = self.plan.offsets, self.plan.boundaries
@@ -230,18 +228,23 @@ class Slabs:
             load={site: load[at : at + size] for site, (at, size) in self.plan.loads.items()},
         )
 
+    @property
+    def memory(self) -> torch.Tensor:
+        """All slabs on the device, uint8[num_slabs + 1, slab_bytes]; the last is of no step, and not read."""
+        return self._memory
+
     @cached_property
     def areas(self) -> dict[str, torch.Tensor]:
         """Areas of all slabs on the device: dim 0 is the place in the ring, the others those of `Readings`."""
         areas = {
-            name: self._memory[:, at : at + size].view(dtype)
+            name: self._memory[:-1, at : at + size].view(dtype)
             for name, dtype in (("stamp", torch.int64), ("count", torch.int64), ("canary", torch.float32))
             for at, size in (self.plan.offsets[name],)
         }
         shape = (self.plan.num_slabs, len(self.plan.boundaries), self.plan.max_rows)
         for name in ("row_sum", "row_absmax"):
             at, size = self.plan.offsets[name]
-            areas[name] = self._memory[:, at : at + size].view(torch.float32).view(shape)
+            areas[name] = self._memory[:-1, at : at + size].view(torch.float32).view(shape)
         return areas
 
     def forget(self, place: int, step_id: int) -> None:
@@ -276,18 +279,18 @@ class Slabs:
 class ControlBlock:
     """Device int64[8]: step_id, slab, num_rows, num_samples, variant, row slab, 0, 0. One async copy a step.
 
-    A ring of pinned blocks feeds it: a host that runs ahead of the device must not overwrite one in flight.
+    A pinned block for each slab feeds it: that of a step is written again only when the drain has read its slab,
+    however far the host runs ahead of the device.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, num_slabs: int = 1) -> None:
+        """num_slabs: of the ring; one more stands for none of them, and always gets the same numbers."""
         with torch.inference_mode(False):
             self.block = torch.zeros(8, dtype=torch.int64, device=device)
-            self._staged = torch.zeros((8, 8), dtype=torch.int64, pin_memory=device.type != "cpu")
+            self._staged = torch.zeros((num_slabs + 1, 8), dtype=torch.int64, pin_memory=device.type != "cpu")
         self._numbers = self._staged.numpy()
-        self._turn = 0
         self.step_id = self.block[0]
 
     def write(self, step_id: int, slab: int, num_rows: int, num_samples: int, variant: int, row_slab: int) -> None:
-        self._turn = (self._turn + 1) % 8
-        self._numbers[self._turn, :6] = step_id, slab, num_rows, num_samples, variant, row_slab
-        self.block.copy_(self._staged[self._turn], non_blocking=True)
+        self._numbers[slab, :6] = step_id, slab, num_rows, num_samples, variant, row_slab
+        self.block.copy_(self._staged[slab], non_blocking=True)

@@ -38,8 +38,8 @@ def attach_with(
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
     flight, run = config.flight, source.get("run") or current_run()
     armed = [flight.rule] if flight is not None and flight.rule is not None else []
-    budget = config.overhead_budget
-    observer = Observer(model, [*rules, *armed], config.max_rows, config.axes, run, budget, config.t0)
+    taken, budget, t0 = [*rules, *armed], config.overhead_budget, config.t0
+    observer = Observer(model, taken, config.max_rows, config.axes, run, budget, t0, config.fused_taps)
     identity = Source(
         role=Role(role),
         model=name or type(model).__name__,

@@ -24,7 +24,7 @@ from insitu.slabs.graph import GraphSlabs
 from insitu.statistics.taps import source_of
 from insitu.taps.compilers import Compiler, keep_in_place, put_aside, under, with_own_code
 from insitu.taps.graph import UNFIT, Desk, Kept, Seen, Sheet, found_in, kept
-from insitu.taps.plain import rows_of, width_of
+from insitu.taps.plain import valid_rows
 from insitu.vocabulary import Variant
 
 if TYPE_CHECKING:
@@ -243,11 +243,8 @@ class Graphs:
             return
         site = self._observer.plan.sites[number]
         try:
-            valid = current.num_valid[site.axis]
             source = None if source is None else source_of(x, (source,), {})
-            if valid >= 0 and x.numel() != valid * width_of(x):
-                x = rows_of(x)[:valid]
-            taps.measure(site, x, source, current.full)
+            taps.measure(site, valid_rows(x, current.num_valid[site.axis]), source, current.full)
         except Exception as error:
             taps.fail(site, error)
 

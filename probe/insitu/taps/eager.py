@@ -28,8 +28,9 @@ from insitu.slabs.slab import Plan, Views
 from insitu.statistics.staging import Place
 from insitu.statistics.taps import StatisticTaps, source_of
 from insitu.statistics.workspace import Workspace
+from insitu.taps.fused import FusedTaps
 from insitu.taps.graph import Desk, traced_forward
-from insitu.taps.plain import can_hold, is_plain_dtype, plain, rows_of, width_of
+from insitu.taps.plain import can_hold, is_plain_dtype, plain, rows_of, valid_rows, width_of
 
 _DIMS: Final = tuple(tuple(range(n)) for n in range(65))
 """All dims of a tensor, by how many it has: torch adds up at most 64."""
@@ -63,6 +64,7 @@ class Current:
         "canary",
         "full",
         "host_stamp",
+        "is_fused",
         "learning",
         "num_valid",
         "record",
@@ -92,6 +94,8 @@ class Current:
         """True where a tap must do more than its canary: padding, raw rows, statistics, autograd, or the first step."""
         self.learning = True
         """True in the first step: shapes and dtypes are noted, on the host."""
+        self.is_fused = False
+        """Whether taps may be kernels of one launch (`insitu.taps.fused`) in this step."""
 
 
 def _holds_tensor(found: Any, index: int) -> bool:
@@ -114,7 +118,7 @@ def _absmax(x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor) -> None:
     """
     if not x.shape[1]:
         out.zero_()
-    elif x.is_cuda and x.is_floating_point():
+    elif x.is_cuda and x.is_floating_point() and x.dtype is not torch.float64:  # a norm of it would be float64
         torch.linalg.vector_norm(x, _INF, 1, dtype=_F32, out=out)
     elif x.dtype is _F32:
         torch.amax(x, 1, out=out)
@@ -169,10 +173,12 @@ class Taps:
         step_id: torch.Tensor,
         guard: Guard,
         without_canary: frozenset[int] = frozenset(),
+        fused: FusedTaps | None = None,
     ) -> None:
-        """without_canary: numbers of sites that take nothing in a quiet step."""
+        """without_canary: numbers of sites that take nothing in a quiet step. fused: None where no kernel can run."""
         self.plan = plan
         self._without_canary = without_canary
+        self._fused = fused
         self.current = current
         self.shapes: dict[int, tuple[int, torch.dtype]] = {}
         """Site -> (width, dtype), learned when it first fires."""
@@ -369,9 +375,7 @@ class Taps:
                 self.learn(number, width_of(x), x.dtype)
             if x.requires_grad:
                 x = x.detach()
-            valid = current.num_valid[axis]
-            if valid >= 0 and x.numel() != valid * width_of(x):
-                x = rows_of(x)[:valid]
+            x = valid_rows(x, current.num_valid[axis])
             numbers = plain(x)
             torch.sum(numbers, _DIMS[numbers.ndim], dtype=_F32, out=views.canary[number])
             if site.boundary:
@@ -385,11 +389,14 @@ class Taps:
             if is_new:
                 self.late.fired(number)
 
+        fused = self._fused
+        chosen: Tap = tap if fused is None else fused.make(site, current, self.desk, silent, tap, self.measure)
+
         def only_full(x: torch.Tensor, source: torch.Tensor | None = None) -> None:
             if current.full is not None or current.learning or number in silent:
-                tap(x, source)
+                chosen(x, source)
 
-        return only_full if number in self._without_canary else tap
+        return only_full if number in self._without_canary else chosen
 
     def _take_boundary(self, number: int, x: torch.Tensor, views: Views) -> None:
         """Take the sum and the largest magnitude of each row."""

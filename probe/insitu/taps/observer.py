@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from threading import get_ident
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from insitu.slabs.statistics import StatisticSlabs
 from insitu.statistics.plugged import plugged_statistics
 from insitu.statistics.taps import StatisticTaps
 from insitu.taps.eager import Current, Full, Tap, Taps, left_to_observe
+from insitu.taps.fused import TORCH, fused_taps
 from insitu.vocabulary import Variant
 
 CALIBRATION_ROUNDS: Final = 5
@@ -52,23 +54,28 @@ class Observer:
         run: str,
         budget: float = 1.0,
         t0: str = canaries.ALL,
+        fused: bool = True,
     ) -> None:
         """run: 16 hex digits; with a step's id it decides whether the step is sampled.
 
-        budget: share of step time that the probe may take. t0: of `canaries.TIERS`.
+        budget: share of step time that the probe may take. t0: of `canaries.TIERS`. fused: whether taps may be
+        kernels of one launch, where they can run (`insitu.taps.fused`).
         """
         check_fit(rules, max_rows)
         found = left_to_observe(model, resolve(model, axes, [rule.sites for rule in rules]))
         sites = canaries.tapped(found, rules, t0)
-        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        held = chain(model.parameters(), model.buffers())
+        self.device = next((each.device for each in held), torch.device("cpu"))
         self.plan = Plan(sites, tuple(rules), max_rows)
         self._run, self._has_routers = run, bool(self.plan.loads)
         self.current = Current()
         self.guard = Guard("taps")
         self.slabs = Slabs(self.plan, self.device)
-        self.control = ControlBlock(self.device)
+        self.control = ControlBlock(self.device, self.plan.num_slabs)
+        self._fused = fused_taps(self.plan, self.slabs, self.control) if fused else None
+        self._drain_stream: torch.cuda.Stream | None = None
         silent = self._without_canary = canaries.without_canary(sites, t0)
-        self.taps = Taps(self.plan, self.current, self.control.step_id, self.guard, silent)
+        self.taps = Taps(self.plan, self.current, self.control.step_id, self.guard, silent, self._fused)
         self.in_force = InForce(self.plan, self.device)
         self.changes = RuleChanges(self.in_force, self._calibrate_beside)
         self.plugged = plugged_statistics(sites, rules, self.device, run, self.control.step_id)
@@ -78,7 +85,7 @@ class Observer:
         """Steps whose slab was read, and those of them that could have had logits."""
         self.hook_ns = 0
         """Measured cost of one step's taps (see `_calibrate`)."""
-        self.overhead = Overhead(budget, run, self.device.type, self._periods_of, self.plugged)
+        self.overhead = Overhead(budget, run, str(self.device), self._periods_of, self.plugged)
         self.explicit: dict[str, Site] = {}
         self._explicit_taps: dict[str, Tap] = {}
         self.fullness = 0.0
@@ -93,6 +100,11 @@ class Observer:
     @property
     def sites(self) -> tuple[Site, ...]:
         return (*self.plan.sites, *self.explicit.values())
+
+    @property
+    def taps_by(self) -> str:
+        """What takes sites in eager: "triton" or "torch"."""
+        return TORCH if self._fused is None else self._fused.path
 
     @property
     def row_slabs(self) -> RowSlabs | None:
@@ -166,7 +178,8 @@ class Observer:
         valid = current.num_valid
         valid["tokens"] = valid["batch"] = -1 if record.num_rows is None else record.num_rows
         valid["samples"] = -1 if record.num_rows is None else record.num_samples
-        if self.device.type != "cpu":  # on the host the taps read the same numbers from `current`
+        current.is_fused = not current.learning and self._fused is not None and self._fused.is_ready
+        if self.device.type != "cpu" or current.is_fused:  # other taps of the host read the same numbers from `current`
             self.write_control(record)
         current.step_id = record.step_id
         if record.step_id <= self._highest_step:  # the caller counts anew: what is old could have this number
@@ -181,6 +194,7 @@ class Observer:
             or current.full is not None
             or record.num_padded > 0
             or current.host_stamp is None
+            or current.is_fused
             or torch.is_grad_enabled()
         )
         current.thread = get_ident()
@@ -206,7 +220,7 @@ class Observer:
         current = self.current
         if self.device.type == "cuda":
             record.ready = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            record.ready.record()
+            record.ready.record(torch.cuda.current_stream(self.device))
         if self.taps.desk.is_captured:
             record.in_graph = True
             self.control.write(NEVER, self.plan.num_slabs, 0, 0, 0, 0)  # a replay outside of a step writes to the trash
@@ -265,9 +279,16 @@ class Observer:
         self.taps.expect_late()
         shapes = self.taps.shapes
         self.changes.learn({number: shapes[number] for number in shapes if self.taps.can_hold(number)})
+        self._prepare(self.in_force)
         self._calibrate()
         if self.plugged is not None:
             self.plugged.rehearse(shapes)
+
+    def _prepare(self, rules: InForce) -> None:
+        """Have kernels ready for what the taps of these rules take."""
+        if self._fused is not None:
+            shapes = dict(self.taps.shapes)
+            self._fused.prepare({number: shapes[number] for number in shapes if self.taps.can_hold(number)}, rules)
 
     def _calibrate(self) -> None:
         """Time every tap on a tensor of its learned width, best of a few: what a step pays for them."""
@@ -277,6 +298,9 @@ class Observer:
             return
         current.views = self.slabs.views[place]
         current.host_stamp = current.views.host_stamp
+        current.is_fused = self._fused is not None and self._fused.is_ready
+        if self.device.type != "cpu" or current.is_fused:
+            self.control.write(NEVER, place, -1, -1, 0, 0)
         costs = {}
         for site in self.plan.sites:
             if not self.taps.can_hold(site.number):
@@ -297,6 +321,7 @@ class Observer:
 
     def _calibrate_beside(self, rules: InForce) -> dict[int, int]:
         """As `_calibrate_statistics`, while steps run: with taps of its own, since those of the steps stage tensors."""
+        self._prepare(rules)
         return self._calibrate_statistics(rules, StatisticTaps(self.control.step_id))
 
     def _calibrate_statistics(self, rules: InForce, taps: StatisticTaps | None = None) -> dict[int, int]:
@@ -364,8 +389,9 @@ class Observer:
         self.num_left_out += sum(record.num_left_out for record in records)
         before = into.num_absent
         into.num_absent += sum(record.num_absent for record in records)
-        for _, run in groupby(records, key=lambda record: id(record.in_force)):
-            self._harvest(list(run), into)
+        with self._beside():
+            for _, run in groupby(records, key=lambda record: id(record.in_force)):
+                self._harvest(list(run), into)
         self.num_absent += into.num_absent - before
         if self.taps.late.has_news:
             self._make_room_for_late_sites()
@@ -375,6 +401,16 @@ class Observer:
         self.taps.late.has_news = False
         shapes = dict(self.taps.shapes)
         self.changes.make_room({number: shapes[number] for number in shapes if self.taps.can_hold(number)})
+        with self._beside():
+            self._prepare(self.in_force)
+
+    def _beside(self) -> AbstractContextManager[Any]:
+        """On a device, let the drain copy on a stream of its own: the model neither waits for it nor makes it wait."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        if self._drain_stream is None:
+            self._drain_stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._drain_stream)
 
     def _harvest(self, records: Sequence[StepRecord], into: Harvest) -> None:
         """As `harvest`, of steps that ran under the same rules."""

@@ -52,6 +52,11 @@ def rows_of(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(0, -2) if x.ndim > 1 else x.reshape(-1, 1)
 
 
+def valid_rows(x: torch.Tensor, num_valid: int) -> torch.Tensor:
+    """Return the first rows of x, so many; x itself where it has no others, or at -1."""
+    return x if num_valid < 0 or x.numel() == num_valid * width_of(x) else rows_of(x)[:num_valid]
+
+
 def width_of(x: torch.Tensor) -> int:
     """Return how many values a row has."""
     return x.shape[-1] if x.ndim > 1 else 1
