@@ -13,11 +13,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboard/insitu_dashboard
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
+PYTEST = $(BIN)/python -m pytest --section=$(@:test-%=%)
 
-.PHONY: help venv demo test soak check format bench bench-export bench-ledger bench-prediction recall trials clean
+.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak check format bench bench-export bench-ledger bench-prediction recall trials clean
 
 help:
 	@echo "make demo | test | soak | check | format | bench | recall | trials | clean | venv"
+	@echo "     test-probe, test-engine, test-collector, test-dashboard, test-e2e are parts of test"
 	@echo "     ARGS=... goes to the command: make demo ARGS='--seconds 60', make test ARGS='-k ledger'"
 
 venv: $(READY)
@@ -25,10 +27,15 @@ venv: $(READY)
 demo: $(READY)
 	@$(BIN)/insitu demo $(ARGS)
 
-# Tests that want the machine to themselves run one at a time, after the others. 5: nothing selected, as ARGS may have it.
+# The tests of each section of CI, with its minutes; tests/conftest.py says which file is of which section.
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not soak and not e2e" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
-	@$(BIN)/python -m pytest -m "e2e and not soak" $(ARGS) || [ $$? = 5 ]
+	@.ci/run tests
+
+# Some start a whole system and want the machine to themselves: one at a time, after the others. 5: nothing selected, as
+# ARGS may have it, and as it is where a section has none of the latter.
+test-probe test-engine test-collector test-dashboard test-e2e: $(READY)
+	@$(PYTEST) -m "not soak and not e2e" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
+	@$(PYTEST) -m "e2e and not soak" --alone $(ARGS) || [ $$? = 5 ]
 
 soak: $(READY)
 	@$(BIN)/python -m pytest -m soak $(ARGS)

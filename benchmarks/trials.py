@@ -76,14 +76,13 @@ def main(kinds: str, seeds: str, sample: bool, resume: bool, out: Path) -> None:
     if world is not None:
         click.echo(f"healthy stage times {', '.join(f'{ms:.1f} ms' for ms in world.stage_ms)}", err=True)
     plan = [(kind, seed) for seed in numbers for kind in wanted]
-    done = {(trial.kind, trial.seed) for trial in trials}
+    done = {(trial.kind, trial.seed): trial for trial in trials}
     for kind, seed in plan:  # a sample grows meanwhile
-        if (kind, seed) in done:
-            continue
-        trial = run_trial(kind, seed, world, stores)
-        trials.append(trial)
-        write_results(out, world, trials)
-        click.echo(f"{kind} seed {seed} {trial.specs}: {'right' if trial.right else 'NOT RIGHT'}", err=True)
+        trial = done.get((kind, seed)) or run_trial(kind, seed, world, stores)
+        if trial not in trials:
+            trials.append(trial)
+            write_results(out, world, trials)
+            click.echo(f"{kind} seed {seed} {trial.specs}: {'right' if trial.right else 'NOT RIGHT'}", err=True)
         if sample and seed == SAMPLE_SEED and not trial.right:
             plan += [(kind, more) for more in SECOND_LOOK]
     asked = [trial for trial in trials if (trial.kind, trial.seed) in plan]

@@ -1,10 +1,73 @@
-"""What tests of several packages use."""
+"""What tests of several packages use, and of which section of CI each of them is."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import pytest
+from hypothesis import settings
 
-MODEL = Path(__file__).resolve().parents[1] / "examples" / "models" / "tiny-llama"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; threads of one would wait for the other's
+settings.register_profile("insitu", deadline=None)  # how long an example takes is the machine's doing
+settings.load_profile("insitu")
+
+TESTS: Final = Path(__file__).resolve().parent
+MODEL: Final = TESTS.parent / "examples" / "models" / "tiny-llama"
+SECTIONS: Final[Mapping[str, str]] = {
+    "probe": "probe",
+    "gpu": "probe",
+    "test_overhead_bench.py": "probe",
+    "engine": "engine",
+    "dashboard": "dashboard",
+    "test_notebooks.py": "dashboard",
+    "test_prediction_bench.py": "dashboard",
+    "test_recall_plot.py": "dashboard",
+    "test_recall_truth.py": "dashboard",
+    "test_trial_rigs.py": "dashboard",
+    "test_trial_rules.py": "dashboard",
+    "test_verdict_recall.py": "dashboard",
+    "e2e/test_one_in_flight.py": "dashboard",
+    "e2e/test_requests.py": "dashboard",
+    "e2e/test_tensor_parallel.py": "dashboard",
+    "e2e/test_trial_rig.py": "dashboard",
+    "e2e/test_forwarding.py": "collector",
+    "e2e": "e2e",
+}
+"""Folder or file in tests/ -> its section, what `make test-SECTION` runs. `dashboard` is that of verdicts, too."""
+OTHERS: Final = "collector"
+"""The section of all else."""
+
+
+def section_of(path: Path) -> str | None:
+    """Return the section of a file or folder; None for a folder that holds several."""
+    parts = path.relative_to(TESTS).parts if path.is_relative_to(TESTS) else ()
+    name = "/".join(parts[:2])
+    if not parts or any(key.startswith(f"{name}/") for key in SECTIONS):
+        return None
+    return SECTIONS.get(name, SECTIONS.get(parts[0], OTHERS))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--section", choices=sorted({*SECTIONS.values(), OTHERS}), help="Tests of one section of CI only.")
+    parser.addoption(
+        "--alone", action="store_true", help="Read no file without a test marked e2e: with -m e2e, quicker."
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    wanted = config.getoption("section")
+    is_of_another = wanted is not None and section_of(collection_path) not in (None, wanted)
+    is_read = config.getoption("alone") and collection_path.suffix == ".py"
+    return is_of_another or (is_read and "mark.e2e" not in collection_path.read_text()) or None
+
+
+@pytest.fixture(scope="session")
+def sections() -> frozenset[str]:
+    """The sections that tests are of."""
+    return frozenset({*SECTIONS.values(), OTHERS})
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,11 @@ def test_stubs_are_those_of_their_proto(tmp_path: Path) -> None:
         assert (wire / name).read_text() == text, f"probe/insitu/wire/{name} is stale: run protoc again"
 
 
+def test_ci_runs_each_section_of_the_tests(sections: frozenset[str]) -> None:
+    made = re.findall(r"make test-(\w+)", (ROOT / ".ci/run").read_text())
+    assert sorted(made) == sorted(sections)
+
+
 def test_every_file_the_architecture_page_names_exists() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
     named = set(re.findall(r"`([\w./-]+/[\w.-]+\.\w+)`", page))

@@ -1,8 +1,7 @@
-"""Two-rank trials: draws follow from the seed and can be done, rulings see every way of being wrong, one rig runs."""
+"""Two-rank trials: draws follow from the seed and can be done, rulings see every way of being wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ from rig_plans import (
     row_errors,
     rule_rig,
 )
-from trial_plans import World
-from trial_rigs import RIGS, commands, left_out, rig_once
+from trial_rigs import RIGS, commands, left_out
 from two_rank_models import PROMPTS, TRIED, Stage, Witness, favour, prompts_of, whole_model
 from two_ranks import main as two_ranks
 
@@ -202,16 +200,6 @@ def test_a_router_that_is_drawn_is_beyond_the_limit(seed: int) -> None:
     assert rig.least_share + 0.04 < SHARES[0] <= share <= SHARES[1]
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As a rank has: two on cores that others use wait for each other at each of thousands of small products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(("model", "layer", "expert", "share"), [("mixtral", 3, 7, 0.8), ("qwen3-moe", 0, 2, 0.9)])
 def test_a_router_sends_the_share_it_is_asked_for(seed: int, model: str, layer: int, expert: int, share: float) -> None:
@@ -275,13 +263,6 @@ def test_using_the_weights_alone_changes_no_output(site: str) -> None:
         expected = whole(ids).logits
     torch.testing.assert_close(logits(""), expected)
     torch.testing.assert_close(logits(site), expected)
-
-
-@pytest.mark.e2e
-def test_a_silent_site_of_two_real_ranks_is_named(tmp_path: Path) -> None:
-    trial = rig_once("silent-site", 1, World(2, 8, (1.0, 1.0)), tmp_path)
-    assert trial.right, (trial.wrong, trial.missed, trial.account, trial.failure)
-    assert list(tmp_path.iterdir()) == [], "what was right is not kept"
 
 
 def test_every_kind_has_a_runner() -> None:

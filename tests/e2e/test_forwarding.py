@@ -15,7 +15,7 @@ from live_system import collecting, free_port
 from insitu.segments.layout import list_segments
 from insitu_collector.store import open_store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 PROBE = """
 import sys, threading, torch

@@ -11,7 +11,7 @@ from otlp_kit import Inbox, attributes, grpc_receiver
 
 from insitu_collector.store import open_store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 SERVE = ["-m", "insitu", "serve", "--stages", "2"]
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

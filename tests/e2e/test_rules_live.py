@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from insitu.row_forms import decoded
 from insitu_collector.store import open_store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 SERVE = ["-m", "insitu", "serve", "--stages", "2"]
 PROMPT = "Once there was a brave farmer called Ada who lived near the river."

@@ -11,7 +11,7 @@ from live_system import MODEL, System, running
 
 from insitu_collector.store import open_store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 NUM_TOKENS = 4
