@@ -8,11 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from judged_kit import every_revision
 from record_kit import table
 
 from insitu.vocabulary import IntervalClass, VerdictKind
-from insitu_collector.judge.judgement import Judgement
-from insitu_collector.rows.slices import seconds
 from insitu_collector.verdicts.finding import Verdict, standing
 
 MS: Final = 1_000_000
@@ -166,11 +165,7 @@ def judged(grid: Grid) -> list[Verdict]:
 
     Not that one micro-batch at a time leaves stages without work, as all these runs do.
     """
-    judgement = Judgement()
-    told: list[Verdict] = []
-    for part in seconds(grid_tables(grid)):
-        told += judgement.look(part)
-    told += judgement.look({}, final=True)
+    told = every_revision(grid_tables(grid))
     return [verdict for verdict in told if verdict.kind is not VerdictKind.PIPELINE_UNDERFILLED]
 
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from judged_kit import every_revision
 
 from insitu.records import schema_of
 from insitu.vocabulary import VerdictKind
@@ -46,11 +47,7 @@ def runs() -> dict[str, Tables]:
 
 def revisions(tables: Tables) -> tuple[list[Verdict], list[Verdict]]:
     """Everything that was ever said, and what stands."""
-    judgement = Judgement()
-    told: list[Verdict] = []
-    for part in seconds(tables):
-        told += judgement.look(part)
-    told += judgement.look({}, final=True)
+    told = every_revision(tables)
     return told, standing(told)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from wait_kit import until
 
 from insitu.exporters.base import Batch
 from insitu.segments.shard import ShardWriter
@@ -171,7 +172,7 @@ def test_a_stopped_judge_writes_the_final_state_and_ends_with_0(slow_store: Path
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
     )
-    _until(lambda: (out / "v1").is_dir() and open_store(out).table("verdicts").num_rows > 0)
+    until(lambda: (out / "v1").is_dir() and open_store(out).table("verdicts").num_rows > 0)
     process.send_signal(stop)
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (0, f"judging {slow_store} until SIGTERM or Ctrl-C\n")
@@ -196,10 +197,10 @@ def test_a_judge_ends_with_its_parent(slow_store: Path, tmp_path: Path) -> None:
     )
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
-    _until(lambda: (out / "v1").is_dir() and open_store(out).table("verdicts").num_rows > 0)
+    until(lambda: (out / "v1").is_dir() and open_store(out).table("verdicts").num_rows > 0)
     parent.kill()
     parent.communicate()
-    _until(lambda: not _lives(pid))
+    until(lambda: not _lives(pid))
 
 
 def test_a_store_that_is_not_there_is_one_line(tmp_path: Path) -> None:
@@ -278,10 +279,3 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _until(condition: Any, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +21,7 @@ import yaml
 from alert_kit import of_just_now, serving
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from wait_kit import until
 
 from insitu.vocabulary import VerdictKind
 from insitu_collector.judge.metrics import JudgeMetrics, Snapshot
@@ -147,10 +147,10 @@ def test_a_judge_is_scraped_while_it_judges(tmp_path: Path) -> None:
             assert process.stderr is not None
             port = int(process.stderr.readline().rpartition(":")[2].partition("/")[0])
             server.got.get(timeout=40)
-            deadline = time.monotonic() + 20
-            while not (sent := [s for s in scrape(port) if s.labels.get("outcome") == "sent" and s.value]):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            sent = until(
+                lambda: [s for s in scrape(port) if s.labels.get("outcome") == "sent" and s.value],
+                "an alert that was sent",
+            )
             samples = scrape(port)
         finally:
             process.send_signal(signal.SIGTERM)

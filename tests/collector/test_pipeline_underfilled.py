@@ -6,11 +6,10 @@ import re
 from dataclasses import replace
 
 import pytest
+from judged_kit import every_revision
 
 from insitu.vocabulary import VerdictKind
 from insitu_collector.evidence import Evidence
-from insitu_collector.judge.judgement import Judgement
-from insitu_collector.rows.slices import seconds
 from insitu_collector.simulate import SECOND, Fault, Scenario, simulate
 from insitu_collector.steps.times import StepTimes, step_times
 from insitu_collector.verdicts.finding import Verdict, standing
@@ -22,11 +21,7 @@ UNDERFILLED = Scenario(seed=1, seconds=15.0, base_ms=(9.0, 10.0), in_flight=1, r
 
 
 def judged(scenario: Scenario) -> list[Verdict]:
-    judgement = Judgement()
-    told: list[Verdict] = []
-    for part in seconds(simulate(scenario)):
-        told += judgement.look(part)
-    return told + judgement.look({}, final=True)
+    return every_revision(simulate(scenario))
 
 
 def taken(scenario: Scenario) -> tuple[Evidence, dict[int, StepTimes]]:

@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from alert_kit import of_just_now, serving
 from click.testing import CliRunner
+from wait_kit import until
 
 from insitu.config import ConfigError, load
 from insitu_collector.notify.receivers import receivers_of
@@ -23,13 +23,6 @@ from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 
 SLOW = Scenario(seed=3, seconds=9.0, faults=(Fault("slow", 4.0, 1, ms=12.0),))
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 40
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
-        time.sleep(0.02)
 
 
 @pytest.fixture

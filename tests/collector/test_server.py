@@ -6,16 +6,15 @@ import errno
 import os
 import queue
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pyarrow as pa
 import pytest
+from disk_kit import fill, small_disk
 
 from insitu.exporters import Batch, Retry
 from insitu.exporters.collector import CollectorExporter
@@ -267,29 +266,6 @@ def test_shards_of_dead_processes_are_recovered_and_their_losses_stored(tmp_path
     (gap,) = open_store(tmp_path / "store").table("gaps").to_pylist()
     assert (gap["source_epoch"], gap["table"], gap["seq_from"], gap["num_rows"]) == (7, "events", 1, 1)
     assert (gap["reason"], gap["file"]) == ("torn_tail", "events/h-1-0000000000.arrow")
-
-
-@contextmanager
-def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
-    """A real file system of this size; skips, saying why, where none can be mounted."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all the room of a disk with one file."""
-    with (disk / "ballast").open("wb") as file, suppress(OSError):
-        while True:
-            os.write(file.fileno(), bytes(65536))
-    return disk / "ballast"
 
 
 def test_a_full_disk_gives_no_false_acknowledgement_and_service_goes_on(tmp_path: Path) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from disk_kit import fill, small_disk
+from live_system import free_port
+from wait_kit import until
 
 import insitu
 from insitu.exporters import Batch, Retry, open_exporter
@@ -43,21 +42,6 @@ def events(seq: int, text: str = "", row_seq: int | None = None) -> Batch:
     number = seq if row_seq is None else row_seq
     rows = [{"epoch": 7, "rank": 0, "stage": 0, "row_seq": number, "t_ns": 0, "kind": "incident", "text": text}]
     return Batch(7, seq, pa.RecordBatch.from_pylist(rows, schema=schema_of("events")), "events")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def eventually(check: Callable[[], Any], timeout_s: float = 20.0) -> bool:
-    """Return whether `check` comes true in time; for what another process's or thread's work makes true."""
-    pause = threading.Event()
-    for _ in range(int(timeout_s / 0.02)):
-        if check():
-            return True
-        pause.wait(0.02)
-    return False
 
 
 def row_seqs(store: Path) -> list[int]:
@@ -97,7 +81,7 @@ class Rig:
     def go_away(self, seq: int) -> None:
         """Export one batch and wait until it is known that nobody takes it."""
         self.export(events(seq))
-        assert eventually(lambda: self.collector.is_away)
+        until(lambda: self.collector.is_away)
 
 
 @pytest.fixture
@@ -127,7 +111,7 @@ def test_what_a_collector_cannot_take_is_durable_here_and_goes_to_it_in_order(
     assert rig.exporter.refused() == []
     assert spooled(rig.spool) == list(range(10)), "the one in the window too"
     with CollectorServer(rig.store, port=rig.port):
-        assert eventually(lambda: rig.exporter.refused() == [] and not rig.exporter._is_spooling)
+        until(lambda: rig.exporter.refused() == [] and not rig.exporter._is_spooling)
         rig.export(*map(events, range(10, 15)))
         assert rig.exporter.flush(20)
         assert rig.exporter.durable(STREAM) == 14
@@ -147,7 +131,7 @@ def test_a_collector_that_comes_and_goes_has_every_row_once_in_order(rig: Rig) -
         rig.go_away(seq)
         rig.export(*map(events, range(seq + 1, seq + 5)))
         with CollectorServer(rig.store, port=rig.port):
-            assert eventually(lambda: rig.exporter.refused() == [] and not rig.exporter._is_spooling)
+            until(lambda: rig.exporter.refused() == [] and not rig.exporter._is_spooling)
             rig.export(*map(events, range(seq + 5, seq + 8)))
             assert rig.exporter.flush(20)
         seq += 8
@@ -200,30 +184,19 @@ def test_what_expires_before_it_was_sent_is_told(tmp_path: Path) -> None:
 
 
 def test_a_spool_without_room_is_counted_and_raises_nothing(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={6 << 20}", "tmpfs", str(disk)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", 6 << 20) as disk:
         rig = Rig(disk, free_port())
         rig.go_away(0)
-        with (disk / "ballast").open("wb") as file, suppress(OSError):
-            while True:
-                os.write(file.fileno(), bytes(65536))
+        ballast = fill(disk)
         with pytest.raises(Retry) as retry:
             rig.export(events(1))
         assert retry.value.reason is DropReason.SPOOL_FULL
         assert not rig.exporter.flush(0)
-        (disk / "ballast").unlink()
+        ballast.unlink()
         rig.export(events(1))
         assert rig.exporter.flush(0)
         rig.exporter.close(0)
         assert spooled(rig.spool) == [0, 1]
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_what_the_collector_refuses_after_it_was_spooled_is_told(rig: Rig) -> None:
@@ -231,8 +204,8 @@ def test_what_the_collector_refuses_after_it_was_spooled_is_told(rig: Rig) -> No
     rig.export(events(1, row_seq=-1), events(2))
     assert rig.exporter.flush(0)
     with CollectorServer(rig.store, port=rig.port):
-        assert eventually(lambda: rig.exporter.refused() == [] and not rig.exporter._is_spooling)
-        assert eventually(lambda: rig.exporter.refused() == [] and rig.told)
+        until(lambda: rig.exporter.refused() == [] and not rig.exporter._is_spooling)
+        until(lambda: rig.exporter.refused() == [] and rig.told)
         rig.exporter.close(5)
     assert row_seqs(rig.store) == [0, 2]
     told = [(row["source_epoch"], row["table"], row["seq_from"], row["reason"]) for row in rig.told]

@@ -6,10 +6,9 @@ import re
 from dataclasses import replace
 
 import pytest
+from judged_kit import every_revision
 
 from insitu.vocabulary import VerdictKind
-from insitu_collector.judge.judgement import Judgement
-from insitu_collector.rows.slices import seconds
 from insitu_collector.simulate import Fault, Scenario, simulate
 from insitu_collector.verdicts.finding import Verdict, standing
 from insitu_collector.verdicts.healthy import best_split
@@ -18,12 +17,7 @@ QUIET = {VerdictKind.HEALTHY, VerdictKind.INCONCLUSIVE}
 
 
 def judged(scenario: Scenario) -> list[Verdict]:
-    """Every revision of a run that is judged a second at a time."""
-    judgement = Judgement()
-    told: list[Verdict] = []
-    for part in seconds(simulate(scenario)):
-        told += judgement.look(part)
-    return told + judgement.look({}, final=True)
+    return every_revision(simulate(scenario))
 
 
 def named(told: list[Verdict]) -> list[tuple[str, int | None]]:

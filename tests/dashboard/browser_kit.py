@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,11 +232,3 @@ class Viewer:
         nodes = session.send("Accessibility.getFullAXTree")["nodes"]
         session.detach()
         return "\n".join(str(node.get("name", {}).get("value", "")) for node in nodes if not node.get("ignored"))
-
-
-def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Ask until something outside this process is so; fails when it never is."""
-    pause, deadline = threading.Event(), time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        pause.wait(0.1)

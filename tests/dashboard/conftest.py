@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from insitu_collector.judge.runs import judged
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 from insitu_collector.verdicts.finding import Verdict
+from insitu_dashboard.hub import Hub
 from insitu_dashboard.run_view import RunView
 
 SLOW = Scenario(seed=3, seconds=12.0, faults=(Fault("slow", 4.0, 1, ms=20.0),))
@@ -31,6 +33,14 @@ def store(tables: dict[str, pa.Table], tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def verdicts(store: Path) -> list[Verdict]:
     return judged(open_store(store))
+
+
+@pytest.fixture
+def hub(store: Path) -> Iterator[Hub]:
+    found = Hub(store)
+    found.poll()
+    yield found
+    found.close()
 
 
 @pytest.fixture

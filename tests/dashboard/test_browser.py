@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from browser_kit import MARKUP, Running, Viewer, browser, running, until, why_no_browser
+from browser_kit import MARKUP, Running, Viewer, browser, running, why_no_browser
 from live_system import Process
+from wait_kit import until
 
 from insitu.segments.shard import ShardWriter
 from insitu_collector.store import open_store

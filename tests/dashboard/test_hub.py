@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pytest
 
 from insitu_collector.rows.slices import seconds
 from insitu_collector.simulate import RUN, write_store
 from insitu_dashboard.hub import Hub
-
-
-@pytest.fixture
-def hub(store: Path) -> Iterator[Hub]:
-    found = Hub(store)
-    found.poll()
-    yield found
-    found.close()
 
 
 def state(hub: Hub, run: str | None = None) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,6 @@ def given(test: AppTest) -> Any:
     assert not test.exception, [each.value for each in test.exception]
     (canvas,) = test.get("bidi_component")
     return json.loads(canvas.proto.json)
-
-
-@pytest.fixture
-def hub(store: Path) -> Iterator[Hub]:
-    found = Hub(store)
-    found.poll()
-    yield found
-    found.close()
 
 
 def store_of(tables: dict[str, pa.Table], path: Path) -> Hub:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -21,9 +19,7 @@ from live_system import MODEL
 
 from insitu_collector.store import open_store
 
-T = TypeVar("T")
 PROMPT = "Once there was a brave farmer called Ada."
-POLL_S = 0.02
 DEADLINE_S = 30.0
 
 
@@ -49,36 +45,6 @@ def left_of(run: str, timeout_s: float = 15.0) -> list[str]:
     for process in left:
         process.kill()
     return said
-
-
-def until(condition: Callable[[], T | None], what: str, timeout_s: float = DEADLINE_S) -> T:
-    """Return the first true value of `condition`; fails, saying `what` never came."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
-        threading.Event().wait(POLL_S)
-    return value
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[bool]:
-    """Give `folder` as a file system of its own of this size; yields False where none can be mounted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    is_mounted = subprocess.run(mount, capture_output=True).returncode == 0
-    try:
-        yield is_mounted
-    finally:
-        if is_mounted:
-            subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all the room of a disk with one file."""
-    with (disk / "ballast").open("wb") as file, suppress(OSError):
-        while True:
-            os.write(file.fileno(), bytes(65536))
-    return disk / "ballast"
 
 
 class Stream:

@@ -21,15 +21,16 @@ from typing import Any
 
 import psutil
 import pytest
-from fault_kit import left_of, new_run, until
+from fault_kit import left_of, new_run
 from live_system import Process
+from wait_kit import until
 
 from insitu.cli import ExitCode
 from insitu_collector.store import open_store
 from insitu_engine import demo
 from insitu_engine.demo_plan import Plan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 END_S = 20.0
 PYTHON_S = 0.1
 """CPU time after which it is no longer Python that starts, and that answers an interrupt as it always does."""

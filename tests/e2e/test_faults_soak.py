@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from fault_kit import Traffic, accounts_in, dropped_in, unbalanced, until
+from fault_kit import Traffic, accounts_in, dropped_in, unbalanced
 from fault_rig import Rig
+from wait_kit import until
 
 from insitu.vocabulary import DropReason
 

@@ -21,26 +21,25 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from disk_kit import fill, mounted
 from fault_kit import (
     PROMPT,
     Stream,
     Traffic,
     accounts_in,
     dropped_in,
-    fill,
     left_of,
     new_run,
-    small_disk,
     unbalanced,
-    until,
 )
 from fault_rig import Engine, Rig
 from live_system import MODEL, Process
+from wait_kit import until
 
 from insitu.vocabulary import DropReason, RequestEvent, VerdictKind
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
-DISK = "96m"
+DISK_BYTES = 96 << 20
 ENDS = (RequestEvent.FINISHED, RequestEvent.FAILED)
 STOP_S = 2.0
 PAIRS = 3
@@ -52,8 +51,8 @@ of three up to 1.22, about a median of twenty of 1.03. A single wait for the col
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Rig]:
     disk = tmp_path_factory.mktemp("faults") / "disk"
-    with small_disk(disk, DISK) as is_small:
-        running = Rig(disk, is_small)
+    with mounted(disk, DISK_BYTES) as why_not:
+        running = Rig(disk, is_small=not why_not)
         yield running
         assert running.end() == []
 

@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from live_system import Process
+from wait_kit import until
 
 from insitu_collector.flight.command import incidents_in
 from insitu_collector.flight.records import FlightIncident
@@ -124,15 +124,6 @@ def two_ranks(to: str) -> Iterator[list[Rank]]:
             rank.end()
 
 
-def wait_for(found: Callable[[], Any], timeout_s: float = 60.0) -> Any:
-    pause = threading.Event()
-    for _ in range(int(timeout_s / 0.1)):
-        if answer := found():
-            return answer
-        pause.wait(0.1)
-    raise AssertionError("it did not come in time")
-
-
 def closed(store: Path, count: int) -> list[FlightIncident] | None:
     """Return the incidents once there are so many and the collector has closed them all."""
     found = incidents_in(open_store(store))
@@ -145,7 +136,7 @@ def test_a_run_that_is_stuck_ships_what_every_rank_holds(tmp_path: Path) -> None
     try:
         with two_ranks(collect.wait_for(r"collecting on (grpc://\S+)")[1]) as ranks:
             ranks[1].order("hang")
-            (found,) = wait_for(lambda: closed(store, 1))
+            (found,) = until(lambda: closed(store, 1), "an incident", 60.0)
             ranks[1].order("go")
     finally:
         collect.stop()
@@ -153,6 +144,7 @@ def test_a_run_that_is_stuck_ships_what_every_rank_holds(tmp_path: Path) -> None
     assert "stuck" in found.text
     for answer in found.answers:
         assert answer.num_captures > 0
+        assert answer.since_unix_ns is not None
         assert answer.since_unix_ns < found.trigger_unix_ns - 2 * 10**9, "from before it was seen"
 
 
@@ -163,7 +155,7 @@ def test_one_trigger_is_one_incident_of_every_rank_and_the_dead_are_missing(serv
 
 def _trigger_and_kill(server: CollectorServer, ranks: list[Rank]) -> None:
     ranks[1].order("nan")
-    (found,) = wait_for(lambda: closed(server.store, 1))
+    (found,) = until(lambda: closed(server.store, 1), "an incident", 60.0)
     assert (found.reason, found.site, found.on_rank, found.on_stage) == ("nonfinite", "L1.mlp_out", 1, 1)
     assert (found.asked, found.missing) == ([(0, 0), (0, 1)], [])
     assert [answer.rank for answer in found.answers] == [0, 1]
@@ -180,7 +172,7 @@ def _trigger_and_kill(server: CollectorServer, ranks: list[Rank]) -> None:
     os.kill(ranks[0].process.pid, signal.SIGKILL)
     ranks[0].process.wait(20)
     ranks[1].order("dump")
-    after = wait_for(lambda: closed(server.store, 2))[1]
+    after = until(lambda: closed(server.store, 2), "an incident", 60.0)[1]
     assert (after.reason, after.text, after.asked, after.missing) == ("asked", "again", [(0, 0), (0, 1)], [(0, 0)])
     assert [answer.rank for answer in after.answers] == [1]
     assert after.sentence().endswith("1 of 2 ranks answered, rank 0 did not.")

@@ -54,11 +54,6 @@ SIZES = {
 MakeCheckpoint = Callable[..., Path]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     """Return a function that saves a small model with random weights and returns its folder."""

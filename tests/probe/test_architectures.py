@@ -7,7 +7,7 @@ norms between them. All in float64 with random weights, so that what is almost r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,13 +29,9 @@ RTOL, ATOL = 1e-9, 1e-12
 
 
 @pytest.fixture(autouse=True)
-def _small_and_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Room for the rows of two steps, not for those of hundreds; one thread, as tiny tensors want it."""
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for the rows of two steps, not for those of hundreds."""
     monkeypatch.setattr("insitu.slabs.rows.MAX_SLABS", 2)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def after(layer: nn.Module, *norms: str) -> Callable[[torch.Tensor], torch.Tensor]:

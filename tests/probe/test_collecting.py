@@ -84,7 +84,8 @@ def test_a_slow_destination_and_small_memory_are_waited_for(monkeypatch: pytest.
     assert session.stats().dropped == {}
 
 
-def test_a_destination_that_takes_nothing_is_an_error_after_a_while() -> None:
+def test_a_destination_that_takes_nothing_is_an_error_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("insitu.drain.thread.GRACE_S", 0.2)
     hanging = Hanging()
     net = two_layers()
     session = insitu.attach(net, to=hanging, rules=RULES, max_rows=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,6 @@ from torch import nn
 import insitu
 from insitu.testing import Recording, expect
 from insitu.vocabulary import IntervalClass
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 WAYS: dict[str, Callable[[nn.Module, Any], Any]] = {"torch.compile": wrapped, "model.compile": compiled_itself}
 

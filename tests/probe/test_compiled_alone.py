@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,14 +13,6 @@ from torch import nn
 
 import insitu
 from insitu.testing import Recording
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_twin_without_taps_that_was_compiled_before_lends_no_graph(insitu_records: Recording) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,8 @@ _OF_THE_PROCESS = {"epoch", "row_seq"}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INSITU_RUN", RUN)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def observe(model: nn.Module, rules: Sequence[insitu.Rule], backend: Any) -> Recording:

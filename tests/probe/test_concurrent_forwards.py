@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,14 +17,6 @@ import insitu
 from insitu.drain.concurrent_forwards import ConcurrentForwards
 from insitu.testing import Recording, expect
 from insitu.vocabulary import IntervalClass
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Meeting(nn.Module):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import pytest
+from wait_kit import until
 
 from insitu.exporters import Batch, Level, Refused, Retry, open_exporter
 from insitu.exporters.collector import MAX_BODY_BYTES, CollectorExporter
@@ -111,16 +112,6 @@ def exporter(peer: Peer) -> Iterator[CollectorExporter]:
     made.close(0)
 
 
-def eventually(check: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    """Return whether `check` comes true in time; for states that another thread sets without a signal of ours."""
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.005)
-    return True
-
-
 def test_hello_then_frames_then_acknowledgements(peer: Peer, exporter: CollectorExporter) -> None:
     assert exporter.durable(STREAM) == -1
     assert exporter.flush(0), "nothing was exported"
@@ -146,7 +137,7 @@ def test_an_acknowledgement_covers_all_before_it_and_nothing_after(peer: Peer, e
         exporter.export(events(seq))
     assert peer.seqs(4) == [0, 1, 2, 3]
     peer.ack(2)
-    assert eventually(lambda: exporter.durable(STREAM) == 2)
+    until(lambda: exporter.durable(STREAM) == 2)
     assert not exporter.flush(0)
     peer.ack(3)
     assert exporter.flush(10)
@@ -160,7 +151,7 @@ def test_what_was_not_durable_is_sent_again_in_order_after_a_lost_connection(
     assert peer.seqs(4) == [0, 1, 2, 3]
     peer.ack(3, RECEIVED)
     peer.ack(1)
-    assert eventually(lambda: exporter.durable(STREAM) == 1)
+    until(lambda: exporter.durable(STREAM) == 1)
     peer.stop()
     peer.start()
     assert peer.seqs(2) == [2, 3]
@@ -184,7 +175,7 @@ def test_without_a_collector_the_window_is_bounded_and_the_caller_never_waits(
             reasons.append(retry.reason)
     assert 1 <= taken < 10
     assert set(reasons) <= {DropReason.QUEUE_FULL, DropReason.COLLECTOR_UNREACHABLE}
-    assert eventually(lambda: "no collector at 127.0.0.1:1" in caplog.text)
+    until(lambda: "no collector at 127.0.0.1:1" in caplog.text)
     with pytest.raises(Retry) as last:
         exporter.export(events(100))
     assert last.value.reason is DropReason.COLLECTOR_UNREACHABLE
@@ -233,7 +224,7 @@ def test_a_refusal_for_good_is_reported_once_and_never_called_durable(peer: Peer
     peer.seqs(3)
     peer.refuse(1, "refused_invalid", retry=False)
     peer.ack(2)
-    assert eventually(lambda: exporter.durable(STREAM) == 0)
+    until(lambda: exporter.durable(STREAM) == 0)
     assert not exporter.flush(10), "a refusal waits to be read"
     assert exporter.durable(STREAM) == 0
     assert exporter.refused() == [(STREAM, 1, DropReason.REFUSED_INVALID)]
@@ -268,7 +259,7 @@ def test_an_opentelemetry_collector_is_recognised(caplog: pytest.LogCaptureFixtu
     server.start()
     exporter = CollectorExporter(f"127.0.0.1:{port}", SOURCE)
     exporter.export(events(0))
-    assert eventually(lambda: "OpenTelemetry" in caplog.text)
+    until(lambda: "OpenTelemetry" in caplog.text)
     exporter.close(0)
     server.stop(0).wait()
     (record,) = [record for record in caplog.records if "OpenTelemetry" in record.message]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from disk_kit import fill, small_disk
 
 from insitu.exporters import Batch, Level, Refused, Retry, open_exporter
 from insitu.exporters.file import FileExporter
@@ -134,30 +133,13 @@ def test_a_batch_whose_sync_failed_is_refused_and_never_called_durable(
     exporter.close(1)
 
 
-@contextmanager
-def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
-    """A real file system of this size; skips, saying why, where none can be mounted."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_asks_to_retry_keeps_what_is_durable_and_recovers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(tmp_path / "disk", 4 << 20) as disk:
         exporter = FileExporter(str(disk / "store"), Source())
         exporter.export(events(0))
-        with (disk / "ballast").open("wb") as file, suppress(OSError):
-            while True:
-                os.write(file.fileno(), bytes(65536))
+        ballast = fill(disk)
         for _ in range(3):
             with pytest.raises(Retry) as retry:
                 exporter.export(events(1))
@@ -166,7 +148,7 @@ def test_a_full_disk_asks_to_retry_keeps_what_is_durable_and_recovers(
         assert stored_seqs(disk / "store") == [0]
         assert len(caplog.messages) == 1, "said once"
         assert "make room" in caplog.messages[0]
-        (disk / "ballast").unlink()
+        ballast.unlink()
         exporter.export(events(1))
         exporter.close(1)
         assert exporter.durable(STREAM) == 1

@@ -41,6 +41,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.4")
     monkeypatch.setattr(otlp_ship, "PAUSE_S", 0.05)
+    monkeypatch.setattr(otlp, "RETRY_S", 0.02)
 
 
 @pytest.fixture(params=["grpc", "http"])

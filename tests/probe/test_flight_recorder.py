@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import torch
 from exporter_kit import Hanging
 from torch import nn
+from wait_kit import until
 
 import insitu
 from insitu import Flight
@@ -22,16 +22,6 @@ from insitu.flight.settings import LONGEST_S
 from insitu.testing import Recording, expect, oracle_model, oracle_values
 from insitu.vocabulary import Variant
 from insitu.wire.insitu_pb2 import Dump
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
-    """Wait until a condition of another thread holds; fail after `timeout_s`."""
-    pause = threading.Event()
-    for _ in range(int(timeout_s / 0.02)):
-        if condition():
-            return
-        pause.wait(0.02)
-    raise AssertionError("the condition did not come true in time")
 
 
 def poison(model: nn.Module, layer: int) -> None:
@@ -211,7 +201,7 @@ def test_a_trigger_while_one_is_open_is_told_there(insitu_records: Recording) ->
         for _ in range(3):
             model(torch.zeros(3, 4))
         name = session.dump("first")
-        wait_for(lambda: insitu_records.rows("incidents"))
+        until(lambda: insitu_records.rows("incidents"))
         poison(model, 1)
         assert session.dump("second") == name
         session.flush()
@@ -269,7 +259,7 @@ def test_a_signal_opens_one_and_whoever_listened_before_still_hears_it(insitu_re
         with torch.no_grad(), insitu.attach(model, to=insitu_records, flight=Flight(signal="SIGUSR1")):
             model(torch.zeros(3, 4))
             os.kill(os.getpid(), signal.SIGUSR1)
-            wait_for(lambda: insitu_records.rows("incidents"))
+            until(lambda: insitu_records.rows("incidents"))
         assert signal.getsignal(signal.SIGUSR1) is listening
     finally:
         signal.signal(signal.SIGUSR1, before)

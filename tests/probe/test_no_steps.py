@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from threading import Event
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from wait_kit import until
 
 import insitu
 from insitu.drain.no_steps import SILENT_S, NoSteps
@@ -75,25 +73,16 @@ def test_a_fork_since_is_the_likelier_reason(clock: Clock) -> None:
     assert "attach in the process that runs the model" in said
 
 
-def wait_for(condition: Callable[[], Any]) -> None:
-    pause = Event()
-    for _ in range(500):
-        if condition():
-            return
-        pause.wait(0.02)
-    raise AssertionError("the condition did not come true in time")
-
-
 def test_a_session_says_it_in_log_and_record(
     clock: Clock, insitu_records: Recording, caplog: pytest.LogCaptureFixture
 ) -> None:
     attached, called = nn.Linear(4, 4), nn.Linear(4, 4)
     with insitu.attach(attached, to=insitu_records):
-        wait_for(lambda: insitu_records.rows("health"))  # the drain has looked once
+        until(lambda: insitu_records.rows("health"))  # the drain has looked once
         called(torch.zeros(1, 4))
         assert insitu_records.rows("events") == []
         clock.now = SILENT_S
-        wait_for(lambda: insitu_records.rows("events"))
+        until(lambda: insitu_records.rows("events"))
     (row,) = insitu_records.rows("events")
     assert row["kind"] == "no_steps"
     assert f"insitu: {row['text']}" in caplog.messages

@@ -46,10 +46,10 @@ if __name__ == "__main__":
     with torch.no_grad():
         model(torch.zeros(2, 4))
     mine = session if sys.argv[2] == "fork" else None
-    workers = [context.Process(target=work, args=(number, mine)) for number in range(3)]
+    workers = [context.Process(target=work, args=(number, mine)) for number in range(int(sys.argv[3]))]
     [worker.start() for worker in workers]
     [worker.join(60) for worker in workers]
-    assert [worker.exitcode for worker in workers] == [0, 0, 0], [worker.exitcode for worker in workers]
+    assert [worker.exitcode for worker in workers] == [0] * len(workers), [worker.exitcode for worker in workers]
     with torch.no_grad():
         model(torch.zeros(2, 4))
     session.event("parent")
@@ -116,20 +116,20 @@ def kinds(store: Path) -> dict[int, Counter[str]]:
     return found
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_each_child_writes_as_itself_and_the_parent_goes_on(method: str, tmp_path: Path) -> None:
-    said = run(CHILDREN, tmp_path, f"file://{tmp_path}/store", method)
+@pytest.mark.parametrize(("method", "num_children"), [("fork", 3), ("spawn", 2), ("forkserver", 2)])
+def test_each_child_writes_as_itself_and_the_parent_goes_on(method: str, num_children: int, tmp_path: Path) -> None:
+    said = run(CHILDREN, tmp_path, f"file://{tmp_path}/store", method, str(num_children))
     epochs = [int(line) for line in said.split()]
     found = kinds(tmp_path / "store")
     (parent,) = set(found) - set(epochs)
-    assert len(set(epochs)) == 3
+    assert len(set(epochs)) == num_children
     assert found[parent] == {"parent": 1}
-    assert sorted(next(iter(found[epoch])) for epoch in epochs) == ["child 0", "child 1", "child 2"]
+    assert sorted(next(iter(found[epoch])) for epoch in epochs) == [f"child {number}" for number in range(num_children)]
     assert all(found[epoch].total() == 3 for epoch in epochs)
     steps = Counter(stored(tmp_path / "store", "steps")["epoch"].to_pylist())
     assert steps == {parent: 2} | dict.fromkeys(epochs, 3)
     sources = stored(tmp_path / "store", "sources").to_pylist()
-    assert len({row["pid"] for row in sources}) == 4
+    assert len({row["pid"] for row in sources}) == num_children + 1
     assert len({row["run"] for row in sources}) == 1
 
 

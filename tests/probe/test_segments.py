@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from disk_kit import fill, small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -243,21 +242,6 @@ def test_a_failed_sync_reports_its_batches_and_leaves_the_file_for_good(
     assert [batch.seq for batch in read_all(tmp_path)] == [0, 1, 1]
 
 
-@contextmanager
-def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
-    """A real file system of this size; skips, saying why, where none can be mounted."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def append_until_full(writer: ShardWriter, first_seq: int) -> list[int]:
     """Append batches until there is no room; return the seqs stored, from 0."""
     seq = first_seq
@@ -267,14 +251,6 @@ def append_until_full(writer: ShardWriter, first_seq: int) -> list[int]:
         except StoreFull:
             return list(range(seq))
         seq += 1
-
-
-def fill(disk: Path) -> Path:
-    """Take all the room of a disk with one file."""
-    with (disk / "ballast").open("wb") as file, suppress(OSError):
-        while True:
-            os.write(file.fileno(), bytes(65536))
-    return disk / "ballast"
 
 
 def test_a_full_disk_keeps_what_was_durable_and_goes_on_when_there_is_room(tmp_path: Path) -> None:

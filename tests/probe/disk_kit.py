@@ -1,0 +1,41 @@
+"""A disk that gets full: a real file system of a few MiB, and a file that takes all its room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def mounted(folder: Path, num_bytes: int) -> Iterator[str]:
+    """Make `folder`, as a file system of its own of this size; yields why not where none can be mounted, else ""."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+    ran = subprocess.run(mount, capture_output=True, text=True)
+    try:
+        yield ran.stderr.strip() or "mount failed" if ran.returncode else ""
+    finally:
+        if not ran.returncode:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
+    """A file system of this size; skips, saying why, where none can be mounted."""
+    with mounted(folder, num_bytes) as why_not:
+        if why_not:
+            pytest.skip(f"a small tmpfs cannot be mounted here: {why_not}")
+        yield folder
+
+
+def fill(disk: Path) -> Path:
+    """Take all the room of a disk with one file."""
+    with (disk / "ballast").open("wb") as file, suppress(OSError):
+        while True:
+            os.write(file.fileno(), bytes(65536))
+    return disk / "ballast"
