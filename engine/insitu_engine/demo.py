@@ -182,7 +182,7 @@ def _serve_and_load(run: Run, children: Children) -> tuple[Mapping[str, Any], li
     _tell(run)
     answered = (load and json_line(load, "insitu.load/1")) or NO_LOAD
     for error, count in answered["errors"].items():
-        say(f"  {count} requests failed: {error}")
+        say(f"  {count} request{'s' if count > 1 else ''} failed: {error}")
     return answered, [*sources_of(serve), *sources_of(collect)]
 
 

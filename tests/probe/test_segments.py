@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,24 @@ def test_a_segment_is_sealed_by_size_and_numbers_go_on_after_a_restart(tmp_path:
     writer.close()
     assert [name.number for name in list_segments(tmp_path, "sealed")] == [0, 1, 2, 3]
     assert [batch.seq for batch in read_all(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_store_that_is_removed_meanwhile_is_said_in_a_line_and_begun_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, clock = tmp_path / "store", Clock()
+    writer = ShardWriter(store, "a", limits=Limits(max_idle_s=10), clock=clock)
+    writer.append(events(0, 1))
+    writer.sync()
+    shutil.rmtree(store)
+    clock.now += 10
+    writer.sync()
+    path = SegmentName("events", "a", 0).path(store, "open")
+    (line,) = caplog.messages
+    assert line.startswith(f"insitu: {path} has gone while it was written, and its rows with it; ")
+    writer.append(events(1, 1, seq=1))
+    writer.close()
+    assert [batch.seq for batch in read_all(store)] == [1]
 
 
 def test_a_batch_with_other_columns_is_refused_before_it_touches_the_file(tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ class SegmentName:
     shard: str
     number: int
 
+    def __str__(self) -> str:
+        return self.file
+
     @property
     def file(self) -> str:
         """`<table>/<shard>-<number>.arrow`, as `gaps.file` has it."""

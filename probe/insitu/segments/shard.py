@@ -215,6 +215,13 @@ class ShardWriter:
             return
         try:
             segment.seal()
+        except FileNotFoundError:
+            segment.close()
+            _log.error(
+                "insitu: %s has gone while it was written, and its rows with it; end what writes a store before you "
+                "remove it, and start it again",
+                segment.name.path(self.store, OPEN),
+            )
         except OSError as error:
             _log.warning("insitu: %s stays open for now (%s)", segment.name, error)
             segment.close()
