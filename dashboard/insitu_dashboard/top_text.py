@@ -63,9 +63,13 @@ def verdicts(picture: Picture) -> list[str]:
     """Return a paragraph a verdict: what is so, what helps, and for whom."""
     return [
         f"{each['text']}\n  What helps: {each['remedy']}\n"
-        f"  confidence {100 * each['confidence']:.0f} %, {_count(each['num_requests'], 'request')} affected"
+        f"  confidence {100 * each['confidence']:.0f} %{_affected(each['num_requests'])}"
         for each in picture["verdicts"]
     ]
+
+
+def _affected(num_requests: int) -> str:
+    return f", {_count(num_requests, 'request')} affected" if num_requests else ""
 
 
 def numbers(picture: Picture) -> str:

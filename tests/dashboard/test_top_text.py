@@ -64,3 +64,9 @@ def test_nothing_recorded_yet_says_what_to_do() -> None:
     text = top_text.plain(blank_picture(State.EMPTY), 80)
     assert "insitu demo" in text
     assert "None" not in text
+
+
+@pytest.mark.parametrize(("num_requests", "said"), [(0, ""), (1, ", 1 request affected"), (2, ", 2 requests affected")])
+def test_a_verdict_says_for_how_many_requests_if_for_any(num_requests: int, said: str) -> None:
+    verdict = {"text": "so", "remedy": "this", "confidence": 1.0, "num_requests": num_requests}
+    assert top_text.verdicts({"verdicts": [verdict]}) == [f"so\n  What helps: this\n  confidence 100 %{said}"]

@@ -132,7 +132,8 @@ function drawVerdict(node, picture) {
     const remedy = plain(verdict.remedy || "");
     if (remedy) card.append(element("p", "", card.dataset.level === "bad" ? `What helps: ${remedy}` : remedy));
     const facts = element("p", "insitu-muted");
-    const count = verdict.num_requests ? ` · ${verdict.num_requests.toLocaleString("en")} requests affected` : "";
+    const requests = verdict.num_requests === 1 ? "request" : "requests";
+    const count = verdict.num_requests ? ` · ${verdict.num_requests.toLocaleString("en")} ${requests} affected` : "";
     const named = verdict.requests.length ? `: ${verdict.requests.slice(0, 3).join(", ")}${verdict.num_requests > 3 ? ", …" : ""}` : "";
     facts.append(element("span", "", `since ${clockText(Number(BigInt(verdict.t0) / 1000000n))} · confidence ${percentText(verdict.confidence)}${count}${named} · `));
     facts.append(evidenceLink(verdict, picture.run));
