@@ -65,6 +65,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return is_of_another or (is_read and "mark.e2e" not in collection_path.read_text()) or None
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of another section that were asked for by name: such files are never ignored."""
+    wanted = config.getoption("section")
+    others = [item for item in items if wanted is not None and section_of(item.path) != wanted]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
 @pytest.fixture(scope="session")
 def sections() -> frozenset[str]:
     """The sections that tests are of."""

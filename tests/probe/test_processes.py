@@ -48,7 +48,7 @@ if __name__ == "__main__":
     mine = session if sys.argv[2] == "fork" else None
     workers = [context.Process(target=work, args=(number, mine)) for number in range(int(sys.argv[3]))]
     [worker.start() for worker in workers]
-    [worker.join(60) for worker in workers]
+    [worker.join() for worker in workers]
     assert [worker.exitcode for worker in workers] == [0] * len(workers), [worker.exitcode for worker in workers]
     with torch.no_grad():
         model(torch.zeros(2, 4))
