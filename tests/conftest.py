@@ -34,10 +34,16 @@ SECTIONS: Final[Mapping[str, str]] = {
     "e2e/test_requests.py": "dashboard",
     "e2e/test_tensor_parallel.py": "dashboard",
     "e2e/test_trial_rig.py": "dashboard",
+    "e2e/test_collector_away.py": "collector",
+    "e2e/test_flight_ranks.py": "collector",
     "e2e/test_forwarding.py": "collector",
+    "e2e/test_help_examples.py": "collector",
+    "e2e/test_demo.py": "engine",
+    "e2e/test_faults_demo.py": "engine",
     "e2e": "e2e",
 }
-"""Folder or file in tests/ -> its section, what `make test-SECTION` runs. `dashboard` is that of verdicts, too."""
+"""Folder or file in tests/ -> its section, what `make test-SECTION` runs. `dashboard` is that of verdicts, too; whole
+systems are tested in the section of what the test is about, as far as its minutes reach."""
 OTHERS: Final = "collector"
 """The section of all else."""
 

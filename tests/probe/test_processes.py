@@ -133,8 +133,8 @@ def test_each_child_writes_as_itself_and_the_parent_goes_on(method: str, num_chi
     assert len({row["run"] for row in sources}) == 1
 
 
-def test_forks_in_the_middle_of_the_drains_work_neither_hang_nor_lose_a_row(tmp_path: Path) -> None:
-    num_children = 40
+@pytest.mark.parametrize("num_children", [20, pytest.param(100, marks=pytest.mark.soak)])
+def test_forks_in_the_middle_of_the_drains_work_neither_hang_nor_lose_a_row(tmp_path: Path, num_children: int) -> None:
     run(STORM, tmp_path, f"file://{tmp_path}/store", str(num_children))
     found = kinds(tmp_path / "store")
     assert sorted(found.values(), key=Counter.total) == [{"child": 1}] * num_children + [{"parent": 20 * num_children}]
