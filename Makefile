@@ -5,6 +5,7 @@
 #   make demo ARGS="--headless --json"    the same as one JSON document on stdout
 
 VENV ?= .venv
+PEERS ?= .venv-peers
 PYTHON ?=
 VLLM_VENV ?= .venv-vllm
 ARGS ?=
@@ -18,7 +19,7 @@ PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboa
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 PYTEST = $(BIN)/python -m pytest --section=$(@:test-%=%)
 
-.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak check format bench bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
+.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak check format bench bench-probe bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
 
 help:
 	@echo "make demo | test | soak | check | format | bench | recall | trials | clean | venv"
@@ -55,6 +56,9 @@ format: $(READY)
 bench: $(READY)
 	@code=0; for script in benchmarks/*_cost.py "benchmarks/overhead.py --quick"; do echo "==> $$script"; $(BIN)/python $$script $(ARGS) || code=$$?; done; exit $$code
 
+bench-probe: $(READY) $(PEERS)/.ready
+	@$(BIN)/python benchmarks/probe_bench.py --peers-python $(PEERS)/bin/python $(ARGS)
+
 bench-prediction: $(READY)
 	@$(BIN)/python benchmarks/prediction.py $(ARGS)
 
@@ -74,7 +78,7 @@ vllm-look-ahead: $(VLLM_READY)
 	@$(VLLM_VENV)/bin/python $(LOOK)/look_ahead.py $(ARGS)
 
 clean:
-	@rm -rf $(VENV) $(VLLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) $(VLLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "clean: the environment and the caches are gone, your stores are not"
 
@@ -112,3 +116,14 @@ $(VLLM_READY): $(LOOK)/pyproject.toml pyproject.toml | $(READY)
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	touch $@; \
 	echo "==> ready"
+
+# Libraries that `bench-probe` compares with. They lie above $(VENV), so that torch and transformers are the same, and are
+# not seen from there. Where they cannot be had the benchmark says so and goes on.
+$(PEERS)/.ready: $(READY)
+	@exec 1>&2; \
+	echo "==> the libraries to compare with: setting up $(PEERS)"; \
+	where='import site; print(site.getsitepackages()[0])'; \
+	rm -rf $(PEERS) && $(BIN)/python -m venv --without-pip $(PEERS) && \
+	$(BIN)/python -c "$$where" > "$$($(PEERS)/bin/python -c "$$where")/below.pth" && \
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group peers && \
+	touch $@ || echo "==> they could not be installed: left out"

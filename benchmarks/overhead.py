@@ -27,9 +27,10 @@ from typing import Any, Final
 import click
 import numpy as np
 import torch
+from llamas import build
 from overhead_figures import Block, Floats, Ratio, Result, Target, by_round, drain_effect, noise, paired, total_cpu
 from overhead_report import lines
-from overhead_rig import build, collecting, cpu_model
+from overhead_rig import collecting, cpu_model
 from overhead_runs import (
     AGAIN,
     DETACHED,

@@ -45,6 +45,17 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What something takes, in ns: the median of rounds with its bootstrap 95 % interval."""
+
+    name: str
+    median_ns: float
+    low_ns: float
+    high_ns: float
+    num_rounds: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cpu:
     """CPU-seconds of one stretch, by who used them."""
 
@@ -128,11 +139,23 @@ def paired(name: str, base: Sequence[float] | Floats, other: Sequence[float] | F
     above, below = np.asarray(other, np.float64), np.asarray(base, np.float64)
     if above.shape != below.shape or not len(below):
         raise ValueError(f"{name}: {len(above)} values cannot be paired with {len(below)}")
-    pairs = above / below
+    return Ratio(name, *_median(above / below, seed))
+
+
+def cost(name: str, seconds: Sequence[float] | Floats, seed: int = 0) -> Cost:
+    """Return the median of values, of which each is of a round, with its interval. Raises ValueError for none."""
+    values = np.asarray(seconds, np.float64)
+    if not len(values):
+        raise ValueError(f"{name}: there are no values")
+    return Cost(name, *_median(values * 1e9, seed))
+
+
+def _median(values: Floats, seed: int) -> tuple[float, float, float, int]:
+    """Return the median, both ends of its bootstrap 95 % interval, and how many values it rests on."""
     rng = np.random.default_rng(seed)
-    medians = np.median(pairs[rng.integers(0, len(pairs), (RESAMPLES, len(pairs)))], axis=1)
+    medians = np.median(values[rng.integers(0, len(values), (RESAMPLES, len(values)))], axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
-    return Ratio(name, float(np.median(pairs)), float(low), float(high), len(pairs))
+    return float(np.median(values)), float(low), float(high), len(values)
 
 
 def drain_effect(step_s: Floats, beside_s: Floats, seed: int = 0) -> DrainEffect | None:

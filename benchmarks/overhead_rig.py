@@ -1,8 +1,7 @@
-"""The rig of the price: models, a collector with its judge, and the clocks of everything that runs."""
+"""The rig of the price: a collector with its judge, and the clocks of everything that runs."""
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import time
@@ -11,43 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, Final
-
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from typing import Final
 
 from insitu.segments.layout import FORMAT
 from insitu.vocabulary import Role
 from insitu_collector.store import open_store
-from insitu_engine.demo_plan import default_model
 from insitu_engine.processes import Children
 
 READY_S: Final = 60.0
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-LARGE: Final = LlamaConfig(
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=24,
-    num_key_value_heads=12,
-    vocab_size=8192,
-)
-"""119 M parameters. The vocabulary is small so that the layers are what a step is made of."""
-
-
-def build(name: str) -> Any:
-    """Return the model called "tiny" (the shipped checkpoint) or "100m" (random weights), in float32."""
-    disable_progress_bar()
-    if name == "tiny":
-        return AutoModelForCausalLM.from_pretrained(default_model(), dtype=torch.float32).eval()
-    return LlamaForCausalLM(LARGE).eval()
-
-
-def twin(model: Any) -> Any:
-    """Return a copy with modules of its own and the same weights in memory, so that caches treat both alike."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
 
 
 @dataclass(frozen=True, slots=True)

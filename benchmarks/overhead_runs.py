@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import random
 import time
 from collections import Counter
@@ -23,8 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from interleaving import interleaved
+from llamas import twin
 from overhead_figures import Account, Block, Cpu, Floats
-from overhead_rig import Foreign, Helpers, cpu_of, twin
+from overhead_rig import Foreign, Helpers, cpu_of
+from probed_variants import FLUSH_S, wait_until_durable
 
 import insitu
 from insitu.session.live import Session
@@ -38,14 +40,9 @@ WARM_UP: Final = 20
 """Rounds (and in a block half as many steps) outside the clock: learning, first imports, first connection."""
 SETTLE_S: Final = 1.25 * LOOK_EVERY_S
 """After a block, until the judge has looked at its rows, at its own expense."""
-FLUSH_S: Final = 30.0
 RULE: Final = insitu.Rule(sites="L*.resid_post", requests="opt-in")
 NUM_OPTED_IN: Final = 2
 MAX_ROWS: Final = 64
-
-
-class NotDurable(Exception):
-    """A flush ended with rows that are not on disk: nothing measured up to there can be believed."""
 
 
 @dataclass
@@ -126,23 +123,9 @@ class Bench:
         self.asked.step(session, capture=capture)
 
 
-def silent() -> Session:
-    """Return what `attach` gives under INSITU_DISABLED=1."""
-    before = os.environ.get("INSITU_DISABLED")
-    os.environ["INSITU_DISABLED"] = "1"
-    try:
-        return insitu.attach(torch.nn.Identity())
-    finally:
-        del os.environ["INSITU_DISABLED"]
-        if before is not None:
-            os.environ["INSITU_DISABLED"] = before
-
-
 def step_rounds(bench: Bench, rounds: int) -> tuple[dict[str, Floats], dict[str, Floats], int]:
     """Return wall seconds and CPU-seconds of the step thread, by variant and round, and the number of sites."""
-    plain, again, probed, off = bench.model, twin(bench.model), twin(bench.model), silent()
-    wall: dict[str, list[float]] = {name: [] for name in STEP_VARIANTS}
-    cpu: dict[str, list[float]] = {name: [] for name in STEP_VARIANTS}
+    plain, again, probed, off = bench.model, twin(bench.model), twin(bench.model), insitu.off()
     with bench.attached(probed) as session:
         ways: dict[str, Callable[[], None]] = {
             DETACHED: lambda: bench.step(plain, None),
@@ -152,23 +135,15 @@ def step_rounds(bench: Bench, rounds: int) -> tuple[dict[str, Floats], dict[str,
             ROWS: lambda: bench.step(probed, session, capture=True),
         }
         bench.observed_step(probed, session)  # the first step learns widths, and takes no rows
+
+        def count(name: str) -> None:
+            if name in (T0, ROWS):
+                bench.asked.step(session, capture=name == ROWS)
+
         with bench.foreign.watch():
-            for round_ in range(WARM_UP + rounds):
-                for name in bench.order.sample(STEP_VARIANTS, len(STEP_VARIANTS)):
-                    cpu_began, began = time.thread_time(), time.perf_counter()
-                    ways[name]()
-                    ended, cpu_ended = time.perf_counter(), time.thread_time()
-                    if round_ >= WARM_UP:
-                        wall[name].append(ended - began)
-                        cpu[name].append(cpu_ended - cpu_began)
-                    if name in (T0, ROWS):
-                        bench.asked.step(session, capture=name == ROWS)
+            wall, cpu = interleaved(ways, rounds, bench.order, warm_up=WARM_UP, after=count)
         num_sites = len(session.sites())
-    return _arrays(wall), _arrays(cpu), num_sites
-
-
-def _arrays(lists: dict[str, list[float]]) -> dict[str, Floats]:
-    return {name: np.asarray(values) for name, values in lists.items()}
+    return wall, cpu, num_sites
 
 
 def block_rounds(bench: Bench, rounds: int, seconds: float, step_s: float) -> list[Block]:
@@ -206,12 +181,12 @@ def _observed_block(bench: Bench, variant: str, round_: int, num_steps: int) -> 
         capture = variant == ROWS
         for number in range(WARM_UP // 2):
             bench.observed_step(bench.model, session, capture and number > 0)
-        _flush(session)
+        wait_until_durable(session)
         before = _Clocks.read(bench, session.stats().drain_cpu_s)
         with bench.foreign.watch():
             times = _steps(num_steps, lambda: bench.step(bench.model, session, capture))
             began = time.perf_counter()
-            _flush(session)
+            wait_until_durable(session)
             flush_s = time.perf_counter() - began
         ours = _Clocks.read(bench, session.stats().drain_cpu_s).since(before)
         Event().wait(SETTLE_S)
@@ -231,12 +206,6 @@ def _steps(num_steps: int, step: Callable[[], None]) -> tuple[Floats, Floats]:
         wall[number] = time.perf_counter() - began
         beside[number] = (time.process_time() - process) - (time.thread_time() - thread)
     return wall, beside
-
-
-def _flush(session: Session) -> None:
-    report = session.flush(FLUSH_S)
-    if report.pending or report.dropped:
-        raise NotDurable(f"after a flush of {FLUSH_S:.0f} s {report.pending} rows wait, {report.dropped} are dropped")
 
 
 @dataclass(frozen=True, slots=True)
