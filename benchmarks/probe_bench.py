@@ -39,8 +39,8 @@ PARTS: Final = ("micro", "steps", "stored")
 MODES: Final = ("eager", "compiled")
 PROMPT: Final = 64
 """Tokens of a prompt; two of them are a step."""
-FULL: Final = {"tiny": Size(600, 20, 32), "100m": Size(150, 12, 8), "least": Size(600, 20, 64)}
-QUICK: Final = {"tiny": Size(150, 8, 32), "100m": Size(30, 6, 4), "least": Size(150, 8, 64)}
+FULL: Final = {"tiny": Size(600, 20, 32), "100m": Size(150, 12, 8), "least": Size(600, 20, 16)}
+QUICK: Final = {"tiny": Size(150, 8, 32), "100m": Size(30, 6, 4), "least": Size(150, 8, 16)}
 MICRO_ROUNDS: Final = 400
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from foreign import Foreign
 from overhead_figures import Cost, Floats
 from probe_results import Steps, Stored, micro_costs, noise_of, step_ratios, tap_in_place, throughput
-from variant_names import BY_HAND, DETACHED, LIBRARIES, STEP_VARIANTS, STORED
+from variant_names import BY_HAND, DETACHED, LIBRARIES, PEERS, STEP_VARIANTS, STORED
 from workers import Worker, WorkerError
 
 WIDTHS: Final = (192, 768)
@@ -92,10 +92,14 @@ def steps(plan: Plan, model: str, mode: str) -> Steps:
 
 @dataclass(slots=True)
 class _Runner:
-    """A process and those of its variants that take part; the first is detached."""
+    """A process and those of its variants that take part; detached is one of them."""
 
     worker: Worker
     variants: list[str]
+
+
+Spent = dict[tuple[int, str], list[dict[str, float]]]
+"""What each variant of each process took, by round."""
 
 
 def stored(plan: Plan, model: str, mode: str, batch: int, tokens: int) -> Stored:
@@ -103,28 +107,21 @@ def stored(plan: Plan, model: str, mode: str, batch: int, tokens: int) -> Stored
     size = plan.sizes[model]
     num_steps = size.steps if tokens == 1 else max(2, size.steps // 4)
     unable: dict[str, str] = {}
-    wall: dict[tuple[int, str], list[float]] = {}
-    cpu: dict[tuple[int, str], list[float]] = {}
+    folder = plan.folder / f"stored-{model}-{mode}-{tokens}"
     with ExitStack() as stack:
-        folder = plan.folder / f"stored-{model}-{mode}-{tokens}"
         job = _job(model, batch, tokens, mode, plan.seed)
         runners = list(_runners(plan, job, folder, stack, unable))
-        order = random.Random(plan.seed)
         with Foreign() as foreign:
-            for _ in range(size.blocks):
-                turns = [(at, name) for at, runner in enumerate(runners) for name in runner.variants]
-                for at, name in order.sample(turns, len(turns)):
-                    try:
-                        spent = runners[at].worker.ask("block", variant=name, steps=num_steps)
-                    except WorkerError as error:
-                        unable[name] = str(error)
-                        runners[at].variants.remove(name)
-                        continue
-                    wall.setdefault((at, name), []).append(spent["wall_s"])
-                    cpu.setdefault((at, name), []).append(spent["cpu_s"])
+            spent = _blocks(runners, size.blocks, num_steps, random.Random(plan.seed), unable)
         after = [runner.worker.ask("check") for runner in runners]
-    done = {key: values for key, values in wall.items() if len(values) == size.blocks}
-    ratios = throughput(*_by_variant(done), plan.seed)
+    checks = {name: check for each in after for name, check in each["checks"].items() if name not in unable}
+    for name in [name for name in PEERS if not checks.get(name, {"holds": True})["holds"]]:
+        unable[name] = f"what it left on the disk is not what was to be kept: {checks.pop(name)}"
+    done = {key: turns for key, turns in spent.items() if key[1] not in unable}
+    wall, cpu = (
+        {key: np.array([turn[clock] for turn in turns]) for key, turns in done.items()} for clock in ("wall_s", "cpu_s")
+    )
+    ratios = throughput(*_by_variant(wall), plan.seed)
     return Stored(
         model,
         mode,
@@ -133,8 +130,8 @@ def stored(plan: Plan, model: str, mode: str, batch: int, tokens: int) -> Stored
         num_steps,
         float(np.median(wall[0, DETACHED])) * 1e3,
         ratios,
-        throughput(*_by_variant({key: cpu[key] for key in done}), plan.seed),
-        {name: check for each in after for name, check in each["checks"].items() if name not in unable},
+        throughput(*_by_variant(cpu), plan.seed),
+        checks,
         {name: told for each in after for name, told in each["sampled"].items()},
         unable,
         foreign.share,
@@ -142,12 +139,32 @@ def stored(plan: Plan, model: str, mode: str, batch: int, tokens: int) -> Stored
     )
 
 
-def _by_variant(seconds: Mapping[tuple[int, str], Sequence[float]]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+def _blocks(
+    runners: Sequence[_Runner], rounds: int, num_steps: int, order: random.Random, unable: dict[str, str]
+) -> Spent:
+    """Let all variants of all processes take turns; a peer that fails is left out from then on."""
+    spent: Spent = {}
+    for _ in range(rounds):
+        turns = [(at, name) for at, runner in enumerate(runners) for name in runner.variants]
+        for at, name in order.sample(turns, len(turns)):
+            try:
+                took = runners[at].worker.ask("block", variant=name, steps=num_steps)
+            except WorkerError as error:
+                if name not in PEERS:
+                    raise
+                unable[name] = str(error)
+                runners[at].variants.remove(name)
+            else:
+                spent.setdefault((at, name), []).append(took)
+    return spent
+
+
+def _by_variant(seconds: Mapping[tuple[int, str], Floats]) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Return by variant the seconds of detached in its own process, and its own."""
     base, own = {}, {}
     for (at, name), values in seconds.items():
         if name != DETACHED:
-            base[name], own[name] = np.asarray(seconds[at, DETACHED]), np.asarray(values)
+            base[name], own[name] = seconds[at, DETACHED], values
     return base, own
 
 
@@ -165,12 +182,13 @@ def _runners(
             groups.append((place, plan.peers_python, (DETACHED, name)))
     for place, python, names in groups:
         runner = _Runner(stack.enter_context(Worker(python, job, folder / place)), [])
-        for name in names:
+        # What was compiled of a model without hooks is run of its copy with hooks too: those with hooks go first.
+        for name in sorted(names, key=lambda name: name not in BY_HAND):
             try:
                 runner.worker.ask("open", variant=name)
                 runner.variants.append(name)
             except WorkerError as error:
-                if name not in (*BY_HAND, *LIBRARIES):
+                if name not in PEERS:
                     raise
                 unable[name] = str(error)
         if len(runner.variants) > 1:

@@ -79,7 +79,7 @@ class Bench:
     def compare(self, kept: Mapping[int, Sequence[NDArray[np.float32]]], num_steps: int) -> Check:
         """Hold rows [tokens, width] by step and layer against what plain hooks see. num_steps: that were to be kept."""
         found = sum(len(rows) for states in kept.values() for rows in states)
-        steps = sorted(kept)
+        steps = sorted(step for step, states in kept.items() if len(states) == self.num_layers)
         sample = steps[:: max(1, len(steps) // NUM_COMPARED)][:NUM_COMPARED]
         num_compared, same, off = 0, bool(sample), 0.0
         for step in sample:
