@@ -1,6 +1,7 @@
 """Eager CUDA: the same slabs, stamps and rows as on the CPU, which is the oracle. Needs a CUDA device."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -114,6 +115,25 @@ def test_statistics_of_the_device_are_those_of_the_host_and_nothing_waits_for_it
         with no_waiting():
             compute(given[0], places, work, step, has_scores=True, source=given[1], sourced=(1,))
         found.append(finalise(from_places(np.zeros(2, np.int64), ints.cpu().numpy(), floats.cpu().numpy())))
+    host, on_device = found
+    for name, values in host.items():
+        assert np.allclose(on_device[name], values, 1e-5, 1e-6, equal_nan=True), name
+
+
+def test_sites_that_lie_unevenly_are_measured_without_a_wait() -> None:
+    """Of residual streams what their layers read comes along, at sites that may be any of those measured together."""
+    torch.manual_seed(2)
+    x, source, found = torch.randn(4, 6, 16), torch.randn(3, 6, 16), []
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        ints = torch.zeros(4, statistic_layout.NUM_INTS, dtype=torch.int64, device=device)
+        floats = torch.zeros(4, statistic_layout.NUM_FLOATS, dtype=torch.float64, device=device)
+        places, step = Places(ints, floats, torch.arange(4, device=device)), torch.tensor(3, device=device)
+        given, read, work = x.to(device), source.to(device), Workspace(device)
+        for is_first in (True, False):  # the first time tells the device which sites they are
+            with nullcontext() if is_first else no_waiting():
+                compute(given, places, work, step, source=read, sourced=(0, 1, 3))
+        found.append(finalise(from_places(np.zeros(4, np.int64), ints.cpu().numpy(), floats.cpu().numpy())))
     host, on_device = found
     for name, values in host.items():
         assert np.allclose(on_device[name], values, 1e-5, 1e-6, equal_nan=True), name

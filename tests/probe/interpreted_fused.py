@@ -222,3 +222,46 @@ def measured(row: dict[str, Any]) -> str:
 
 def captured(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("step_id", "site", "request", "row", "position", "dtype", "data"))
+
+
+class Branching(nn.Module):
+    """Has a part that is rarely called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.often, self.rare = nn.Linear(16, 16), nn.Linear(16, 24)
+        self.is_rare = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.often(x)
+        if self.is_rare:
+            self.rare(x)
+        return x
+
+
+def test_a_site_that_fires_late_is_learned_by_torch_and_taken_by_its_kernel_then(
+    monkeypatch: pytest.MonkeyPatch, insitu_records: Recording
+) -> None:
+    monkeypatch.setenv("INSITU_OVERHEAD_BUDGET", "1")
+    taken_sites: list[int] = []
+    launch = FusedTaps._launch
+
+    def noted(self: FusedTaps, site: int, *args: Any) -> bool:
+        taken_sites.extend([site] * (is_taken := launch(self, site, *args)))
+        return is_taken
+
+    monkeypatch.setattr(FusedTaps, "_launch", noted)
+    net, rules = Branching(), [insitu.Rule(sites="rare", requests="all")]
+    rows = [insitu.Rows("a", 0, 3)]
+    with torch.inference_mode(), insitu.attach(net, to=insitu_records, rules=rules, max_rows=8) as session:
+        number = next(site.number for site in session.sites() if site.name == "rare")
+        for step in range(12):
+            net.is_rare = step >= 4
+            if step == 5:
+                assert number not in taken_sites, "nobody would have learned its width"
+            with session.step(step, rows=rows):
+                net(torch.ones(3, 16))
+            session.flush()
+        assert session.coverage().never_fired == []
+    assert number in taken_sites
+    assert {row["step_id"] for row in insitu_records.rows("captures", site=number)} == set(range(5, 12))

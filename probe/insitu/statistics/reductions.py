@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,14 @@ from insitu.statistics import layout
 from insitu.statistics.casts import cast_errors, sample_of
 from insitu.statistics.checksums import checksum
 from insitu.statistics.workspace import Workspace
+
+
+@lru_cache(maxsize=256)
+def index_of(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return rows as int64 on a device; the same sites are measured together again and again."""
+    with torch.inference_mode(False):
+        found = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+        return found.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,17 +230,22 @@ def _figures(
         found = torch.cat([_confidence(block) for block in work.blocks(x)], 2)
         num[:, layout.SCORES], told[:, layout.SCORES] = _told_of(found.double())
     if source is not None:
-        at, pairs = _index(sourced), zip(work.blocks(x), work.blocks(source), strict=True)
+        at, pairs = _index(sourced, x.device), zip(work.blocks(x), work.blocks(source), strict=True)
         found = torch.cat([_change(block[at], before, work) for block, before in pairs], 2)
         num[at, layout.RESIDUAL], told[at, layout.RESIDUAL] = _told_of(found)
     return num, told
 
 
-def _index(sites: Sequence[int]) -> slice | list[int]:
-    """Return what takes some sites out of a tensor: a slice where they lie evenly, so that nothing is copied."""
+def _index(sites: Sequence[int], device: torch.device) -> slice | list[int] | Tensor:
+    """Return what takes some sites out of a tensor: a slice where they lie evenly, so that nothing is copied.
+
+    On a device the others are told by a tensor that is there already: a list would be copied, and waited for.
+    """
     every = sites[1] - sites[0] if len(sites) > 1 else 1
     even = range(sites[0], sites[-1] + 1, every)
-    return slice(even.start, even.stop, every) if list(even) == list(sites) else list(sites)
+    if list(even) == list(sites):
+        return slice(even.start, even.stop, every)
+    return list(sites) if device.type == "cpu" else index_of(tuple(sites), device)
 
 
 def _confidence(block: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from insitu.sites.site import Site
-from insitu.statistics.reductions import Places, compute
+from insitu.statistics.reductions import Places, compute, index_of
 from insitu.statistics.workspace import Workspace
 
 MAX_WIDTHS: Final = 16
@@ -43,18 +42,10 @@ class Place:
     row: int
 
 
-@lru_cache(maxsize=256)
-def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the rows as int64 on a device; the same sites are measured together again and again."""
-    with torch.inference_mode(False):
-        found = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
-        return found.to(device, non_blocking=True)
-
-
 def places_of(places: list[Place]) -> Places:
     """Return the places, all of one slab, as one."""
     rows = tuple(place.row for place in places)
-    return Places(places[0].ints, places[0].floats, _index(rows, places[0].ints.device))
+    return Places(places[0].ints, places[0].floats, index_of(rows, places[0].ints.device))
 
 
 class Waiting:
