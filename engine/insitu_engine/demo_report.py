@@ -33,7 +33,7 @@ class Reports:
     load: Mapping[str, Any]
     """`insitu.load/1`."""
     sources: Sequence[Mapping[str, Any]]
-    """The sessions' own accounts (`insitu.session.live.Stats.to_json`), one a process."""
+    """The sessions' own accounts (`insitu.session.accounts.Stats.to_json`), one a process."""
     stalls: Mapping[str, Any]
     """`insitu.stalls/1`."""
     faults: Sequence[Mapping[str, Any]]

@@ -24,7 +24,8 @@ from insitu.exporters.otlp import exporter as otlp
 from insitu.exporters.otlp import ship as otlp_ship
 from insitu.exporters.otlp.spans import trace_id_of
 from insitu.identity import Source
-from insitu.session.live import Session, Stats
+from insitu.session.accounts import Stats
+from insitu.session.live import Session
 from insitu.testing import oracle_model, oracle_values, origin_of
 
 ASKED = insitu.request_context({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})

@@ -228,7 +228,7 @@ class Ingest:
             self._own_rows[table] = (seq + 1, row_seq + len(rows))
 
     def account(self) -> dict[str, Any]:
-        """Return what the collector itself wrote, in the form of `insitu.session.live.Stats.to_json`."""
+        """Return what the collector itself wrote, in the form of `insitu.session.accounts.Stats.to_json`."""
         with self._lock:
             source = self._source
             produced = {table: row_seq for table, (_, row_seq) in self._own_rows.items()}

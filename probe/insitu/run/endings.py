@@ -47,7 +47,7 @@ def _close_at_end(close: Callable[[], None]) -> None:
 
 
 def _close_all() -> None:
-    if "insitu.session.live" in sys.modules:  # else nothing was attached
-        from insitu.session.live import close_all
+    if "insitu.session.process" in sys.modules:  # else nothing was attached
+        from insitu.session.process import close_all
 
         close_all()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock, get_ident, get_native_id
+from threading import Lock, get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from insitu.config import DEFAULT_QUEUE_BYTES
+from insitu.drain.inlet import Inlet
 from insitu.drain.outbox import Outbox
-from insitu.drain.thread import Drain, Inlet, hook_ns
+from insitu.drain.thread import Drain
 from insitu.exporters import Exporter, open_exporter
 from insitu.exporters.contained import Contained
 from insitu.exporters.deferred import Deferred
@@ -27,12 +25,15 @@ from insitu.flight.signals import on_signal
 from insitu.identity import Source
 from insitu.records import schema_of
 from insitu.rules.rule import RuleError, Standing
+from insitu.session import process
+from insitu.session.accounts import Coverage, FlushReport, Stats, coverage_of, stats_of
 from insitu.session.gc_pauses import GcPauses
 from insitu.session.intervals import Interval, Recorder
+from insitu.session.open_step import Step
 from insitu.session.row_map import Rows
 from insitu.session.step import StepRecord, phase_of
 from insitu.session.step_traces import StepTraces
-from insitu.session.trace_context import RequestContext, bad_headers
+from insitu.session.trace_context import RequestContext
 from insitu.vocabulary import Numbers, RequestEvent
 
 if TYPE_CHECKING:
@@ -48,112 +49,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("insitu")
 
 _EVENTS: Final = Numbers(RequestEvent, "event of a request")
-EXIT_DEADLINE_S: Final = 2.0
-"""For all sessions of a process together."""
-
-
-@dataclass(frozen=True, slots=True)
-class FlushReport:
-    """Rows so far: `durable`, safe on disk at the destination; `pending`, still on their way; `dropped`, given up.
-
-    `stats().dropped` has the reasons. What was made is the sum of the three.
-    """
-
-    durable: int
-    pending: int
-    dropped: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """The session's own account, in rows: `produced` = `durable` + pending + `dropped` (by reason), a table at a time.
-
-    epoch, role, rank, stage: who tells it. num_steps: steps of its model that are over.
-    """
-
-    epoch: int
-    role: str
-    rank: int
-    stage: int
-    produced: dict[str, int]
-    durable: dict[str, int]
-    dropped: dict[str, dict[str, int]]
-    num_steps: int
-    concurrent_forward: int
-    """Forwards, or steps, that ran while another step was open: not observed, and in no other count."""
-    overhead_share: float
-    """(CPU of the drain, and of an exporter that tells its own, + time in hooks and around steps) / time in steps."""
-    drain_cpu_s: float = 0.0
-    """CPU-seconds of the drain's thread so far."""
-    bad_headers: dict[str, int] = field(default_factory=dict)
-    """By name, of the whole process: headers of requests that break their specification and were left out."""
-    flight: dict[str, int] = field(default_factory=dict)
-    """What the flight recorder holds, bytes now, at most so far and at most ever, and what came of triggers."""
-    governor: dict[str, float | int | None] | None = None
-    """The overhead budget, and what became of it in the last window (docs/probe.md); None without a model."""
-    left_out: int = 0
-    """Rows of `captures` that `max_bytes_per_s` of their rules left out: never produced, and in no other count."""
-    queue_bytes: int = 0
-    """What waits in this process: collected, queued, and sent without being known to be durable."""
-    max_queue_bytes: int = 0
-    """Its bound, the setting of this name; while a batch is made, at most half of it more."""
-    probe_errors: int = 0
-    """Errors of the probe and its plug-ins that were contained."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a document."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How many sites `fired`, the names of those that `never_fired`, and in how many `steps`."""
-
-    fired: int
-    never_fired: list[str]
-    steps: int
-    taps: str = "torch"
-    """What takes the sites of an eager model: one kernel a site ("triton"), or operations of torch."""
-
-
-class Step:
-    """An open step; a context manager."""
-
-    __slots__ = ("_began_ns", "_record", "_session", "is_observed")
-
-    def __init__(self, session: Session, record: StepRecord) -> None:
-        self._session = session
-        self._record = record
-        self._began_ns = 0
-        self.is_observed = False
-        """Inside the block: whether this is the session's open step; False where another thread's is."""
-
-    @property
-    def step_id(self) -> int:
-        """Its number."""
-        return self._record.step_id
-
-    def __enter__(self) -> Step:
-        began = time.monotonic_ns()
-        self.is_observed = self._session._begin(self._record)
-        if self.is_observed:
-            self._began_ns = time.monotonic_ns()
-            self._session._inlet.enter_ns += self._began_ns - began
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._session._finish(self._record)
-        ended = time.monotonic_ns()
-        self._record.t1_ns = ended
-        if not self._session._end(self._record):
-            return
-        if kind is not None:
-            self._session._flight.note_exception(kind, self._record)
-        inlet = self._session._inlet
-        inlet.step_ns += ended - self._began_ns
-        inlet.enter_ns += time.monotonic_ns() - ended
 
 
 class Session:
@@ -189,7 +84,7 @@ class Session:
         self._running = False
         self._assemble(is_child=False)
         self._run()
-        _LIVE.add(self)
+        process.add(self)
 
     def _assemble(self, *, is_child: bool) -> None:
         self._gate, self._numbering = Lock(), Lock()
@@ -289,70 +184,6 @@ class Session:
         )
         return Step(self, record)
 
-    def _begin(self, record: StepRecord) -> bool:
-        """Open a step if none is; return whether it is observed. The gate makes sure of it, whoever calls when."""
-        if self._wait is not None:
-            self._wait()
-        if not self._running:
-            self._run()
-        if not self._gate.acquire(blocking=False):
-            self._inlet.count_concurrent()
-            return False
-        self._open = record
-        self._open_thread = get_ident()
-        self._step_id = record.step_id
-        self._recorder.follow(self._open_thread)
-        self._inlet.note_thread(get_native_id())
-        self._traces.note(record)
-        observer = self._observer
-        if observer is not None and not observer.guard.num_errors:
-            try:
-                observer.begin(record)
-            except Exception as error:
-                observer.silence()
-                observer.guard.contain(error)
-        return True
-
-    def _finish(self, record: StepRecord) -> None:
-        """Take what waits for the end of an open step: part of what the step costs, not of what is around it."""
-        observer = self._observer
-        if observer is not None and self._open is record:
-            try:
-                observer.finish()
-            except Exception as error:
-                observer.silence()
-                observer.guard.contain(error)
-
-    def _end(self, record: StepRecord) -> bool:
-        """Close a step that is open; return whether it was. One that was open at a fork is the parent's alone."""
-        if self._open is not record:
-            return False
-        try:
-            self._hand_over(record)
-        finally:
-            self._open = None
-            self._open_thread = 0
-            self._gate.release()
-        return True
-
-    def _hand_over(self, record: StepRecord) -> None:
-        observer = self._observer
-        if observer is not None:
-            try:
-                observer.end(record)
-            except Exception as error:
-                observer.silence()
-                observer.guard.contain(error)
-            rows, statistics, plugged = observer.row_slabs, observer.statistic_slabs, observer.plugged
-            if (
-                observer.slabs.ring.is_filling
-                or (rows and rows.ring.is_filling)
-                or (statistics and statistics.ring.is_filling)
-                or (plugged and plugged.ring.is_filling)
-            ):
-                self._drain.wake()
-        self._inlet.put_step(record)
-
     @property
     def in_step(self) -> bool:
         """True on the thread whose step is open."""
@@ -444,36 +275,12 @@ class Session:
         """Return which sites fired in the steps that are over."""
         if not self._closed:
             self.flush(0.0)  # the drain looks at what is finished
-        observer = self._observer
-        if observer is None:
-            return Coverage(0, [], 0)
-        silent = [site.name for site in observer.sites if not observer.num_fired[site.number]]
-        return Coverage(len(observer.sites) - len(silent), silent, observer.num_steps, observer.taps_by)
+        return coverage_of(self._observer)
 
     def stats(self) -> Stats:
         """Return the session's account; exact once `close` has returned."""
-        observer, inlet = self._observer, self._inlet
-        spent = self._drain.cpu_ns + getattr(self._exporter, "cpu_ns", 0) + hook_ns(observer, inlet)
-        guards = [self._drain.guard, self._exporter.guard, *([observer.guard] if observer else [])]
-        return Stats(
-            epoch=self.source.epoch,
-            role=str(self.source.role),
-            rank=self.source.rank,
-            stage=self.source.stage,
-            produced=dict(self._drain.produced),
-            durable=dict(self._outbox.durable),
-            dropped={table: dict(reasons) for table, reasons in list(self._outbox.dropped.items()) if reasons},
-            num_steps=observer.num_steps if observer else 0,
-            concurrent_forward=inlet.num_concurrent,
-            overhead_share=spent / inlet.step_ns if inlet.step_ns else 0.0,
-            drain_cpu_s=self._drain.cpu_ns / 1e9,
-            bad_headers=bad_headers(),
-            flight=self._flight.stats(),
-            governor=observer.overhead.report() if observer else None,
-            left_out=observer.num_left_out if observer else 0,
-            queue_bytes=self._outbox.num_bytes + self._drain.held_bytes,
-            max_queue_bytes=self._outbox.max_bytes,
-            probe_errors=sum(guard.num_errors for guard in guards),
+        return stats_of(
+            self.source, self._inlet, self._drain, self._outbox, self._exporter, self._flight, self._observer
         )
 
     def dump(self, why: str) -> str | None:
@@ -557,7 +364,7 @@ class Session:
 
     def detach(self) -> None:
         """Undo every change to the model. The session goes on without it."""
-        self._drain.no_steps.stop()
+        self._drain.notices.no_steps.stop()
         while self._undo:
             self._undo.pop()()
         if self._observer is not None:
@@ -568,7 +375,7 @@ class Session:
         if self._closed:
             return self._report()
         self._closed = True
-        _LIVE.discard(self)
+        process.discard(self)
         self.detach()
         self._pauses.remove()
         if not self._running:
@@ -595,22 +402,3 @@ class Session:
         if self._observer is not None:
             self._observer.start_over()
         self._assemble(is_child=True)
-
-
-_LIVE: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _fork_child() -> None:
-    for session in list(_LIVE):
-        session._after_fork()
-
-
-def close_all() -> None:
-    """Close every session of this process within `EXIT_DEADLINE_S`: what its end does."""
-    deadline = time.monotonic() + EXIT_DEADLINE_S
-    for session in list(_LIVE):
-        session.close(max(0.1, deadline - time.monotonic()))
-
-
-os.register_at_fork(after_in_child=_fork_child)
-atexit.register(close_all)

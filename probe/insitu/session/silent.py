@@ -7,8 +7,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from insitu.rules.rule import Rule, Standing
+from insitu.session.accounts import Coverage, FlushReport, Stats
 from insitu.session.intervals import Interval, Recorder
-from insitu.session.live import Coverage, FlushReport, Session, Stats, Step
+from insitu.session.live import Session
+from insitu.session.open_step import Step
 from insitu.session.row_map import Rows
 from insitu.session.step import StepRecord
 

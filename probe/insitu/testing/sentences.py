@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from insitu.testing.recording import Recording
 
 if TYPE_CHECKING:
-    from insitu.session.live import Stats
+    from insitu.session.accounts import Stats
 
 NUM_SHOWN: Final = 8
 """Rows that a message lists."""
