@@ -1,7 +1,7 @@
 """Two ranks of the engine as processes: what the probe says of sends and receives is what torch itself saw.
 
 torch's flight recorder cannot be the witness: over gloo, torch 2.13 puts collectives into it and neither sends nor
-receives. Its profiler sees both, with peer, tag and shape.
+receives. Its profiler sees both, with peer, tag and shape. (Of collectives it is one: e2e/test_tensor_parallel.py.)
 """
 
 from __future__ import annotations
