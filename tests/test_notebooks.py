@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pytest
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
@@ -37,6 +38,11 @@ def shown(notebook: dict[str, Any]) -> list[tuple[str, str]]:
             kind = next(iter(data))
             found.append((kind, data[kind] if isinstance(data[kind], str) else "".join(data[kind])))
     return found
+
+
+def orange_pixels(picture: bytes) -> int:
+    red, green, blue = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).transpose(2, 0, 1)
+    return int(((red > 190) & (green > 70) & (green < 120) & (blue < 40)).sum())
 
 
 def test_where_the_time_went(tmp_path: Path) -> None:
@@ -71,10 +77,19 @@ def test_first_nan_to_layer(tmp_path: Path) -> None:
     )
     assert "'layer': 5" in text
     (chart,) = [base64.b64decode(content) for kind, content in found if kind == "image/png"]
-    red, green, blue = np.asarray(Image.open(io.BytesIO(chart)).convert("RGB")).transpose(2, 0, 1)
-    orange = (red > 190) & (green > 70) & (green < 120) & (blue < 40)
-    assert orange.sum() > 1_000, "what is not finite is to be seen"
+    assert orange_pixels(chart) > 1_000, "what is not finite is to be seen"
     assert [kind for kind, _ in shown(shipped)] == [kind for kind, _ in found], "run.py writes what its cells show"
+
+
+def test_a_mark_that_is_rare_in_a_picture_keeps_its_colour() -> None:
+    cells = [
+        {"x": x, "y": y, "size": None if (x, y) == (23, 0) else 1.0 + x + 24 * y} for x in range(24) for y in range(22)
+    ]
+    base = alt.Chart(alt.InlineData(values=cells)).encode(x="x:O", y="y:O")
+    blue = base.transform_filter("datum.size !== null").mark_rect().encode(color="size:Q")
+    orange = base.transform_filter("datum.size === null").mark_rect(color="#D55E00")
+    drawn = runner()._picture((blue + orange).properties(width=640, height=300))
+    assert orange_pixels(drawn) > 100
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
