@@ -257,6 +257,7 @@ def check_told(rig: Rig, run: str) -> None:
     assert all(RequestEvent.FAILED in life for life in lives.values())
 
 
+@pytest.mark.soak
 def test_a_full_disk_stops_no_request_and_every_row_is_accounted_for(rig: Rig) -> None:
     """The end of the system: all of it is stopped while there is no room."""
     if not rig.is_small:

@@ -1,4 +1,7 @@
-"""A real pipeline of two ranks that is given one micro-batch at a time: told, with the gain of a second one."""
+"""A real pipeline of two ranks that is given one micro-batch at a time: told, with the gain of a second one.
+
+Part of `make soak`: CI runs a trial of each of these kinds.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from insitu_collector.store import open_store
 from insitu_collector.verdicts.pipeline_underfilled import WINDOW_NS, look, measure
 from insitu_collector.whatif.report import what_if
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(180)]
 
 
 def test_one_in_flight_on_two_ranks_is_underfilled_while_requests_wait(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""A real server without enough memory, and one whose long prompts hold up others: requests say what they waited for."""
+"""A real server without enough memory, and one whose long prompts hold up others: requests say what they waited for.
+
+Part of `make soak`: CI runs a trial of each of these kinds.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from insitu_collector.judge.runs import final_verdicts
 from insitu_collector.store import open_store
 from insitu_collector.views.stalls import stalls_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(120)]
 
 SERVE = ["-m", "insitu", "serve", "--stages", "2"]
 TRAFFIC_S = 8.0

@@ -1,4 +1,7 @@
-"""A two-rank trial as it is run: two real ranks, a collector and its judge, and a ruling on what was said."""
+"""A two-rank trial as it is run: two real ranks, a collector and its judge, and a ruling on what was said.
+
+Part of `make soak`: CI runs a trial of each of these kinds.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import pytest
 from trial_plans import World
 from trial_rigs import rig_once
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(180)]
 
 
 def test_a_silent_site_of_two_real_ranks_is_named(tmp_path: Path) -> None:
