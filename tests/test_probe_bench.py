@@ -189,6 +189,7 @@ def test_a_process_says_what_it_cannot_do_and_when_it_is_gone(tmp_path: Path) ->
         gone.ask("open", variant=DETACHED)
 
 
+@pytest.mark.soak  # 40 s; what it is made of is tested above
 @pytest.mark.timeout(300)
 def test_the_document_is_whole_and_every_row_is_on_the_disk(tmp_path: Path) -> None:
     out = tmp_path / "probe.json"
