@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -45,14 +43,6 @@ PARTS = [
     "drain.outbox.Outbox.ship",
 ]
 """What runs in a step, or over one, by its place in the package."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def net_of(width: int) -> nn.Sequential:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,6 @@ from insitu.testing import Recording
 NUM_RANKS, NUM_LAYERS = 2, 3
 ROWS = [insitu.Rows("a", 0, 2), insitu.Rows("b", 2, 3), insitu.Rows("c", 5, 1)]
 POISONED, REQUEST = 4, "b"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Fragile(nn.Module):
