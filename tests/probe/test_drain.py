@@ -19,6 +19,8 @@ import insitu
 from insitu.exporters.base import Ack, Batch, Level, Retry
 from insitu.segments.retention import parse_bytes
 from insitu.session.live import Session
+from insitu.session.step import StepRecord
+from insitu.taps.observer import Observer
 from insitu.testing import Recording
 from insitu.vocabulary import DropReason
 
@@ -304,3 +306,53 @@ def test_the_setting_is_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("INSITU_MAX_QUEUE_BYTES", text)
         with pytest.raises(ValueError, match=r"INSITU_MAX_QUEUE_BYTES: .* write 1MiB or more"):
             insitu.start(to=Recording())
+
+
+class Busy:
+    """A device's event that comes once it was asked for so many times."""
+
+    def __init__(self, num_times: float) -> None:
+        self._num_left = num_times
+
+    def query(self) -> bool:
+        self._num_left -= 1
+        return self._num_left < 0
+
+
+def on_a_device(monkeypatch: pytest.MonkeyPatch, num_times: float) -> None:
+    """Let each step be done no sooner than its event was asked for so many times."""
+    end = Observer.end
+
+    def later(self: Observer, record: StepRecord) -> None:
+        end(self, record)
+        record.ready = Busy(num_times)
+
+    monkeypatch.setattr(Observer, "end", later)
+
+
+def test_a_flush_waits_for_the_steps_that_the_device_is_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_device(monkeypatch, 20)
+    recording, net = Recording(), nn.Linear(4, 2).eval()
+    with torch.inference_mode(), insitu.attach(net, to=recording) as session:
+        for _ in range(3):
+            net(torch.ones(1, 4))
+        session.flush()
+        assert [row["step_id"] for row in recording.rows("steps")] == [0, 1, 2]
+        net(torch.ones(1, 4))
+    assert [row["step_id"] for row in recording.rows("summaries")] == [0, 1, 2, 3]
+    assert unaccounted(session) == {}
+
+
+def test_steps_that_the_device_never_finishes_are_counted_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_device(monkeypatch, float("inf"))
+    recording, net = Recording(), nn.Linear(4, 2).eval()
+    with torch.inference_mode():
+        session = insitu.attach(net, to=recording)
+        for _ in range(3):
+            net(torch.ones(1, 4))
+        report = session.close(0.3)
+    assert recording.rows("steps") == recording.rows("summaries") == []
+    assert report.dropped == 6
+    assert session.stats().dropped == {"steps": {"shutdown": 3}, "summaries": {"shutdown": 3}}
+    assert unaccounted(session) == {}
+    assert recording.rows("health")[-1]["dropped"], "the last heartbeat tells of them"

@@ -80,7 +80,7 @@ class Inlet:
     def take_finished(self) -> list[StepRecord]:
         """Take the steps that can be read, the oldest first."""
         finished = []
-        while self.steps and (self.steps[0].ready is None or self.steps[0].ready.query()):
+        while self.steps and self.steps[0].is_finished:
             finished.append(self.take_step())
         return finished
 

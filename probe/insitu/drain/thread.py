@@ -38,6 +38,8 @@ BEAT_WHEN_OPEN_S: Final = 0.2
 LONG_OPEN_NS: Final = 1_000_000_000
 SETTLE_SLICE_S: Final = 0.2
 """How long a flush waits for acknowledgements before it looks into the rings again, which fill meanwhile."""
+DEVICE_POLL_S: Final = 0.002
+"""How often a flush looks whether the device is done with a step; to wait for its event could take forever."""
 GRACE_S: Final = 5.0
 """How much longer than it was told `flush` waits for the drain: a look takes milliseconds, an exporter may hang."""
 HELD_SHARE: Final = 8
@@ -130,16 +132,25 @@ class Drain:
         waiting = Counter({table: len(rows) for table, rows in self._rows.items()})
         while self._inlet.rows:
             waiting[self._inlet.rows.popleft()[0]] += 1
-        records = [*self._steps]
-        while self._inlet.steps:
-            records.append(self._inlet.take_step())
-        waiting["steps"] += len(records)
         waiting["intervals"] += sum(map(len, self._collected)) + len(self._recorder.take())
-        if (observer := self._observer()) is not None:
-            waiting["summaries"] += len(observer.plan.boundaries) * sum(record.slab is not None for record in records)
         for table, num_rows in waiting.items():
             self._batches.drop(table, DropReason.SHUTDOWN, num_rows)
-        return waiting.total() + self._outbox.abandon()
+        return waiting.total() + self._give_up_steps(self._steps) + self._outbox.abandon()
+
+    def _give_up_steps(self, read: Sequence[StepRecord] = ()) -> int:
+        """Count steps that were read, and those that wait, as dropped, as far as it is known what they left."""
+        records = [*read]
+        while self._inlet.steps:
+            records.append(self._inlet.take_step())
+        observer = self._observer()
+        num_boundaries = 0 if observer is None else len(observer.plan.boundaries)
+        waiting = {
+            "steps": len(records),
+            "summaries": num_boundaries * sum(record.slab is not None for record in records),
+        }
+        for table, num_rows in waiting.items() if records else ():
+            self._batches.drop(table, DropReason.SHUTDOWN, num_rows)
+        return sum(waiting.values())
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -182,16 +193,17 @@ class Drain:
         return bool(self._inlet.steps or self._inlet.rows or self._recorder.num_waiting)
 
     def _do(self, errand: _Errand) -> None:
-        self._closing = errand.is_last
+        self._closing, num_unread = errand.is_last, 0
         try:
-            self._try(self.collect)
+            self._await_device(errand.until - SETTLE_SLICE_S)
             if errand.is_last:
+                num_unread = self._give_up_steps()
                 self._try(self._flight.finish)
             self._try(partial(self.beat, closing=errand.is_last))
             self._try(self.ship)
             self._settle(errand.until)
             if errand.is_last:
-                self.num_given_up = self._outbox.close(max(0.1, errand.until - time.monotonic()))
+                self.num_given_up = num_unread + self._outbox.close(max(0.1, errand.until - time.monotonic()))
         except Exception as error:
             self.guard.contain(error)
         finally:
@@ -206,6 +218,14 @@ class Drain:
             work()
         except Exception as error:
             self.guard.contain(error)
+
+    def _await_device(self, until: float) -> None:
+        """Take the steps that are there as the device finishes them, until then at most."""
+        waiting = [record for record in self._inlet.steps.copy() if not record.is_finished]
+        while waiting and time.monotonic() < until and not self._stopping.wait(DEVICE_POLL_S):
+            self._try(self.collect)
+            waiting = [record for record in waiting if not record.is_finished]
+        self._try(self.collect)
 
     def _settle(self, until: float) -> None:
         """Wait until everything shipped is durable, or the time is over."""

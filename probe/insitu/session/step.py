@@ -78,6 +78,11 @@ class StepRecord:
     mark: Any = None
     """Of the clock that times steps (`insitu.overhead.step_costs`)."""
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether its slab may be read: the device, if there is one, has done all of it."""
+        return self.ready is None or bool(self.ready.query())
+
 
 def phase_of(phase: str | None, rows: Sequence[Rows] | None) -> int | None:
     """Return the step's phase number: as stated, else from its rows; None when nobody says."""
