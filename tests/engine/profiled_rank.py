@@ -1,9 +1,10 @@
-"""One rank of the engine under torch's own profiler.
+"""One rank of the engine under torch's own profiler, and its flight recorder where TORCH_FR_BUFFER_SIZE is set.
 
 Run as a script by the tests: profiled_rank.py RANK NUM_RANKS SOCKET_FD CHECKPOINT FOLDER [BOOT_ID]. The rank is the
 engine's: built, run and closed by what `rank_main` calls. What torch saw of its sends and receives goes to
-`FOLDER/torch-RANK.json`, an account that shares nothing with the probe's. BOOT_ID: what the rank takes for its
-kernel's, as if it ran on a host of its own.
+`FOLDER/torch-RANK.json`, an account that shares nothing with the probe's, and what its flight recorder holds to
+`FOLDER/recorded-RANK.json`. Of gloo's operations that writes down collectives alone, so hidden states then travel by
+broadcasts among two. BOOT_ID: what the rank takes for its kernel's, as if it ran on a host of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import _dump_fr_trace_json  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from insitu_engine import transport
@@ -42,11 +46,27 @@ spec = RankSpec(
     store=folder / "ranks",
     driver_pid=os.getppid(),
 )
+
+
+def send_by_broadcasts() -> None:
+    """Let a send and its receive be a broadcast among both ranks: as asynchronous, and over the same gloo."""
+    both = dist.new_group([0, 1])
+
+    def carry(tensor: torch.Tensor, peer: int, tag: int) -> Any:
+        return dist.broadcast(tensor, src=0, group=both, async_op=True)
+
+    dist.isend = dist.irecv = carry  # type: ignore[assignment]
+
+
+is_recorded = "TORCH_FR_BUFFER_SIZE" in os.environ
 with torch.inference_mode():
     engine = build(spec, link)
+    if is_recorded:
+        send_by_broadcasts()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
         link.send(Ready(engine.param_bytes))
         engine.run()
+    (folder / f"recorded-{rank}.json").write_bytes(_dump_fr_trace_json())
     engine.close()
 
 trace = folder / f"trace-{rank}.json"

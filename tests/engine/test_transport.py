@@ -1,12 +1,14 @@
 """Two ranks of the engine as processes: what the probe says of sends and receives is what torch itself saw.
 
-torch's flight recorder cannot be the witness: over gloo, torch 2.13 puts collectives into it and neither sends nor
-receives. Its profiler sees both, with peer, tag and shape. (Of collectives it is one: e2e/test_tensor_parallel.py.)
+Its profiler sees both, with peer, tag and shape. Its flight recorder, over gloo, writes down collectives alone (torch
+2.13), and when they are asked for, not when they end: so it is the witness where a broadcast carries what is sent, and
+of collectives (e2e/test_tensor_parallel.py).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -48,8 +50,10 @@ class Seen:
 class Ranks:
     """Two ranks, each a process under torch's profiler, and the driver's ends of their sockets."""
 
-    def __init__(self, checkpoint: Path, folder: Path, boots: tuple[str, ...] = ("", "")) -> None:
+    def __init__(self, checkpoint: Path, folder: Path, boots: tuple[str, ...], *, is_recorded: bool) -> None:
+        """is_recorded: by torch's flight recorder, too."""
         self.folder = folder
+        variables = os.environ | ({"TORCH_FR_BUFFER_SIZE": "1000"} if is_recorded else {})
         self._ours, self._processes = [], []
         self._frames = [Frames(to_driver) for _ in boots]
         script = str(Path(__file__).with_name("profiled_rank.py"))
@@ -64,7 +68,7 @@ class Ranks:
                 *filter(None, [boot]),
             ]
             command = [sys.executable, script, *args]
-            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
+            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=variables))
             theirs.close()
             self._ours.append(ours)
 
@@ -123,6 +127,12 @@ class Ranks:
                 found.append(Seen(name, t0_ns, t0_ns + round(event["dur"] * 1e3), peer, tag, shape))
         return found
 
+    def recorded(self, rank: int) -> list[tuple[int, list[int]]]:
+        """Return when each broadcast of a rank was asked for (Unix ns), and its shape, in order."""
+        told = json.loads((self.folder / f"recorded-{rank}.json").read_text())["entries"]
+        found = [entry for entry in told if entry["profiling_name"] == "gloo:broadcast"]
+        return sorted((entry["time_created_ns"], entry["input_sizes"][0]) for entry in found)
+
     def ours(self, rank: int, *classes: IntervalClass) -> dict[int, dict[str, int]]:
         """Return step -> its intervals of these classes with the other rank, from first begin to last end; Unix ns."""
         store = open_store(self.folder / "store")
@@ -145,8 +155,8 @@ MakeRanks = Callable[..., Ranks]
 def make_ranks(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Iterator[MakeRanks]:
     made: list[Ranks] = []
 
-    def make(*boots: str) -> Ranks:
-        made.append(Ranks(make_checkpoint(), tmp_path, boots or ("", "")))
+    def make(*boots: str, is_recorded: bool = False) -> Ranks:
+        made.append(Ranks(make_checkpoint(), tmp_path, boots or ("", ""), is_recorded=is_recorded))
         return made[-1]
 
     yield make
@@ -204,6 +214,29 @@ def check_receives(ranks: Ranks, got: dict[int, dict[str, int]]) -> None:
         assert transfers[step]["t0"] - ours["t0"] > LATE_S * 1e9 / 2, "what the first rank was late by is a wait"
     assert statistics.median(ends) < ERROR_NS
     assert statistics.median(waits) < ERROR_NS
+
+
+def test_torchs_flight_recorder_saw_them_when_the_probe_did(make_ranks: MakeRanks) -> None:
+    ranks = make_ranks(is_recorded=True)
+    ranks.run(SIZES)
+    sent, got = ranks.ours(0, IntervalClass.SEND_XFER), ranks.ours(1, IntervalClass.RECV_WAIT, IntervalClass.RECV_XFER)
+    assert list(sent) == list(got) == list(range(len(SIZES)))
+    shapes = [shape for num_rows in SIZES for shape in ([8], [num_rows, HIDDEN_SIZE])]
+    sends, posts = ranks.recorded(0), ranks.recorded(1)
+    assert [shape for _, shape in sends] == [shape for _, shape in posts] == shapes, "number, order and size"
+
+    transfers, ends, begins = ranks.ours(1, IntervalClass.RECV_XFER), [], []
+    for step in sent:
+        (header_ns, _), (payload_ns, _) = sends[2 * step : 2 * step + 2]
+        assert sent[step]["t0"] - ERROR_NS <= header_ns <= payload_ns <= sent[step]["t1"] + ERROR_NS
+        assert posts[2 * step + 1][0] <= got[step]["t0"] + ERROR_NS, "the wait begins once the receive is posted"
+        assert header_ns - ERROR_NS <= transfers[step]["t1"], "and ends after it was sent"
+        ends.append(abs(payload_ns - sent[step]["t1"]))
+        begins.append(abs(header_ns - transfers[step]["t0"]))
+        assert header_ns - posts[2 * step + 1][0] > LATE_S * 1e9 / 2, "what the first rank was late by is in both"
+        assert transfers[step]["t0"] - got[step]["t0"] > LATE_S * 1e9 / 2
+    assert statistics.median(ends) < ERROR_NS
+    assert statistics.median(begins) < ERROR_NS
 
 
 def test_a_stamp_of_another_hosts_clock_splits_nothing(make_ranks: MakeRanks) -> None:
