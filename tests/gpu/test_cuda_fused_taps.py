@@ -13,11 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from cuda_kit import NEEDS_CUDA, no_waiting
+from cuda_kit import NEEDS_CUDA, launches_of, no_waiting
 from fused_kit import DTYPES, LAYOUTS, RULES, SHAPES, Case, Rig, assert_same, is_kept_by_kernel, made, taken
 from torch import nn
-from torch.autograd import DeviceType  # type: ignore[attr-defined]
-from torch.profiler import ProfilerActivity, profile
 
 import insitu
 from insitu.testing import Recording
@@ -63,16 +61,6 @@ def test_programs_that_arrive_in_any_order_give_the_same_bits(shape: tuple[int, 
     assert_same(found[0], taken(x, case, is_fused=False), x, case)
     assert {float(each.canary) for each in found} == {float(found[0].canary)}
     assert all(np.array_equal(each.row_sum, found[0].row_sum) for each in found)
-
-
-def launches_of(call: Callable[[], None]) -> list[str]:
-    """Return what a call has the device do, by name."""
-    call()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        call()
-        torch.cuda.synchronize()
-    return [event.name for event in seen.events() if event.device_type == DeviceType.CUDA]
 
 
 @pytest.mark.parametrize("rule", [None, insitu.Rule(sites="*", cast="bf16")])

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Container
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
@@ -67,13 +67,18 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A compiled kernel."""
+    """A kernel that is made for one `Need`."""
 
-    launch: Any
-    options: dict[str, Any]
+    source: Any
+    """What Triton compiles at its first launch."""
+    constants: tuple[Any, ...]
+    """Its last arguments."""
+    num_warps: int
     block_rows: int
     is_even: bool
     """Whether it reads rows 16 bytes at a time."""
+    compiled: Any = None
+    """What came of it. Launched as such, since Triton otherwise asks at each launch whether there is one that fits."""
 
 
 def kept_as(form: RowForm | None, dtype: torch.dtype) -> torch.dtype | None:
@@ -109,7 +114,8 @@ class FusedTaps:
         with torch.inference_mode(False):
             self._table = torch.tensor(table_of(plan), dtype=torch.int64, device=slabs.device)
             self._memory = self._memory_of(control.block, slabs.memory)
-        self._place = slabs.memory.get_device()
+        self._place, self._max_programs = slabs.memory.get_device(), source.MAX_PROGRAMS
+        self._is_only = self._place < 0 or torch.cuda.device_count() == 1
 
     def _memory_of(self, control: Tensor, slabs: Tensor) -> Memory:
         device, num_sites = self._device, self._plan.num_sites
@@ -147,7 +153,7 @@ class FusedTaps:
         def tap(x: Tensor, source: Tensor | None = None) -> None:
             full = current.full
             area = None if full is None else full.rows.get(number)
-            is_left = not current.is_fused or desk.sheet is not None or number in silent
+            is_left = not current.is_fused or number in silent or (desk.sheet is not None and not desk.is_recording)
             if is_left or not self._launch(number, x, is_boundary, area):
                 whole(x, source)
             elif full is not None:
@@ -157,15 +163,15 @@ class FusedTaps:
 
     def _launch(self, site: int, x: Tensor, is_boundary: bool, area: RowArea | None) -> bool:
         """Launch the kernel of a site; return False where it has none that fits, and nothing was done."""
-        dest = kept = None
-        if area is None:
+        dest = kept = as_kept = None
+        if area is not None:
+            if area.indices is not None or area.form.width != width_of(x) or site in area.broken:
+                return False
+            dest, kept, as_kept = area.dest, area.values, area.dtype
+        elif x.dtype not in _LOADED:
             x = plain(x)
-        elif area.indices is None and area.form.width == width_of(x) and site not in area.broken:
-            dest, kept = area.dest, area.values
-        else:
-            return False
-        width = width_of(x)
-        kernel = self._kernels.get((x.dtype, None if area is None else area.dtype, width, is_boundary))
+        width = x.shape[-1] if x.ndim > 1 else 1
+        kernel = self._kernels.get((x.dtype, as_kept, width, is_boundary))
         if kernel is None or type(x) not in _TENSORS or x.layout is not torch.strided or x.is_neg():
             return False
         if x.get_device() != self._place:
@@ -175,11 +181,11 @@ class FusedTaps:
             return False
         if kernel.is_even and (strides[1] != 1 or (x.data_ptr() | strides[0]) & _MISALIGNED):
             return False
-        if self._place < 0 or torch.cuda.current_device() == self._place:
-            self._run(kernel, self._memory, x, dest, kept, strides, site)
+        if self._is_only or torch.cuda.current_device() == self._place:
+            self._run(kernel, self._memory, x, dest, kept, width, strides, site)
         else:  # Triton launches on the device of the thread, whatever it is given
             with torch.cuda.device(self._place):
-                self._run(kernel, self._memory, x, dest, kept, strides, site)
+                self._run(kernel, self._memory, x, dest, kept, width, strides, site)
         return True
 
     def _run(
@@ -189,15 +195,17 @@ class FusedTaps:
         x: Tensor,
         dest: Tensor | None,
         kept: Tensor | None,
+        width: int,
         strides: tuple[int, int],
         site: int,
-    ) -> None:
-        width = width_of(x)
+    ) -> Any:
+        """Launch a kernel; return what Triton compiled, where this was its first launch."""
         num_rows = x.numel() // width
-        num_programs = min(max(1, -(-num_rows // kernel.block_rows)), self._source.MAX_PROGRAMS)
-        kernel.launch[(num_programs,)](
-            x, *memory, dest, kept, num_rows, width, strides[0], strides[1], site, **kernel.options
-        )
+        grid = (min(max(1, -(-num_rows // kernel.block_rows)), self._max_programs), 1, 1)
+        given = (x, *memory, dest, kept, num_rows, width, *strides, site, *kernel.constants)
+        if kernel.compiled is not None:
+            return kernel.compiled[grid](*given)
+        return kernel.source[grid](*given, num_warps=kernel.num_warps)
 
     # -- before it -----------------------------------------------------------------------------------------------
 
@@ -228,31 +236,29 @@ class FusedTaps:
         for need in needs:
             if need not in self._kernels:
                 kernel = self._kernel(need)
-                for is_finite in (True, False) if need[0].is_floating_point else (True,):
-                    self._try(kernel, need, site, is_finite)
+                kernel = replace(kernel, compiled=self._try(kernel, need, site, is_finite=True))
+                self._try(kernel, need, site, is_finite=False)
                 self._kernels[need] = kernel
 
     def _kernel(self, need: Need) -> Kernel:
         _, kept, width, is_boundary = need
         columns = min(1 << (width - 1).bit_length(), _MAX_COLUMNS)
         rows, is_even = max(1, _TILE // columns), not width & _MISALIGNED
-        options = {
-            "IS_BOUNDARY": is_boundary,
-            "HAS_ROWS": kept is not None,
-            "BLOCK_ROWS": rows,
-            "BLOCK_COLS": columns,
-            "MAX_PROGRAMS": self._source.MAX_PROGRAMS,
-            "num_warps": 4 if columns <= _TILE else 8,
-        }
-        return Kernel(self._source.EVEN if is_even else self._source.ODD, options, rows, is_even)
+        constants = (is_boundary, kept is not None, rows, columns, self._source.MAX_PROGRAMS)
+        source = self._source.EVEN if is_even else self._source.ODD
+        return Kernel(source, constants, 4 if columns <= _TILE else 8, rows, is_even)
 
-    def _try(self, kernel: Kernel, need: Need, site: int, is_finite: bool) -> None:
-        """Run a kernel in memory of its own. Raises RuntimeError where it says anything but what torch says."""
+    def _try(self, kernel: Kernel, need: Need, site: int, *, is_finite: bool) -> Any:
+        """Run a kernel in memory of its own; return what was compiled, if this was its first launch.
+
+        is_finite: False for a NaN among the values, where the dtype has one. Raises RuntimeError where the kernel says
+        anything but what torch says.
+        """
         dtype, kept_dtype, width, is_boundary = need
         max_rows, device = self._plan.max_rows, self._device
         x = torch.arange(_TRIED_ROWS * width, dtype=torch.float32, device=device).sin_().mul_(4)
         x = (x.abs_() if dtype is torch.uint8 else x).view(_TRIED_ROWS, width).to(dtype)
-        if not is_finite:
+        if not is_finite and dtype.is_floating_point:
             x[1, width - 1] = torch.nan
         control = torch.tensor([_TRIED_STEP, 0, _TRIED_VALID, _TRIED_VALID, 0, 0, 0, 0], device=device)
         slab = torch.zeros((1, self._plan.slab_bytes), dtype=torch.uint8, device=device)
@@ -261,7 +267,7 @@ class FusedTaps:
             dest = torch.arange(max_rows, device=device)
             dest[2:] = max_rows
             kept = torch.zeros((2, width), dtype=kept_dtype, device=device)
-        self._run(kernel, self._memory_of(control, slab), x, dest, kept, (width, 1), site)
+        compiled = self._run(kernel, self._memory_of(control, slab), x, dest, kept, width, (width, 1), site)
         valid = x[:_TRIED_VALID].cpu()
         _compare(slab.cpu(), self._table[site].tolist(), valid, is_boundary, kept is not None)
         if kept is not None:
@@ -269,6 +275,7 @@ class FusedTaps:
             expected[max_rows:] = 0
             if not torch.allclose(kept.cpu().double(), expected.double(), 0, 0, equal_nan=True):
                 raise RuntimeError(f"the kernel for {dtype} keeps other rows than torch")
+        return compiled
 
 
 def _compare(slab: Tensor, table: list[int], valid: Tensor, is_boundary: bool, has_rows: bool) -> None:

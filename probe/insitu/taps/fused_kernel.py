@@ -48,14 +48,26 @@ def take(
     """
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     table += site * 8
-    slab = tl.load(control + 1) * tl.load(table + 6)
-    max_rows = tl.load(table + 7)
-    said = tl.load(control + tl.load(table))
-    num_valid = tl.where(said < 0, num_rows, tl.minimum(said, num_rows))
+    # No load waits for another before x is read: each wait is half a microsecond, most of what a small tensor takes.
+    step, ring_place, valid_rows, valid_samples = (
+        tl.load(control),
+        tl.load(control + 1),
+        tl.load(control + 2),
+        tl.load(control + 3),
+    )
+    axis, at_stamp, at_count, at_canary = tl.load(table), tl.load(table + 1), tl.load(table + 2), tl.load(table + 3)
+    at_sums, at_maxima, slab_words, max_rows = (
+        tl.load(table + 4),
+        tl.load(table + 5),
+        tl.load(table + 6),
+        tl.load(table + 7),
+    )
     total = 0.0
-    for first in range(program * BLOCK_ROWS, num_valid, num_programs * BLOCK_ROWS):
+    for first in range(program * BLOCK_ROWS, num_rows, num_programs * BLOCK_ROWS):
         row = (first + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-        is_kept = (row < num_valid) & (row < max_rows)
+        said = tl.where(axis == 2, valid_rows, valid_samples)
+        is_valid = (row < num_rows) & ((said < 0) | (row < said))
+        is_kept = is_valid & (row < max_rows)
         sums = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
         if IS_BOUNDARY:
             bits = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.int32)
@@ -63,9 +75,9 @@ def take(
             place = tl.load(dest + row, mask=is_kept, other=max_rows)
         for start in range(0, width, BLOCK_COLS):
             column = start + tl.arange(0, BLOCK_COLS)
-            is_there = (row < num_valid)[:, None] & (column < width)[None, :]
+            is_there = (row < num_rows)[:, None] & (column < width)[None, :]
             value = tl.load(x + row[:, None] * stride_row + column[None, :] * stride_col, mask=is_there, other=0)
-            number = value.to(tl.float32)
+            number = tl.where(is_valid[:, None], value.to(tl.float32), 0.0)
             sums += number
             if IS_BOUNDARY:  # magnitudes are in order as integers, and NaN is the largest of them
                 bits = tl.maximum(bits, number.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
@@ -75,21 +87,29 @@ def take(
         row_sum = tl.sum(sums, 1)
         if IS_BOUNDARY:
             absmax = tl.max(bits, 1).to(tl.float32, bitcast=True)
-            tl.store(floats + slab * 2 + tl.load(table + 4) + row, row_sum, mask=is_kept)
-            tl.store(floats + slab * 2 + tl.load(table + 5) + row, absmax, mask=is_kept)
+            begin = floats + ring_place * slab_words * 2
+            tl.store(begin + at_sums + row, row_sum, mask=is_kept)
+            tl.store(begin + at_maxima + row, absmax, mask=is_kept)
         total += tl.sum(row_sum, 0)
-    tl.store(partial + site * MAX_PROGRAMS + program, total)
-    tl.debug_barrier()
-    if tl.atomic_add(arrived + site, 1, sem="acq_rel") == num_programs - 1:
-        each = tl.arange(0, MAX_PROGRAMS)
-        totals = tl.load(
-            partial + site * MAX_PROGRAMS + each, mask=each < num_programs, other=0.0, cache_modifier=".cg"
-        )
-        tl.store(arrived + site, 0)
-        tl.store(floats + slab * 2 + tl.load(table + 3), tl.sum(totals, 0))
+    is_last = num_programs == 1
+    if num_programs > 1:
+        tl.store(partial + site * MAX_PROGRAMS + program, total)
+        tl.debug_barrier()
+        is_last = tl.atomic_add(arrived + site, 1, sem="acq_rel") == num_programs - 1
+        if is_last:
+            each = tl.arange(0, MAX_PROGRAMS)
+            totals = tl.load(
+                partial + site * MAX_PROGRAMS + each, mask=each < num_programs, other=0.0, cache_modifier=".cg"
+            )
+            tl.store(arrived + site, 0)
+            total = tl.sum(totals, 0)
+    if is_last:
+        slab = ring_place * slab_words
+        tl.store(floats + slab * 2 + at_canary, total)
         if IS_BOUNDARY or HAS_ROWS:
-            tl.store(words + slab + tl.load(table + 2), num_valid)
-        tl.store(words + slab + tl.load(table + 1), tl.load(control))
+            said = tl.where(axis == 2, valid_rows, valid_samples)
+            tl.store(words + slab + at_count, tl.where(said < 0, num_rows, tl.minimum(said, num_rows)))
+        tl.store(words + slab + at_stamp, step)
 
 
 _FIXED: Final = ("control", "table", "words", "floats", "partial", "arrived", "dest", "kept", "num_rows", "site")
