@@ -11,6 +11,7 @@ from insitu.drain.no_steps import NoSteps
 from insitu.overhead.account import Spent
 from insitu.rules.byte_budget import Absent, LeftOut
 from insitu.sites.never_fired import ENOUGH_STEPS, NeverFired
+from insitu.sites.repeated import REPEATED, Repeated
 
 if TYPE_CHECKING:
     from insitu.taps.observer import Observer
@@ -24,7 +25,7 @@ class Notices:
     def __init__(self, model: str | None) -> None:
         self.no_steps = NoSteps(model)
         self._concurrent = ConcurrentForwards()
-        self._never_fired = NeverFired()
+        self._never_fired, self._repeated = NeverFired(), Repeated()
         self._left_out, self._absent = LeftOut(), Absent()
 
     def look(self, observer: Observer | None, num_concurrent: int, spent: Spent) -> Iterator[tuple[str, str]]:
@@ -34,6 +35,8 @@ class Notices:
         if observer is None:
             return
         yield from self._never_fired.look(observer.silent_sites(ENOUGH_STEPS))
+        if (text := self._repeated.look(observer.fires)) is not None:
+            yield REPEATED, text
         yield from observer.overhead.look(spent)
         if (text := self._left_out.look(observer.num_left_out)) is not None:
             yield "rows_left_out", text

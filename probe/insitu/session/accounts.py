@@ -79,6 +79,8 @@ class Coverage:
     steps: int
     taps: str = "torch"
     """What takes the sites of an eager model: one kernel a site ("triton"), or operations of torch."""
+    fires: dict[str, int] = field(default_factory=dict)
+    """Names of sites whose module ran several times in the first step, and how often: its last call is kept."""
 
 
 def coverage_of(observer: Observer | None) -> Coverage:
@@ -86,7 +88,7 @@ def coverage_of(observer: Observer | None) -> Coverage:
     if observer is None:
         return Coverage(0, [], 0)
     silent = [site.name for site in observer.sites if not observer.num_fired[site.number]]
-    return Coverage(len(observer.sites) - len(silent), silent, observer.num_steps, observer.taps_by)
+    return Coverage(len(observer.sites) - len(silent), silent, observer.num_steps, observer.taps_by, observer.fires)
 
 
 def stats_of(

@@ -9,6 +9,7 @@ result. A forward hook would do the same at twice the cost: one hook moves `Modu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -182,6 +183,8 @@ class Taps:
         self.current = current
         self.shapes: dict[int, tuple[int, torch.dtype]] = {}
         """Site -> (width, dtype), learned when it first fires."""
+        self.num_calls: Counter[int] = Counter()
+        """Calls of each site in the first step: later, to count would be state that a tap keeps."""
         self.desk = Desk()
         self._step_id = step_id
         self._guard = guard
@@ -234,8 +237,10 @@ class Taps:
         self.late.expect(site.number for site in self.plan.sites if site.number not in known)
         self._odd |= self.late.silent
 
-    def learn(self, number: int, width: int, dtype: torch.dtype) -> None:
+    def learn(self, number: int, width: int, dtype: torch.dtype, num_calls: int = 1) -> None:
         """Take note of what a site is that fires first."""
+        if self.current.learning:
+            self.num_calls[number] += num_calls
         self.shapes.setdefault(number, (width, dtype))
         (self._odd.discard if is_plain_dtype(dtype) else self._odd.add)(number)
 
