@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from insitu import verbs
-from insitu.taps.attaching import attach_with, tap_root
+from insitu.taps.attaching import attach_with
+from insitu.taps.root import tap_root
 from insitu.vocabulary import Role
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from insitu.sites.site import is_named
 from insitu.slabs.slab import Plan
 from insitu.taps.compiled import Graphs
 from insitu.taps.compilers import leave_out, look_again, put_aside, uncompiled
-from insitu.taps.eager import MARK, Tap, give_forward, is_traced
+from insitu.taps.eager import MARK, give_forward, is_traced
 from insitu.taps.observer import Observer
+from insitu.taps.root import tap_root
 from insitu.vocabulary import Role
 
 logger = logging.getLogger("insitu")
@@ -105,17 +105,3 @@ def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Ca
     undo = give_forward(model, forward)
     leave_out(forward.__code__)
     return undo
-
-
-def tap_root(root_tap: Tap | None, observer: Observer, output: Any) -> None:
-    """Tap what the model itself returned, on the thread whose step is open."""
-    current = observer.current
-    if root_tap is None or current.thread != get_ident():
-        return
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    if isinstance(first, torch.Tensor):
-        try:
-            root_tap(first)
-        except Exception as error:
-            current.thread = 0
-            observer.guard.contain(error)

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import count
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ from insitu.statistics.taps import source_of
 from insitu.taps.compilers import Compiler, keep_in_place, put_aside, under, with_own_code
 from insitu.taps.graph import UNFIT, Desk, Kept, Seen, Sheet, found_in, kept
 from insitu.taps.plain import valid_rows
+from insitu.taps.root import tap_root
 from insitu.vocabulary import Variant
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ logger = logging.getLogger("insitu")
 
 NUM_KEPT: Final = 2
 """Rules whose full graphs, with their memory for rows, are kept: those in force, and those that are so again after."""
+_ENTRIES: Final = count()
 
 
 def _entry(
@@ -61,8 +64,9 @@ def _entry(
         desk.seen = tuple(sheet.seen.values())
         return output
 
-    # Dynamo remembers by place and name of a code which sizes have varied: not of one model what holds for another.
-    name = f"forward_of_{model.__module__}_{model.__qualname__}".replace(".", "_")
+    # Dynamo remembers by place and name of a code which sizes have varied: not of one model what holds for another,
+    # whose slabs have other sizes.
+    name = f"forward_of_{model.__module__}_{model.__qualname__}_{next(_ENTRIES)}".replace(".", "_")
     entry.__code__ = entry.__code__.replace(co_name=name)
     return entry
 
@@ -267,7 +271,7 @@ class Graphs:
         if self._observer.current.learning:
             for site in seen:
                 if site.dtype is not None:
-                    taps.learn(site.number, site.width, site.dtype)
+                    taps.learn(site.number, site.width, site.dtype, site.num_calls)
         elif not self._unfit_told:  # later, since the first step takes taps off: classes change, graphs do not fit
             self._unfit_told = True
             taps.tell_unfit(site.number for site in seen if site.width == UNFIT)
@@ -304,8 +308,13 @@ class Graphs:
             logger.warning("insitu: a CUDA graph was captured before the model ran a step; there are no taps in it")
             return self._plain(module, *args, **kwargs)
         current.thread, current.special, current.full, current.sampled = get_ident(), True, None, False
+        current.is_fused = desk.is_recording = observer.has_kernels
+        sheet = desk.sheet = Sheet(desk, observer.control.block, None)
         try:
-            return self._quiet(module, observer.control.block, *args, **kwargs)
+            output = self._plain(module, *args, **kwargs)
+            tap_root(observer.root_tap, observer, output)
+            sheet.write()  # of sites that no kernel took
+            return output
         finally:
-            desk.sheet, desk.is_captured = None, True
+            desk.sheet, desk.is_recording, desk.is_captured = None, False, True
             observer.silence()

@@ -34,6 +34,8 @@ class Seen(NamedTuple):
     dtype: torch.dtype | None
     keeps_rows: bool = True
     """False where its rows were asked for and have not the width that there is memory for."""
+    num_calls: int = 1
+    """In the forward; the last one stays."""
 
 
 class Kept(NamedTuple):
@@ -61,6 +63,8 @@ class Desk:
         """None until the model first runs compiled."""
         self.seen: tuple[Seen, ...] = ()
         """Of the sites of the last forward."""
+        self.is_recording = False
+        """Whether the host captures a CUDA graph: kernels go in as they are, since memory tells them the step."""
         self.is_captured = False
         """Whether a CUDA graph that the host made holds taps: from then on steps may be replays."""
 
@@ -105,7 +109,8 @@ class Sheet:
         if x is None or x.device != self.memory.words.device:
             self.seen[number] = Seen(number, UNFIT, None)
             return
-        self.seen[number] = Seen(number, width_of(x), x.dtype)
+        num_calls = self.seen[number].num_calls + 1 if number in self.seen else 1
+        self.seen[number] = Seen(number, width_of(x), x.dtype, num_calls=num_calls)
         if only_full and not self.is_full:
             return
         rows = rows_of(x.detach())
@@ -144,14 +149,17 @@ class Sheet:
             rows, indices = torch.topk(rows, area.width, 1)
             area.indices.index_put_(at, indices.to(torch.int32))
         if rows.shape[1] != area.width:
-            self.seen[number] = Seen(number, rows.shape[1], rows.dtype, keeps_rows=False)
+            num_calls = self.seen[number].num_calls
+            self.seen[number] = Seen(number, rows.shape[1], rows.dtype, keeps_rows=False, num_calls=num_calls)
             return
         if rows.dtype != area.dtype:
             rows = cast_rows(rows, area.dtype)
         bits_of(area.values).index_put_(at, bits_of(rows))
 
     def write(self) -> None:
-        """Write the sites that fired into the slab of the step; the ring's other slabs stay as they are."""
+        """Write the sites that were noted into the slab of the step; the ring's other slabs stay as they are."""
+        if not self.canary:
+            return
         memory, device = self.memory, self.memory.words.device
         size, numbers = memory.words.shape[2], sorted(self.canary)
         never = torch.full((1,), NEVER, dtype=torch.int64, device=device)

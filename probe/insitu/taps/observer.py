@@ -102,9 +102,19 @@ class Observer:
         return (*self.plan.sites, *self.explicit.values())
 
     @property
+    def fires(self) -> dict[str, int]:
+        """Sites that fired several times in the first step, and how often."""
+        return {site.name: times for site in self.sites if (times := self.taps.num_calls[site.number]) > 1}
+
+    @property
     def taps_by(self) -> str:
         """What takes sites in eager: "triton" or "torch"."""
         return TORCH if self._fused is None else self._fused.path
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether taps may be kernels of one launch now."""
+        return self._fused is not None and self._fused.is_ready
 
     @property
     def row_slabs(self) -> RowSlabs | None:
@@ -178,7 +188,7 @@ class Observer:
         valid = current.num_valid
         valid["tokens"] = valid["batch"] = -1 if record.num_rows is None else record.num_rows
         valid["samples"] = -1 if record.num_rows is None else record.num_samples
-        current.is_fused = not current.learning and self._fused is not None and self._fused.is_ready
+        current.is_fused = self.has_kernels and not current.learning
         if self.device.type != "cpu" or current.is_fused:  # other taps of the host read the same numbers from `current`
             self.write_control(record)
         current.step_id = record.step_id
@@ -298,7 +308,7 @@ class Observer:
             return
         current.views = self.slabs.views[place]
         current.host_stamp = current.views.host_stamp
-        current.is_fused = self._fused is not None and self._fused.is_ready
+        current.is_fused = self.has_kernels
         if self.device.type != "cpu" or current.is_fused:
             self.control.write(NEVER, place, -1, -1, 0, 0)
         costs = {}
@@ -322,13 +332,14 @@ class Observer:
     def _calibrate_beside(self, rules: InForce) -> dict[int, int]:
         """As `_calibrate_statistics`, while steps run: with taps of its own, since those of the steps stage tensors."""
         self._prepare(rules)
-        return self._calibrate_statistics(rules, StatisticTaps(self.control.step_id))
+        return self._calibrate_statistics(rules, StatisticTaps(torch.full_like(self.control.step_id, NEVER)))
 
     def _calibrate_statistics(self, rules: InForce, taps: StatisticTaps | None = None) -> dict[int, int]:
         slabs, costs = rules.statistic_slabs, dict[int, int]()
         if slabs is None or slabs.ring.num_taken == slabs.ring.size:
             return costs
         taps, shapes, best = taps or self.taps.statistics, self.taps.shapes, 1 << 60
+        host_step = NEVER if self.device.type == "cpu" else None  # on a device the stamp is a tensor there
         samples = [
             (self.plan.sites[number], torch.zeros((4, width), dtype=dtype, device=self.device), place)
             for number, place in slabs.places[slabs.ring.size - 1].items()
@@ -338,7 +349,7 @@ class Observer:
         for _ in range(CALIBRATION_ROUNDS):
             began = time.perf_counter_ns()
             for site, sample, place in samples:
-                taps.take(site, sample, None, place, slabs.work, NEVER)
+                taps.take(site, sample, None, place, slabs.work, host_step)
             taps.finish()
             best = min(best, time.perf_counter_ns() - began)
         return {site.number: best // len(samples) for site, _, _ in samples}  # they are taken together
