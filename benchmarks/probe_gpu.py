@@ -1,4 +1,4 @@
-"""The same question on a device: a Llama of the shape of an 8B, its step in a CUDA graph, with T0 and without.
+"""The same question on a device: a Llama of the shape of an 8B, with T0 and without, in a CUDA graph and eager.
 
 The step reads no KV cache, so that it is as short as such a step can be and what is added to it counts most. Where
 there is no device, that is said.
@@ -6,9 +6,13 @@ there is no device, that is said.
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable
-from dataclasses import asdict
+import statistics
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -16,14 +20,17 @@ from interleaving import interleaved
 from llamas import twin
 from overhead_figures import Ratio, Target, paired
 from transformers import LlamaConfig, LlamaForCausalLM
-from variant_names import AGAIN, DETACHED, T0
+from variant_names import AGAIN, BOUNDARY, DETACHED, T0
 
 import insitu
+from insitu.session.live import Session
 from insitu.testing import Recording
 
 BATCHES: Final = (1, 16, 64)
 ROUNDS: Final = 500
+ROUNDS_OF_EAGER: Final = 200
 ROUNDS_A_FLUSH: Final = 50
+T0_BY_TORCH: Final = "T0 by torch's operations"
 TARGET: Final = 1.005
 SHAPE: Final = LlamaConfig(
     hidden_size=4096,
@@ -33,7 +40,25 @@ SHAPE: Final = LlamaConfig(
     num_key_value_heads=8,
     vocab_size=128256,
 )
-"""8.0 billion parameters, random: 16 GB in bfloat16, which the three variants share."""
+"""8.0 billion parameters, random: 16 GB in bfloat16, which all variants share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What steps of one kind took."""
+
+    mode: str
+    batch: int
+    step_ms: float
+    """Detached, the median."""
+    ratios: list[Ratio]
+    same_bits: bool
+    """Whether logits are the same with taps and without."""
+
+    @classmethod
+    def of(cls, mode: str, batch: int, wall: Mapping[str, list[float]], seed: int, *, same_bits: bool) -> Steps:
+        ratios = [paired(name, wall[DETACHED], values, seed) for name, values in wall.items() if name != DETACHED]
+        return cls(mode, batch, statistics.median(wall[DETACHED]) * 1e3, ratios, same_bits)
 
 
 def measure_on_cuda(seed: int) -> dict[str, Any]:
@@ -43,18 +68,19 @@ def measure_on_cuda(seed: int) -> dict[str, Any]:
         return {"skipped": why, "lines": [why]}
     with torch.inference_mode():
         model = build()
-        found = {batch: graphs(model, batch, seed) for batch in BATCHES}
-    lines = [f"{torch.cuda.get_device_name()}: an 8B-shaped Llama in bfloat16, its step in a CUDA graph; over detached"]
-    for batch, (step_ms, ratios, same) in found.items():
-        lines.append(f"  batch {batch}: {step_ms:.3f} ms, logits {'the same bits' if same else 'of OTHER bits'}")
-        for ratio in ratios:
+        found = [way(model, batch, seed) for way in (graphs, eager) for batch in BATCHES]
+    name = torch.cuda.get_device_name()
+    lines = [f"{name}: an 8B-shaped Llama in bfloat16; over detached, whose step takes the milliseconds told"]
+    for one in found:
+        lines.append(f"  {one.mode}, batch {one.batch}: {one.step_ms:.3f} ms, {_told_of_bits(one)}")
+        for ratio in one.ratios:
             told = f"  target <= {TARGET}: {Target(TARGET).verdict(ratio)}" if ratio.name == T0 else ""
             lines.append(f"    {ratio.name:24} {ratio.median:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]{told}")
-    told_of = {
-        str(batch): {"step_ms": step_ms, "ratios": [asdict(ratio) for ratio in ratios], "same_bits": same}
-        for batch, (step_ms, ratios, same) in found.items()
-    }
-    return {"device": torch.cuda.get_device_name(), "batches": told_of, "lines": lines}
+    return {"device": name, "steps": [asdict(one) for one in found], "lines": lines}
+
+
+def _told_of_bits(one: Steps) -> str:
+    return "logits the same bits" if one.same_bits else "logits of OTHER bits"
 
 
 def build(config: LlamaConfig = SHAPE) -> Any:
@@ -82,37 +108,73 @@ def captured(model: Any, ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
     return graph, logits
 
 
-def graphs(model: Any, batch: int, seed: int, rounds: int = ROUNDS) -> tuple[float, list[Ratio], bool]:
-    """Return the detached step in ms, ratios over it, and whether all variants gave the same bits."""
+def graphs(model: Any, batch: int, seed: int, rounds: int = ROUNDS) -> Steps:
+    """Measure a step that is one replay of a CUDA graph."""
     ids = torch.randint(0, model.config.vocab_size, (batch, 1), device="cuda")
-    probed = twin(model)
-    session = insitu.attach(probed, to=Recording(), max_rows=max(64, batch))
-    try:
-        (bare, logits), (again, _), (tapped, seen) = (captured(each, ids) for each in (model, twin(model), probed))
-        rows = [insitu.Rows(f"r{i}", i, 1) for i in range(batch)]
+    (bare, logits), (again, _) = (captured(each, ids) for each in (model, twin(model)))
+    ways, same = {DETACHED: _alone(bare.replay), AGAIN: _alone(again.replay)}, True
+    with ExitStack() as stack:
+        sessions = []
+        for name, sites in ((BOUNDARY, "boundary"), (T0, "all")):
+            probed = twin(model)
+            attached = insitu.attach(probed, to=Recording(), max_rows=max(64, batch), t0=sites)
+            sessions.append(stack.enter_context(closing(attached)))
+            graph, seen = captured(probed, ids)
+            ways[name] = _in_step(attached, batch, graph.replay)
+            same &= torch.equal(logits, seen)
+        wall = _measured(ways, rounds, seed, lambda: [session.flush() for session in sessions])
+    return Steps.of("in a CUDA graph", batch, wall, seed, same_bits=same)
 
-        def replay(graph: Any) -> Callable[[], None]:
-            def run() -> None:
-                graph.replay()
-                torch.cuda.synchronize()
 
-            return run
+def eager(model: Any, batch: int, seed: int, rounds: int = ROUNDS_OF_EAGER) -> Steps:
+    """Measure a step of which each kernel is launched by the host: taps by kernels, and by torch's operations."""
+    ids = torch.randint(0, model.config.vocab_size, (batch, 1), device="cuda")
+    models = {name: twin(model) for name in (AGAIN, T0, T0_BY_TORCH)}
+    with ExitStack() as stack:
+        sessions = {}
+        for name in (T0, T0_BY_TORCH):
+            os.environ["INSITU_FUSED_TAPS"] = str(int(name == T0))
+            attached = insitu.attach(models[name], to=Recording(), max_rows=max(64, batch))
+            sessions[name] = stack.enter_context(closing(attached))
+        del os.environ["INSITU_FUSED_TAPS"]
+        calls = {name: partial(each, input_ids=ids, use_cache=False) for name, each in models.items()}
+        bare = partial(model, input_ids=ids, use_cache=False)
+        ways = {DETACHED: _alone(bare), AGAIN: _alone(calls[AGAIN])}
+        ways |= {name: _in_step(session, batch, calls[name]) for name, session in sessions.items()}
+        wall = _measured(ways, rounds, seed, lambda: [session.flush() for session in sessions.values()])
+        assert [each.coverage().taps for each in sessions.values()] == ["triton", "torch"], "not what is to be compared"
+        same = torch.equal(bare().logits, calls[T0]().logits)
+        return Steps.of("eager", batch, wall, seed, same_bits=same)
 
-        def step() -> None:
-            with session.step(rows=rows, phase="decode"):
-                tapped.replay()
-            torch.cuda.synchronize()
 
-        ways = {DETACHED: replay(bare), AGAIN: replay(again), T0: step}
-        wall: dict[str, list[float]] = {name: [] for name in ways}
-        order = random.Random(seed)
-        for _ in range(0, rounds, ROUNDS_A_FLUSH):
-            part, _ = interleaved(ways, ROUNDS_A_FLUSH, order, warm_up=2)
-            for name, values in part.items():
-                wall[name] += values.tolist()
-            session.flush()
-        same = torch.equal(logits, seen)
-    finally:
-        session.close()
-    ratios = [paired(name, wall[DETACHED], wall[name], seed) for name in (AGAIN, T0)]
-    return sorted(wall[DETACHED])[len(wall[DETACHED]) // 2] * 1e3, ratios, same
+def _alone(call: Callable[[], Any]) -> Callable[[], None]:
+    def run() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def _in_step(session: Session, batch: int, call: Callable[[], Any]) -> Callable[[], None]:
+    rows = [insitu.Rows(f"r{i}", i, 1) for i in range(batch)]
+
+    def run() -> None:
+        with session.step(rows=rows, phase="decode"):
+            call()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def _measured(
+    ways: Mapping[str, Callable[[], None]], rounds: int, seed: int, flush: Callable[[], Any]
+) -> dict[str, list[float]]:
+    """Return seconds by way and round."""
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    order = random.Random(seed)
+    for _ in range(0, rounds, ROUNDS_A_FLUSH):
+        part, _ = interleaved(ways, ROUNDS_A_FLUSH, order, warm_up=2)
+        for name, values in part.items():
+            wall[name] += values.tolist()
+        flush()
+    return wall
