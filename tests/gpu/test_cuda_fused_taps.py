@@ -141,6 +141,25 @@ def test_a_session_records_the_same_by_either_way(monkeypatch: pytest.MonkeyPatc
     assert keys
 
 
+def test_what_the_program_has_for_its_default_dtype_and_device_changes_nothing() -> None:
+    net, x, before = nn.Linear(16, 48).eval().cuda(), torch.randn(7, 16, device="cuda"), torch.get_default_dtype()
+    rules, records = (
+        [insitu.Rule(sites="*", requests="all"), insitu.Rule(sites="*", take="summary", every=1)],
+        Recording(),
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda"), torch.inference_mode(), insitu.attach(net, to=records, rules=rules) as session:
+            expected = [float(net(x).double().sum()) for _ in range(6)]
+            assert session.coverage().taps == "triton"
+    finally:
+        torch.set_default_dtype(before)
+    site = next(row["site"] for row in records.rows("sites") if row["name"] == "output")
+    assert np.allclose([row["canary"] for row in records.rows("summaries", site=site)], expected, 1e-4, 1e-4)
+    assert {row["step_id"] for row in records.rows("captures")} == set(range(1, 6))
+    assert records.rows("statistics")
+
+
 def cost_of(tap: Callable[[], None]) -> tuple[float, float]:
     """Return microseconds of the host and of the device that a call takes, of many in a row."""
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

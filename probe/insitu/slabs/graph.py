@@ -36,8 +36,9 @@ class GraphSlabs:
         rows beyond `max_rows`."""
         with torch.inference_mode(False):
             self.words = torch.full((num_slabs, 2, plan.num_sites), NEVER, dtype=torch.int64, device=device)
-            self.canary = torch.zeros((num_slabs, plan.num_sites), device=device)
-            self.row_sum = torch.zeros((num_slabs, len(self.boundary) * (plan.max_rows + 1)), device=device)
+            self.canary = torch.zeros((num_slabs, plan.num_sites), dtype=torch.float32, device=device)
+            rows = (num_slabs, len(self.boundary) * (plan.max_rows + 1))
+            self.row_sum = torch.zeros(rows, dtype=torch.float32, device=device)
             self.row_absmax = torch.zeros_like(self.row_sum)
             self.idle = torch.zeros(8, dtype=torch.int64, device=device)
             """The control block of a call that belongs to no step."""
@@ -51,8 +52,8 @@ class GraphSlabs:
         Only sites that a graph stamped: a module that ran outside of it has written there itself.
         """
         device = self.words.device
-        places = torch.tensor([record.slab for record in records], device=device)
-        steps = torch.tensor([record.step_id for record in records], device=device)
+        places = torch.tensor([record.slab for record in records], dtype=torch.int64, device=device)
+        steps = torch.tensor([record.step_id for record in records], dtype=torch.int64, device=device)
         words, canary = self.words[places], self.canary[places]
         fired = words[:, STAMP] == steps[:, None]
         is_counted = fired & (words[:, COUNT] != NEVER)

@@ -157,7 +157,10 @@ class Destinations:
         """num_slabs: of the ring; one more stands for none of them."""
         with torch.inference_mode(False):
             self._staged = torch.zeros(
-                (num_slabs + 1, num_groups, max_rows), dtype=torch.int64, pin_memory=device.type != "cpu"
+                (num_slabs + 1, num_groups, max_rows),
+                dtype=torch.int64,
+                device="cpu",
+                pin_memory=device.type != "cpu",
             )
             self._dest = torch.full((num_groups, max_rows), max_rows, dtype=torch.int64, device=device)
             self.of_group = tuple(self._dest)

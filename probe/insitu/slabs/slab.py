@@ -206,7 +206,9 @@ class Slabs:
         shape = (plan.num_slabs + 1, plan.slab_bytes)
         with torch.inference_mode(False):
             self._memory = torch.zeros(shape, dtype=torch.uint8, device=device)
-            self._mirror = self._memory if on_host else torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+            self._mirror = (
+                self._memory if on_host else torch.zeros(shape, dtype=torch.uint8, device="cpu", pin_memory=True)
+            )
             self.views = tuple(self._views(row) for row in self._memory[:-1])
             self._readings = self._read_views(self._mirror.numpy())
             self.areas["stamp"].fill_(NEVER)
@@ -287,7 +289,8 @@ class ControlBlock:
         """num_slabs: of the ring; one more stands for none of them, and always gets the same numbers."""
         with torch.inference_mode(False):
             self.block = torch.zeros(8, dtype=torch.int64, device=device)
-            self._staged = torch.zeros((num_slabs + 1, 8), dtype=torch.int64, pin_memory=device.type != "cpu")
+            shape, is_pinned = (num_slabs + 1, 8), device.type != "cpu"
+            self._staged = torch.zeros(shape, dtype=torch.int64, device="cpu", pin_memory=is_pinned)
         self._numbers = self._staged.numpy()
         self.step_id = self.block[0]
 

@@ -40,7 +40,7 @@ def formats(device: torch.device) -> Tensor:
         )
         for each in FORMATS
     ]
-    return torch.tensor(rows, device=device).t().reshape(3, len(FORMATS), 1, 1, 1)
+    return torch.tensor(rows, dtype=torch.float32, device=device).t().reshape(3, len(FORMATS), 1, 1, 1)
 
 
 def rounded(x: Tensor, known: Tensor) -> Tensor:

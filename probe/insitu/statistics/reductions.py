@@ -27,7 +27,7 @@ from insitu.statistics.workspace import Workspace
 def index_of(rows: tuple[int, ...], device: torch.device) -> Tensor:
     """Return rows as int64 on a device; the same sites are measured together again and again."""
     with torch.inference_mode(False):
-        found = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+        found = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
         return found.to(device, non_blocking=True)
 
 

@@ -64,7 +64,7 @@ class Waiting:
 
     def _buffer(self) -> Tensor:
         with torch.inference_mode(False):
-            return torch.empty(self._size, device=self._work.device)
+            return torch.empty(self._size, dtype=torch.float32, device=self._work.device)
 
     @property
     def num_bytes(self) -> int:

@@ -61,7 +61,9 @@ class StatisticTaps:
             self._staging = Staging(work)
         if host_step != self._host_step:
             self._host_step = host_step
-            self._step = self._step_id if host_step is None else torch.tensor(host_step)
+            self._step = (
+                self._step_id if host_step is None else torch.tensor(host_step, dtype=torch.int64, device="cpu")
+            )
         try:
             self._take(site, rows_of(x), source, place, self._staging)
         except (RuntimeError, TypeError, ValueError) as error:

@@ -41,9 +41,9 @@ class Workspace:
     def _allocate(self, size: int) -> None:
         device = self.device
         with torch.inference_mode(False):
-            self._value = torch.empty(size, device=device)
-            self._magnitude = torch.empty(size, device=device)
-            self._flag = torch.empty(size, device=device)
+            self._value = torch.empty(size, dtype=torch.float32, device=device)
+            self._magnitude = torch.empty(size, dtype=torch.float32, device=device)
+            self._flag = torch.empty(size, dtype=torch.float32, device=device)
             self._below = torch.empty(size, dtype=torch.int32, device=device)
             self._exact = torch.empty(size, dtype=torch.float64, device=device)
             self._power = torch.empty(size, dtype=torch.float64, device=device)

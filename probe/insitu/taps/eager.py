@@ -188,7 +188,7 @@ class Taps:
         self.desk = Desk()
         self._step_id = step_id
         self._guard = guard
-        self._scratch = torch.empty(plan.max_rows)
+        self._scratch = torch.empty(plan.max_rows, dtype=_F32, device="cpu")
         self._ones = torch.ones(plan.max_rows, dtype=torch.int32, device=step_id.device) if plan.loads else None
         self._modules: dict[str, nn.Module] = {}
         self._undo: dict[int, Callable[[], None]] = {}

@@ -124,7 +124,7 @@ class FusedTaps:
             self._table,
             slabs.view(torch.int64),
             slabs.view(torch.float32),
-            torch.zeros((num_sites, self._source.MAX_PROGRAMS), device=device),
+            torch.zeros((num_sites, self._source.MAX_PROGRAMS), dtype=torch.float32, device=device),
             torch.zeros(num_sites, dtype=torch.int32, device=device),
         )
 
@@ -260,7 +260,8 @@ class FusedTaps:
         x = (x.abs_() if dtype is torch.uint8 else x).view(_TRIED_ROWS, width).to(dtype)
         if not is_finite and dtype.is_floating_point:
             x[1, width - 1] = torch.nan
-        control = torch.tensor([_TRIED_STEP, 0, _TRIED_VALID, _TRIED_VALID, 0, 0, 0, 0], device=device)
+        told = [_TRIED_STEP, 0, _TRIED_VALID, _TRIED_VALID, 0, 0, 0, 0]
+        control = torch.tensor(told, dtype=torch.int64, device=device)
         slab = torch.zeros((1, self._plan.slab_bytes), dtype=torch.uint8, device=device)
         dest = kept = None
         if kept_dtype is not None:  # the first two rows; all others have no place

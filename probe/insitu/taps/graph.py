@@ -163,7 +163,7 @@ class Sheet:
         memory, device = self.memory, self.memory.words.device
         size, numbers = memory.words.shape[2], sorted(self.canary)
         never = torch.full((1,), NEVER, dtype=torch.int64, device=device)
-        zero = torch.zeros(1, device=device)
+        zero = torch.zeros(1, dtype=torch.float32, device=device)
         stamps = [(first, self.step_id.expand(stop - first)) for first, stop in runs_of(numbers)]
         counts = [(number, self.count[number].reshape(1)) for number in sorted(self.count)]
         words = torch.stack([_line(stamps, size, never), _line(counts, size, never)])
