@@ -193,9 +193,10 @@ class Drain:
         return bool(self._inlet.steps or self._inlet.rows or self._recorder.num_waiting)
 
     def _do(self, errand: _Errand) -> None:
-        self._closing, num_unread = errand.is_last, 0
+        num_unread = 0
         try:
             self._await_device(errand.until - SETTLE_SLICE_S)
+            self._closing = errand.is_last
             if errand.is_last:
                 num_unread = self._give_up_steps()
                 self._try(self._flight.finish)
@@ -220,11 +221,16 @@ class Drain:
             self.guard.contain(error)
 
     def _await_device(self, until: float) -> None:
-        """Take the steps that are there as the device finishes them, until then at most."""
-        waiting = [record for record in self._inlet.steps.copy() if not record.is_finished]
-        while waiting and time.monotonic() < until and not self._stopping.wait(DEVICE_POLL_S):
-            self._try(self.collect)
-            waiting = [record for record in waiting if not record.is_finished]
+        """Take the steps that are there as the device finishes them, until then at most, and beat meanwhile."""
+        steps, next_beat = self._inlet.steps.copy(), time.monotonic() + SHIP_EVERY_S
+        while not all(record.is_finished for record in steps) and time.monotonic() < until:
+            if self._stopping.wait(DEVICE_POLL_S):
+                return
+            if time.monotonic() >= next_beat:
+                next_beat += SHIP_EVERY_S
+                self._try(partial(self._look, is_due=True, is_asked=True))
+            else:
+                self._try(self.collect)
         self._try(self.collect)
 
     def _settle(self, until: float) -> None:
