@@ -22,7 +22,7 @@ from insitu.testing import Recording
 from insitu.vocabulary import IntervalClass
 
 CHILDREN = """
-import multiprocessing, sys, torch
+import multiprocessing, os, sys, torch
 from torch import nn
 import insitu
 
@@ -35,7 +35,7 @@ def work(number, session):
             session.event(f"child {number}")
     report = session.close(60)
     assert report.pending == 0 and not report.dropped, report
-    print(session.source.epoch, flush=True)
+    os.write(1, f"{session.source.epoch}\\n".encode())  # in one piece: others print at the same time
 
 TO = sys.argv[1]
 if __name__ == "__main__":
