@@ -169,11 +169,13 @@ def take_unasked(session: Session) -> None:
 
 
 def _heard() -> Session | None:
-    """Return the session whose step is open on this thread, else the last that was made."""
+    """Return the session whose step is open on this thread, else the last that was made of those not closed."""
     last = None
     for reference in reversed(_sessions):
         session = reference()
-        if session is not None and session.in_step:
+        if session is None or session.is_closed:
+            continue
+        if session.in_step:
             return session
         last = last or session
     return last

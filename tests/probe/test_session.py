@@ -98,6 +98,18 @@ def test_a_rank_without_a_model_times_itself_at_its_place_in_the_grid(insitu_rec
     assert found == {(3, "COMPUTE", 5), (3, "COLLECTIVE_WAIT", 5), (3, "HOST", 4), (3, "IDLE", -1)}
 
 
+def test_an_interval_outside_of_a_step_is_of_the_last_session_that_is_open(insitu_records: Recording) -> None:
+    closed = Recording()
+    with insitu.start(to=insitu_records):
+        last = insitu.start(to=closed)
+        last.close()
+        assert last.is_closed
+        with insitu.interval("host"):
+            pass
+    assert [row["cls"] for row in insitu_records.rows("intervals")] == [IntervalClass.HOST]
+    assert closed.rows("intervals") == []
+
+
 def test_a_stage_needs_a_rank(insitu_records: Recording) -> None:
     with pytest.raises(ValueError, match="needs a rank"):
         insitu.start(to=insitu_records, stage=1)

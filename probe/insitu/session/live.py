@@ -185,6 +185,11 @@ class Session:
         return Step(self, record)
 
     @property
+    def is_closed(self) -> bool:
+        """True once it was closed: it records nothing more."""
+        return self._closed
+
+    @property
     def in_step(self) -> bool:
         """True on the thread whose step is open."""
         return self._open_thread == get_ident()

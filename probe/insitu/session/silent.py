@@ -71,6 +71,10 @@ class SilentSession(Session):
         return _SilentStep(step_id)
 
     @property
+    def is_closed(self) -> bool:
+        return False
+
+    @property
     def in_step(self) -> bool:
         return False
 
