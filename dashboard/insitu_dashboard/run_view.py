@@ -36,7 +36,10 @@ OVERHEAD_NS: Final = 60_000_000_000
 OPEN_AFTER_NS: Final = 1_000_000_000
 MOST_VERDICTS: Final = 2_000
 MOST_GAPS: Final = 200
-_BUSY: Final = (PLACE[LedgerClass.COMPUTE], PLACE[LedgerClass.HOST])
+_IN_STEPS: Final = tuple(
+    PLACE[cls] for cls in LedgerClass if cls not in (LedgerClass.NO_DEMAND, LedgerClass.UNRECORDED)
+)
+"""Where time goes while there is work: the step time that the probe's budget is a share of."""
 _WAITS: Final = (IntervalClass.RECV_WAIT, IntervalClass.SEND_WAIT, IntervalClass.COLLECTIVE_WAIT)
 
 
@@ -158,7 +161,7 @@ class RunView:
         return found
 
     def overhead(self) -> float | None:
-        """Return the probe's cost in the worst rank: (drain CPU + time in hooks) / (compute + host), last minute."""
+        """Return the probe's cost in the worst rank: (drain CPU + time in hooks) / step time, last minute."""
         worst, last = None, self._last_by_rank()
         for place, rank in enumerate(self.lanes):
             if rank not in last:
@@ -166,9 +169,9 @@ class RunView:
             spent = self._spent[last[rank]["epoch"]]
             (t0_ns, before), (t1_ns, after) = spent[0], spent[-1]
             times = self.times_between(t0_ns, t1_ns, 10 * SECOND_NS)
-            busy = int(times.ns[:, place, _BUSY].sum())
-            if busy > SECOND_NS // 10:
-                worst = max(worst or 0.0, (after - before) / busy)
+            step_ns = int(times.ns[:, place, _IN_STEPS].sum())
+            if step_ns > SECOND_NS // 10:
+                worst = max(worst or 0.0, (after - before) / step_ns)
         return worst
 
     def times_between(self, t0_ns: int, t1_ns: int, width_ns: int = SECOND_NS) -> Times:

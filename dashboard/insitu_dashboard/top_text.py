@@ -45,7 +45,7 @@ def headline(picture: Picture) -> str:
         parts.append(f"clock: {head['clock']}")
         parts.append(f"drops {head['drops']}")
     if head["overhead"] is not None:
-        parts.append(f"probe +{100 * head['overhead']:.1f} % of compute")
+        parts.append(f"probe {100 * head['overhead']:.1f} % of step time")
     return "  ".join(parts)
 
 

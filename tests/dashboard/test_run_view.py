@@ -222,7 +222,7 @@ def test_a_run_is_over_when_every_rank_says_so(view: RunView) -> None:
     assert view.is_closed
 
 
-def test_overhead_is_what_the_probe_took_of_compute_and_host() -> None:
+def test_overhead_is_what_the_probe_took_of_the_time_with_work() -> None:
     view = RunView()
     tables = simulate(Scenario(seed=2, seconds=8.0))
     view.add({name: rows for name, rows in tables.items() if name != "health"})
@@ -231,8 +231,8 @@ def test_overhead_is_what_the_probe_took_of_compute_and_host() -> None:
         view.add({"health": beat(rank, begin, hook_ns=0, drain_cpu_ns=0)})
         view.add({"health": beat(rank, end, hook_ns=20_000_000 * (rank + 1), drain_cpu_ns=10_000_000)})
     view.settle()
-    busy = sum(took(view, 1, cls, begin, 6) for cls in (LedgerClass.COMPUTE, LedgerClass.HOST))
-    assert view.overhead() == pytest.approx(50_000_000 / busy)
+    idle = sum(took(view, 1, cls, begin, 6) for cls in (LedgerClass.NO_DEMAND, LedgerClass.UNRECORDED))
+    assert view.overhead() == pytest.approx(50_000_000 / (6 * SECOND - idle))
 
 
 def test_an_empty_view_answers_everything() -> None:

@@ -74,8 +74,8 @@ function createStrip(root, { onPause }) {
     setText(chips.drops, header.drops ? `▲ ${header.drops.toLocaleString("en")} rows missing` : "drops 0");
     chips.drops.dataset.bad = header.drops ? "1" : "";
     chips.drops.title = Object.entries(header.drop_reasons || {}).map(([reason, rows]) => `${reason}: ${rows}`).join(", ");
-    setText(chips.overhead, header.overhead === null ? "probe –" : `probe +${percentText(header.overhead)} of compute`);
-    chips.overhead.title = "What the probe takes: CPU time of its thread and time in hooks, as a share of compute and host time, worst rank, last minute";
+    setText(chips.overhead, header.overhead === null ? "probe –" : `probe ${percentText(header.overhead)} of step time`);
+    chips.overhead.title = "What the probe takes: CPU time of its thread and time in hooks, as a share of the time in which there was work, worst rank, last minute; the budget is a share of the same";
   }
 
   function say(notice) {
