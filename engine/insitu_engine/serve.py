@@ -17,6 +17,7 @@ import click
 from insitu.config import Origin
 from insitu.config_show import load_for_command
 from insitu.interrupts import ending_at_once
+from insitu.plugins.discovery import is_plugged_destination
 from insitu_engine.config import EngineConfig
 from insitu_engine.demo_plan import default_model
 from insitu_engine.errors import EngineError, one_line, say
@@ -148,8 +149,9 @@ def _one_thread_each() -> None:
 
 
 def _check_destination(to: str | None) -> None:
-    if to is not None and urlsplit(to).scheme not in ("grpc", "file", "otlp", "memory"):
-        raise EngineError(f"--to {to!r} has no known scheme; use {DEFAULT_TO} or file://FOLDER")
+    if to is None or urlsplit(to).scheme in ("grpc", "file", "otlp", "memory") or is_plugged_destination(to):
+        return
+    raise EngineError(f"--to {to!r} has no known scheme; use {DEFAULT_TO} or file://FOLDER")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -19,7 +19,10 @@ import httpx
 import psutil
 import pytest
 from live_system import Process
+from package_kit import install
 from wait_kit import until
+
+from insitu.plugins.discovery import EXPORTERS
 
 SERVE = ["-m", "insitu", "serve", "--port", "0"]
 pytestmark = pytest.mark.timeout(240)
@@ -335,6 +338,12 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert "4 layers" in refusal("--model", str(folder), "--stages", "5")
     (tmp_path / "a-file").touch()
     assert "a-file" in refusal("--model", str(folder), "--to", f"file://{tmp_path}/a-file/store")
+
+
+def test_a_destination_of_another_package_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "acme_ships", {EXPORTERS: {"carrier-pigeon": "acme_ships:Pigeon"}})
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'acme_ships'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    assert "nowhere" in refusal("--model", str(tmp_path / "nowhere"), "--to", "carrier-pigeon://x")
 
 
 def test_a_destination_from_the_environment_is_used_and_what_it_keeps_is_said(folder: Path, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from package_kit import install
 
 from insitu.cli import ExitCode, insitu
+from insitu.plugins.discovery import EXPORTERS
 from insitu.run.command import CANNOT_RUN, NOT_FOUND, STARTUP, environment_of, is_deaf
 
 
@@ -63,6 +65,14 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(options: list[str
     result = CliRunner().invoke(insitu, ["run", *options])
     assert result.exit_code == ExitCode.USAGE
     assert said in result.output
+
+
+def test_a_destination_of_another_package_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "acme_ships", {EXPORTERS: {"carrier-pigeon": "acme_ships:Pigeon"}})
+    became: list[str] = []
+    monkeypatch.setattr("insitu.run.command.become", lambda _, variables: became.append(variables["INSITU_TO"]))
+    result = CliRunner().invoke(insitu, ["run", "--to", "carrier-pigeon://x", "--", "x"])
+    assert became == ["carrier-pigeon://x"], result.output
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -70,6 +70,12 @@ def installed(group: str) -> list[Plugin]:
     return sorted(found, key=lambda plugin: (plugin.name, plugin.package))
 
 
+def is_plugged_destination(to: str) -> bool:
+    """Tell whether some package has an exporter for the scheme of a URL."""
+    scheme, mark, _ = to.partition("://")
+    return bool(mark) and any(plugin.name == scheme for plugin in installed(EXPORTERS))
+
+
 def wanted(group: str, off: Sequence[str] | None = None) -> list[Plugin]:
     """Return those of a group that the setting `plugins_off` does not name. off: instead of what is set."""
     names = load().plugins_off if off is None else off

@@ -13,6 +13,7 @@ import click
 
 from insitu.config import MODEL_VARIABLE, STAGE_VARIABLE, is_on
 from insitu.identity import current_run
+from insitu.plugins.discovery import is_plugged_destination
 
 STARTUP: Final = Path(__file__).with_name("startup")
 """The folder that leads PYTHONPATH; it holds a `sitecustomize` and nothing else."""
@@ -53,7 +54,7 @@ def is_deaf(command: Sequence[str]) -> bool:
 def _destination(_: click.Context, __: click.Parameter, to: str | None) -> str | None:
     if to is None:
         return None
-    if not to.startswith(_SCHEMES):
+    if not to.startswith(_SCHEMES) and not is_plugged_destination(to):
         raise click.BadParameter(f"{to!r} is no destination; write it like grpc://HOST:PORT or file://STORE")
     path = to.removeprefix("file://")
     return to if path == to else f"file://{Path(path).absolute()}"  # the command may change its folder
