@@ -176,6 +176,7 @@ def test_what_is_missing_too_much_or_far_off_is_found(bench: Bench) -> None:
 # -- the real thing --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak  # 11 s, of two processes that import torch
 def test_a_process_says_what_it_cannot_do_and_when_it_is_gone(tmp_path: Path) -> None:
     job = {"model": "least", "batch": 1, "tokens": 1, "compiled": False}
     with Worker(sys.executable, job, tmp_path / "own") as worker:
