@@ -98,10 +98,12 @@ def hook_ns(observer: Observer | None, inlet: Inlet) -> int:
     return inlet.enter_ns + observer.num_steps * observer.hook_ns + observer.overhead.taken_ns
 
 
-def portions(records: Sequence[StepRecord], step_bytes: int | None, num_bytes: int) -> Iterator[Sequence[StepRecord]]:
-    """Yield steps in order, as many at a time as leave `num_bytes` of raw rows, or one; without any, none once.
-
-    step_bytes: what a step leaves at most; None where no model is observed: all at once.
-    """
-    num = len(records) if step_bytes is None else max(1, num_bytes // max(1, step_bytes))
-    yield from (records[at : at + num] for at in range(0, max(1, len(records)), max(1, num)))
+def portions(records: Sequence[StepRecord], num_bytes: int) -> Iterator[Sequence[StepRecord]]:
+    """Yield steps in order, as many at a time as leave `num_bytes` of raw rows, or one; without any, none once."""
+    begin = held = 0
+    for at, record in enumerate(records):
+        if at > begin and held + record.row_bytes > num_bytes:
+            yield records[begin:at]
+            begin, held = at, 0
+        held += record.row_bytes
+    yield records[begin:]

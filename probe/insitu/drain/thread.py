@@ -262,8 +262,7 @@ class Drain:
 
     def _collect_steps(self) -> None:
         observer = self._observer()
-        step_bytes = None if observer is None else observer.step_bytes
-        for portion in portions(self._inlet.take_finished(), step_bytes, self._outbox.max_bytes // PORTION_SHARE):
+        for portion in portions(self._inlet.take_finished(), self._outbox.max_bytes // PORTION_SHARE):
             self._steps += portion
             if observer is not None and portion:
                 self._read(observer, portion)

@@ -96,7 +96,7 @@ class InForce:
             self._num_sites[at] = 0 if is_held else len(known)
         slabs = RowSlabs(forms, self.plan.max_rows, self.device)
         self._areas = [None] * slabs.ring.size
-        self._destinations = Destinations(self.device, len(self.plan.groups), self.plan.max_rows, slabs.ring.size)
+        self._destinations = Destinations(self.device, len(self.plan.groups), self.plan.max_rows, self.plan.num_slabs)
         self.row_slabs = slabs
 
     def renewed(self, shapes: Shapes) -> InForce:
@@ -116,9 +116,10 @@ class InForce:
 
     def start_over(self) -> None:
         """Be a forked child's: places that are taken are of its parent's steps."""
-        for slabs in (self.row_slabs, self.statistic_slabs):
-            if slabs is not None:
-                slabs.ring.clear()
+        if self.row_slabs is not None:
+            self.row_slabs.start_over()
+        if self.statistic_slabs is not None:
+            self.statistic_slabs.ring.clear()
 
     # -- step thread ---------------------------------------------------------------------------------------------
 
@@ -134,17 +135,21 @@ class InForce:
         if all(places == [] for places in wanted):
             record.wants_more = False
             return {}
-        record.row_slab = slabs.ring.take()
-        if record.row_slab is None:
+        is_any = any(places is None for places in wanted)
+        taken = slabs.take(None if is_any else max(len(places or ()) for places in wanted))
+        if taken is None:
             record.num_crowded += self._num_captures(wanted, record)
             return {}
-        for group, num_bytes in zip(groups, self._bytes_of(wanted, record), strict=True):
+        record.row_slab, record.row_place = taken
+        sizes = self._bytes_of(wanted, record)
+        record.row_bytes = slabs.slab_bytes if is_any else sum(sizes)
+        for group, num_bytes in zip(groups, sizes, strict=True):
             if (budget := self._budgets.get(group.rule)) is not None:
                 budget.spend(num_bytes)
         record.places = wanted
         everything = range(self.plan.max_rows)
         rows = [everything if places is None else [p.row for p in places] for places in wanted]
-        self._aim(rows, record.row_slab)
+        self._aim(rows, record)
         return self._areas_at(slabs, record.row_slab)
 
     def _wanted(self, at: int, rule: Rule, record: StepRecord) -> list[Place] | None:
@@ -204,9 +209,9 @@ class InForce:
             areas = self._areas[place] = slabs.areas(place, self._dest_of())
         return areas
 
-    def _aim(self, rows: Sequence[Sequence[int]], slab: int) -> None:
+    def _aim(self, rows: Sequence[Sequence[int]], record: StepRecord) -> None:
         assert self._destinations is not None, "they come with memory for rows"
-        self._destinations.aim(rows, slab)
+        self._destinations.aim(rows, -1 if record.slab is None else record.slab, record.row_place)
 
     def _dest_of(self) -> dict[int, torch.Tensor]:
         assert self._destinations is not None, "they come with memory for rows"
@@ -219,7 +224,8 @@ class InForce:
 
     def aim_at_trash(self) -> None:
         """Let a step without wanted rows run as one that has some: each goes to the trash row."""
-        self._aim([()] * len(self.plan.groups), -1)
+        assert self._destinations is not None, "they come with memory for rows"
+        self._destinations.aim([()] * len(self.plan.groups))
 
     def periods_of(self, phase: int | None) -> Periods:
         """Return by N the sites whose statistics are taken in one of N steps of this phase: always the same mapping."""

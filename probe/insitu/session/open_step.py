@@ -112,7 +112,7 @@ class Step:
             rows, statistics, plugged = observer.row_slabs, observer.statistic_slabs, observer.plugged
             if (
                 observer.slabs.ring.is_filling
-                or (rows and rows.ring.is_filling)
+                or (rows and rows.is_filling)
                 or (statistics and statistics.ring.is_filling)
                 or (plugged and plugged.ring.is_filling)
             ):

@@ -31,6 +31,11 @@ class StepRecord:
     slab: int | None = None
     """Place in the ring of slabs; None: there was no free one."""
     row_slab: int | None = None
+    """As `slab`, of raw rows; None: it keeps none, or there was no free one."""
+    row_place: int = 0
+    """Where in there its rows begin."""
+    row_bytes: int = 0
+    """Most bytes of rows that it keeps."""
     statistic_slab: int | None = None
     """Place in the ring of statistics; None: none are due, or there was no free one."""
     plugged_slab: int | None = None

@@ -283,7 +283,7 @@ def captured(
     full = np.array([i for i, record in enumerate(records) if record.row_slab is not None], np.int64)
     if not len(full):
         return
-    row_slab = np.array([-1 if record.row_slab is None else record.row_slab for record in records], np.int64)
+    at = [(-1 if record.row_slab is None else record.row_slab, record.row_place) for record in records]
     for number, sites in enumerate(plan.row_sites):
         named = _named(records, [i for i in full.tolist() if records[i].places[number] is not None], number)
         nameless = np.array([i for i in full.tolist() if records[i].places[number] is None], np.int64)
@@ -300,11 +300,12 @@ def captured(
                 into.num_absent += len(there) - int(there.sum())
                 wanted = wanted.where(there)
                 if len(wanted.step):
-                    yield _captures(site, wanted, reading, row_slab, slabs)
+                    yield _captures(site, wanted, reading, np.array(at, np.int64), slabs)
 
 
-def _captures(site: int, wanted: Wanted, reading: Reading, row_slab: Ints, slabs: RowSlabs) -> Captures:
-    form = slabs.forms[site]
+def _captures(site: int, wanted: Wanted, reading: Reading, at: Ints, slabs: RowSlabs) -> Captures:
+    """at: of each step its slab, and its first place there."""
+    form, (slab, first) = slabs.forms[site], at[wanted.step].T
     return Captures(
         site,
         form.name,
@@ -313,7 +314,7 @@ def _captures(site: int, wanted: Wanted, reading: Reading, row_slab: Ints, slabs
         wanted.request,
         wanted.row,
         wanted.position,
-        slabs.read(site, row_slab[wanted.step], wanted.place),
+        slabs.read(site, slab, first + wanted.place),
     )
 
 

@@ -1,12 +1,14 @@
 """Memory for raw rows: a ring of slabs, and the vector that sends each row of a step to its place in one.
 
 Per row site a slab holds [max_rows + 1, width]; the last row is the trash row. Rows nobody wants (padding, requests
-that were not chosen) go there: selecting, padding and leaving out are one mechanism without a branch.
+that were not chosen) go there: selecting, padding and leaving out are one mechanism without a branch. A slab has room
+for the largest step; small ones share one: a ring of large slabs is short, and a look of the drain costs what it costs.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -96,7 +98,16 @@ class RowSlabs:
     ) -> None:
         num_slabs = num_slabs_of(forms, max_rows, budget_bytes)
         self.forms = forms
+        self.max_rows = max_rows
         self.ring = Ring(num_slabs)
+        self._open: int | None = None
+        """The slab that takes steps now. The step thread's, as are the next two."""
+        self._next = self._num_open = 0
+        """Its first free place, and how many steps it holds."""
+        self._closed: deque[int] = deque()
+        """How many steps there are in slabs that take no more, in order: the step thread appends, the drain takes."""
+        self._num_read = 0
+        """Steps that the drain has read of slabs which are not free again."""
         self.num_bytes = num_slabs * slab_bytes_of(forms, max_rows)
         self.broken: dict[int, int] = {}
         shape = (num_slabs, max_rows + 1)
@@ -110,6 +121,53 @@ class RowSlabs:
                 for site, form in forms.items()
                 if form.is_top
             }
+
+    @property
+    def slab_bytes(self) -> int:
+        return self.num_bytes // self.ring.size
+
+    @property
+    def is_filling(self) -> bool:
+        """True when the drain is to be woken: half of the slabs, or of the last one, hold steps."""
+        num_full = self.ring.num_taken - (self._open is not None)
+        is_last = self.ring.num_taken == self.ring.size
+        return 2 * num_full >= self.ring.size or (is_last and 2 * self._next >= self.max_rows)
+
+    def take(self, num_rows: int | None) -> tuple[int, int] | None:
+        """Return the slab of a step that keeps so many rows at a site, and its first place there. The step thread's.
+
+        num_rows: None where any number may come; the step then has a slab to itself. None where no slab is free.
+        """
+        wanted = self.max_rows if num_rows is None else num_rows
+        if self._open is None or self._next + wanted > self.max_rows:
+            self._close()
+            self._open, self._next, self._num_open = self.ring.take(), 0, 0
+            if self._open is None:
+                return None
+        taken = self._open, self._next
+        self._next += wanted
+        self._num_open += 1
+        if self._next + wanted > self.max_rows:
+            self._close()
+        return taken
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._closed.append(self._num_open)
+            self._open = None
+
+    def free(self, num_steps: int) -> None:
+        """Take note that so many more steps were read, in their order, and give slabs back of which all were."""
+        self._num_read += num_steps
+        while self._closed and self._num_read >= self._closed[0]:
+            self._num_read -= self._closed.popleft()
+            self.ring.free()
+
+    def start_over(self) -> None:
+        """Give all slabs back, whatever they hold."""
+        self.ring.clear()
+        self._closed.clear()
+        self._open, self._num_read = None, 0
 
     def areas(self, place: int, dest_of: Mapping[int, torch.Tensor]) -> dict[int, RowArea]:
         """Return the areas of one slab by site. dest_of: site -> its destination vector."""
@@ -166,13 +224,13 @@ class Destinations:
             self.of_group = tuple(self._dest)
         self._rows = self._staged.numpy()
 
-    def aim(self, wanted: Sequence[Sequence[int]], slab: int = -1) -> None:
-        """Send row `wanted[g][i]` of group g to place i; every other row to the trash row.
+    def aim(self, wanted: Sequence[Sequence[int]], slab: int = -1, first: int = 0) -> None:
+        """Send row `wanted[g][i]` of group g to place `first + i`; every other row to the trash row.
 
         slab: of the step; -1: of none.
         """
         rows = self._rows[slab]
         rows.fill(rows.shape[1])
         for group, indices in enumerate(wanted):
-            rows[group, np.asarray(indices, np.int64)] = np.arange(len(indices))
+            rows[group, np.asarray(indices, np.int64)] = np.arange(first, first + len(indices))
         self._dest.copy_(self._staged[slab], non_blocking=True)

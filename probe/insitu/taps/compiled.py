@@ -24,6 +24,7 @@ from insitu.sites.site import Site
 from insitu.slabs.graph import GraphSlabs
 from insitu.statistics.taps import source_of
 from insitu.taps.compilers import Compiler, keep_in_place, put_aside, under, with_own_code
+from insitu.taps.eager import EVERYWHERE
 from insitu.taps.graph import UNFIT, Desk, Kept, Seen, Sheet, found_in, kept
 from insitu.taps.plain import valid_rows
 from insitu.taps.root import tap_root
@@ -307,7 +308,7 @@ class Graphs:
         if current.learning or self._is_off:
             logger.warning("insitu: a CUDA graph was captured before the model ran a step; there are no taps in it")
             return self._plain(module, *args, **kwargs)
-        current.thread, current.special, current.full, current.sampled = get_ident(), True, None, False
+        current.thread, current.special, current.full, current.sampled = get_ident(), EVERYWHERE, None, False
         current.is_fused = desk.is_recording = observer.has_kernels
         sheet = desk.sheet = Sheet(desk, observer.control.block, None)
         try:

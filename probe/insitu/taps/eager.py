@@ -41,6 +41,8 @@ MARK: Final = "__insitu_observed__"
 """Attribute of the private classes."""
 is_traced: Final = torch.compiler.is_dynamo_compiling
 """True only where a compiler traces the function that asks."""
+NOWHERE, WHERE_FULL, EVERYWHERE = range(3)
+"""At which sites a tap does more than its canary: none, those that a full step takes more of, or all."""
 Tap = Callable[..., None]
 """`tap(x)`; at a residual stream `tap(x, source)` where the input of its layer is at hand."""
 
@@ -56,6 +58,10 @@ class Full:
     work: Workspace | None = None
     plugged: Mapping[int, Callable[[torch.Tensor, int | None], None]] = field(default_factory=dict)
     """Site -> what takes the statistics of other packages of it (`insitu.statistics.plugged`)."""
+
+    def has(self, site: int) -> bool:
+        """Tell whether anything is taken of a site besides its canary."""
+        return site in self.rows or site in self.places or site in self.plugged
 
 
 class Current:
@@ -91,8 +97,8 @@ class Current:
         """None in a quiet step."""
         self.sampled = False
         """Whether routers count what they choose in this step."""
-        self.special = True
-        """True where a tap must do more than its canary: padding, raw rows, statistics, autograd, or the first step."""
+        self.special = EVERYWHERE
+        """Where a tap does more than its canary: padding, autograd and the first step are everywhere."""
         self.learning = True
         """True in the first step: shapes and dtypes are noted, on the host."""
         self.is_fused = False
@@ -265,7 +271,7 @@ class Taps:
         current, number, index, miss = self.current, site.number, site.index, partial(self.miss, site)
         always = site.boundary or number in self._without_canary  # its tap does more, or nothing at all
         forward_of, has_source, odd = original.forward, site.is_residual, self._odd
-        tensor, total, dims = torch.Tensor, torch.sum, _DIMS
+        tensor, total, dims, where_full = torch.Tensor, torch.sum, _DIMS, WHERE_FULL
         traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -275,7 +281,12 @@ class Taps:
             if current.thread == get_ident():
                 try:
                     x = output if isinstance(output, tensor) else output[index]
-                    if always or current.special or number in odd:
+                    special = current.special
+                    if (
+                        always
+                        or (special and (special != where_full or current.full.has(number)))  # type: ignore[union-attr]
+                        or number in odd
+                    ):
                         if has_source and current.full is not None:
                             tap(x, source_of(x, args, kwargs))
                         else:

@@ -31,7 +31,7 @@ from insitu.slabs.slab import NEVER, ControlBlock, Plan, Ring, Slabs
 from insitu.slabs.statistics import StatisticSlabs
 from insitu.statistics.plugged import plugged_statistics
 from insitu.statistics.taps import StatisticTaps
-from insitu.taps.eager import Current, Full, Tap, Taps, left_to_observe
+from insitu.taps.eager import EVERYWHERE, NOWHERE, WHERE_FULL, Current, Full, Tap, Taps, left_to_observe
 from insitu.taps.fused import TORCH, fused_taps
 from insitu.vocabulary import Variant
 
@@ -127,7 +127,7 @@ class Observer:
     @property
     def step_bytes(self) -> int:
         """Most bytes of raw rows that one step can leave."""
-        return self.row_slabs.num_bytes // self.row_slabs.ring.size if self.row_slabs is not None else 0
+        return self.row_slabs.slab_bytes if self.row_slabs is not None else 0
 
     def _rings(self) -> list[Ring]:
         slabs = (self.slabs, self.row_slabs, self.statistic_slabs, self.plugged)
@@ -148,8 +148,8 @@ class Observer:
 
     @property
     def is_read(self) -> bool:
-        """Whether no step waits to be read."""
-        return not any(ring.num_taken for ring in self._rings())
+        """Whether no step waits to be read: each has a slab, whatever else it has."""
+        return not self.slabs.ring.num_taken
 
     def start_over(self) -> None:
         """Be a forked child's: steps on their way are its parent's, which alone counts them and frees their places."""
@@ -157,8 +157,10 @@ class Observer:
         self.num_steps = self.num_left_out = self.num_absent = 0
         self.num_fired[:] = 0
         self.num_seen = dict.fromkeys(self.num_seen, 0)
-        for ring in self._rings():
-            ring.clear()
+        self.slabs.ring.clear()
+        if self.plugged is not None:
+            self.plugged.ring.clear()
+        self.in_force.start_over()
         self.changes.start_over()
 
     # -- step thread ---------------------------------------------------------------------------------------------
@@ -199,14 +201,14 @@ class Observer:
         views = current.views = self.slabs.views[record.slab]
         current.canary, current.host_stamp = views.canary, views.host_stamp
         current.sampled = record.sampled = self._has_routers and is_sampled(self._run, record.step_id, LOAD_EVERY)
-        current.special = (
+        is_special = (
             current.learning
-            or current.full is not None
             or record.num_padded > 0
             or current.host_stamp is None
             or current.is_fused
             or torch.is_grad_enabled()
         )
+        current.special = EVERYWHERE if is_special else WHERE_FULL if current.full is not None else NOWHERE
         current.thread = get_ident()
         self.overhead.start(record)
 
@@ -459,7 +461,7 @@ class Observer:
         finally:
             self.slabs.ring.free(len(seen))
             if row_slabs is not None:
-                row_slabs.ring.free(sum(record.row_slab is not None for record in seen))
+                row_slabs.free(sum(record.row_slab is not None for record in seen))
             if statistic_slabs is not None:
                 statistic_slabs.ring.free(sum(record.statistic_slab is not None for record in seen))
             if self.plugged is not None:

@@ -1,0 +1,117 @@
+"""Steps of few rows share a slab, none writes over another that is not read, and what was read is free again."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import insitu
+from insitu.row_forms import RowForm
+from insitu.session.step import StepRecord
+from insitu.slabs.rows import RowSlabs
+from insitu.taps.observer import Observer
+from insitu.testing import Recording
+
+MAX_ROWS, NUM_SLABS = 8, 3
+FORM = RowForm(1, "float32")
+SIZES = st.one_of(st.integers(1, MAX_ROWS), st.none())
+
+
+def slabs() -> RowSlabs:
+    """Return a ring of three."""
+    found = RowSlabs({0: FORM}, MAX_ROWS, torch.device("cpu"), NUM_SLABS * (MAX_ROWS + 1) * FORM.num_bytes)
+    assert found.ring.size == NUM_SLABS
+    return found
+
+
+@given(st.lists(st.one_of(st.tuples(st.just("take"), SIZES), st.tuples(st.just("read"), st.integers(1, 5)))))
+def test_a_step_has_its_places_to_itself_until_it_is_read(does: list[tuple[str, int | None]]) -> None:
+    ring, unread = slabs(), deque[set[tuple[int, int]]]()
+    for what, num in does:
+        if what == "read":
+            num_read = min(len(unread), num or 0)
+            for _ in range(num_read):
+                unread.popleft()
+            ring.free(num_read)
+            continue
+        taken = ring.take(num)
+        if taken is None:
+            assert len(unread) >= NUM_SLABS - 1, "a slab that holds nothing is free"
+            continue
+        slab, first = taken
+        places = {(slab, first + at) for at in range(MAX_ROWS if num is None else num)}
+        assert all(0 <= place < MAX_ROWS for _, place in places)
+        assert not any(places & others for others in unread)
+        unread.append(places)
+    ring.free(len(unread))
+    assert ring.ring.num_taken <= 1, "but for the slab that takes steps now"
+    assert ring.take(None) is not None
+
+
+def test_steps_of_one_row_fill_every_place() -> None:
+    ring = slabs()
+    taken = [ring.take(1) for _ in range(NUM_SLABS * MAX_ROWS)]
+    assert taken == [(slab, place) for slab in range(NUM_SLABS) for place in range(MAX_ROWS)]
+    assert ring.take(1) is None
+    ring.free(MAX_ROWS - 1)
+    assert ring.take(1) is None, "one of them is not read yet"
+    ring.free(1)
+    assert ring.take(1) == (0, 0)
+
+
+def test_a_child_begins_with_all_slabs() -> None:
+    ring = slabs()
+    while ring.take(3) is not None:
+        pass
+    ring.start_over()
+    taken = [ring.take(None) for _ in range(NUM_SLABS)]
+    assert {slab for slab, _ in filter(None, taken)} == set(range(NUM_SLABS))
+    ring.free(NUM_SLABS)
+    assert ring.take(None) is not None
+
+
+class Gate:
+    """A device's event that comes when it is let."""
+
+    def __init__(self, is_open: threading.Event) -> None:
+        self.query = is_open.is_set
+
+
+@pytest.mark.parametrize("mode", [None, "eager"])
+def test_many_small_steps_are_kept_before_the_drain_looks(
+    mode: str | None, insitu_records: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two slabs of 2,048 rows and forty steps of three: as many as there are slabs would be two."""
+    is_open, end = threading.Event(), Observer.end
+
+    def later(self: Observer, record: StepRecord) -> None:
+        end(self, record)
+        record.ready = Gate(is_open)
+
+    monkeypatch.setattr(Observer, "end", later)
+    net, num_steps, outputs = nn.Linear(2, 4096).eval(), 40, []
+    rules = [insitu.Rule(sites="output", requests="opt-in")]
+    with torch.inference_mode(), insitu.attach(net, to=insitu_records, rules=rules) as session:
+        called = net if mode is None else torch.compile(net, backend=mode, fullgraph=True)
+        for step in range(num_steps):
+            rows = [insitu.Rows(f"r{step}", start=1, count=3, position=7, capture=True)]
+            with session.step(step, rows=rows):
+                outputs.append(called(torch.full((5, 2), float(step)) + torch.arange(5.0)[:, None]).numpy())
+        assert session._observer is not None and session._observer.row_slabs is not None
+        assert session._observer.row_slabs.ring.size == 2
+        is_open.set()
+        session.flush()
+    assert session.stats().dropped == {}
+    found = insitu_records.rows("captures")
+    assert [(row["step_id"], row["request"], row["row"], row["position"]) for row in found] == [
+        (step, f"r{step}", 1 + at, 7 + at) for step in range(1, num_steps) for at in range(3)
+    ]
+    for row in found:
+        assert np.array_equal(np.frombuffer(row["data"], np.float32), outputs[row["step_id"]][row["row"]])
