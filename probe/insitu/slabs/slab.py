@@ -173,6 +173,8 @@ class Views:
     host_stamp: memoryview | None
     """The same int64s, where the slab lies in host memory."""
     count: torch.Tensor
+    host_count: memoryview | None
+    """Likewise."""
     canary: tuple[torch.Tensor, ...]
     row_sum: dict[int, torch.Tensor]
     row_absmax: dict[int, torch.Tensor]
@@ -219,11 +221,13 @@ class Slabs:
         row_sum = _area(memory, offsets["row_sum"], torch.float32).view(shape)
         row_absmax = _area(memory, offsets["row_absmax"], torch.float32).view(shape)
         stamp = _area(memory, offsets["stamp"], torch.int64)
-        load = _area(memory, offsets["load"], torch.int32)
+        load, count = _area(memory, offsets["load"], torch.int32), _area(memory, offsets["count"], torch.int64)
+        on_host = memory.device.type == "cpu"
         return Views(
             stamp=stamp.unbind(),
-            host_stamp=memoryview(stamp.numpy().data) if memory.device.type == "cpu" else None,
-            count=_area(memory, offsets["count"], torch.int64),
+            host_stamp=memoryview(stamp.numpy().data) if on_host else None,
+            count=count,
+            host_count=memoryview(count.numpy().data) if on_host else None,
             canary=_area(memory, offsets["canary"], torch.float32).unbind(),
             row_sum=dict(zip(boundaries, row_sum.unbind(), strict=True)),
             row_absmax=dict(zip(boundaries, row_absmax.unbind(), strict=True)),

@@ -118,6 +118,14 @@ def _tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Ten
     return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
 
 
+def _note_count(views: Views, site: int, num_rows: int) -> None:
+    """Say how many valid rows a tap saw: in host memory by a store, as with the stamp."""
+    if views.host_count is None:
+        views.count[site].fill_(num_rows)
+    else:
+        views.host_count[site] = num_rows
+
+
 def _absmax(x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor) -> None:
     """Write each row's largest magnitude; NaN where a row has one. `scratch`: as `out`, overwritten.
 
@@ -374,7 +382,7 @@ class Taps:
         load = views.load[site.number].zero_()
         for column in chosen.unbind(1):
             load.scatter_add_(0, column, ones[: chosen.shape[0]])
-        views.count[site.number].fill_(chosen.shape[0])
+        _note_count(views, site.number, chosen.shape[0])
 
     def make(self, site: Site) -> Tap:
         """Return the whole tap of a site: a function of the tensor, to be called inside an open step."""
@@ -416,9 +424,11 @@ class Taps:
 
     def _take_boundary(self, number: int, x: torch.Tensor, views: Views) -> None:
         """Take the sum and the largest magnitude of each row."""
-        views.count[number].fill_(x.shape[0])
-        x = x[: self.plan.max_rows]
         n = x.shape[0]
+        _note_count(views, number, n)
+        if n > self.plan.max_rows:
+            n = self.plan.max_rows
+            x = x[:n]
         torch.sum(x, 1, dtype=_F32, out=views.row_sum[number][:n])
         _absmax(x, views.row_absmax[number][:n], self._scratch[:n])
 
@@ -442,5 +452,6 @@ class Taps:
     def _take_rows(self, site: Site, x: torch.Tensor, area: RowArea) -> None:
         views = self.current.views
         assert views is not None, "a tap runs inside an open step only"
-        views.count[site.number].fill_(x.shape[0])
-        area.take(site, x[: self.plan.max_rows], self.current.step_id)
+        _note_count(views, site.number, x.shape[0])
+        most = self.plan.max_rows
+        area.take(site, x if x.shape[0] <= most else x[:most], self.current.step_id)
