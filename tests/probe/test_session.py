@@ -106,8 +106,8 @@ def test_an_interval_outside_of_a_step_is_of_the_last_session_that_is_open(insit
         assert last.is_closed
         with insitu.interval("host"):
             pass
-    assert [row["cls"] for row in insitu_records.rows("intervals")] == [IntervalClass.HOST]
-    assert closed.rows("intervals") == []
+    assert len(insitu_records.rows("intervals", cls=IntervalClass.HOST)) == 1, "beside garbage collections, perhaps"
+    assert closed.rows("intervals", cls=IntervalClass.HOST) == []
 
 
 def test_a_stage_needs_a_rank(insitu_records: Recording) -> None:
