@@ -136,16 +136,16 @@ class InForce:
             record.wants_more = False
             return {}
         is_any = any(places is None for places in wanted)
-        taken = slabs.take(None if is_any else max(len(places or ()) for places in wanted))
+        sizes = self._bytes_of(wanted, record)
+        num_bytes = slabs.slab_bytes if is_any else sum(sizes)
+        taken = slabs.take(None if is_any else max(len(places or ()) for places in wanted), num_bytes)
         if taken is None:
             record.num_crowded += self._num_captures(wanted, record)
             return {}
-        record.row_slab, record.row_place = taken
-        sizes = self._bytes_of(wanted, record)
-        record.row_bytes = slabs.slab_bytes if is_any else sum(sizes)
-        for group, num_bytes in zip(groups, sizes, strict=True):
+        (record.row_slab, record.row_place), record.row_bytes = taken, num_bytes
+        for group, size in zip(groups, sizes, strict=True):
             if (budget := self._budgets.get(group.rule)) is not None:
-                budget.spend(num_bytes)
+                budget.spend(size)
         record.places = wanted
         everything = range(self.plan.max_rows)
         rows = [everything if places is None else [p.row for p in places] for places in wanted]

@@ -283,7 +283,8 @@ def captured(
     full = np.array([i for i, record in enumerate(records) if record.row_slab is not None], np.int64)
     if not len(full):
         return
-    at = [(-1 if record.row_slab is None else record.row_slab, record.row_place) for record in records]
+    slab_and_place = [(-1 if record.row_slab is None else record.row_slab, record.row_place) for record in records]
+    at = np.array(slab_and_place, np.int64)
     for number, sites in enumerate(plan.row_sites):
         named = _named(records, [i for i in full.tolist() if records[i].places[number] is not None], number)
         nameless = np.array([i for i in full.tolist() if records[i].places[number] is None], np.int64)
@@ -300,7 +301,7 @@ def captured(
                 into.num_absent += len(there) - int(there.sum())
                 wanted = wanted.where(there)
                 if len(wanted.step):
-                    yield _captures(site, wanted, reading, np.array(at, np.int64), slabs)
+                    yield _captures(site, wanted, reading, at, slabs)
 
 
 def _captures(site: int, wanted: Wanted, reading: Reading, at: Ints, slabs: RowSlabs) -> Captures:

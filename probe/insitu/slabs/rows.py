@@ -108,6 +108,8 @@ class RowSlabs:
         """How many steps there are in slabs that take no more, in order: the step thread appends, the drain takes."""
         self._num_read = 0
         """Steps that the drain has read of slabs which are not free again."""
+        self._bytes_put = self._bytes_read = 0
+        """Of all steps so far, at most: the step thread counts these, the drain those it read."""
         self.num_bytes = num_slabs * slab_bytes_of(forms, max_rows)
         self.broken: dict[int, int] = {}
         shape = (num_slabs, max_rows + 1)
@@ -133,10 +135,16 @@ class RowSlabs:
         is_last = self.ring.num_taken == self.ring.size
         return 2 * num_full >= self.ring.size or (is_last and 2 * self._next >= self.max_rows)
 
-    def take(self, num_rows: int | None) -> tuple[int, int] | None:
+    @property
+    def waiting_bytes(self) -> int:
+        """Most bytes of rows in steps that were not read yet."""
+        return self._bytes_put - self._bytes_read
+
+    def take(self, num_rows: int | None, num_bytes: int = 0) -> tuple[int, int] | None:
         """Return the slab of a step that keeps so many rows at a site, and its first place there. The step thread's.
 
-        num_rows: None where any number may come; the step then has a slab to itself. None where no slab is free.
+        num_rows: None where any number may come; the step then has a slab to itself. num_bytes: most that it keeps in
+        all. None where no slab is free.
         """
         wanted = self.max_rows if num_rows is None else num_rows
         if self._open is None or self._next + wanted > self.max_rows:
@@ -145,6 +153,7 @@ class RowSlabs:
             if self._open is None:
                 return None
         taken = self._open, self._next
+        self._bytes_put += num_bytes
         self._next += wanted
         self._num_open += 1
         if self._next + wanted > self.max_rows:
@@ -156,9 +165,10 @@ class RowSlabs:
             self._closed.append(self._num_open)
             self._open = None
 
-    def free(self, num_steps: int) -> None:
+    def free(self, num_steps: int, num_bytes: int = 0) -> None:
         """Take note that so many more steps were read, in their order, and give slabs back of which all were."""
         self._num_read += num_steps
+        self._bytes_read += num_bytes
         while self._closed and self._num_read >= self._closed[0]:
             self._num_read -= self._closed.popleft()
             self.ring.free()
@@ -168,6 +178,7 @@ class RowSlabs:
         self.ring.clear()
         self._closed.clear()
         self._open, self._num_read = None, 0
+        self._bytes_read = self._bytes_put
 
     def areas(self, place: int, dest_of: Mapping[int, torch.Tensor]) -> dict[int, RowArea]:
         """Return the areas of one slab by site. dest_of: site -> its destination vector."""

@@ -144,7 +144,8 @@ class Observer:
         if self.row_slabs is None:
             return 0
         beside = CAPTURE_BYTES * self.plan.max_rows * self.in_force.num_row_sites
-        return (self.row_slabs.ring.num_taken + 1) * (self.step_bytes + beside)
+        num_steps = self.row_slabs.waiting_bytes / max(1, self.step_bytes) + 1
+        return int(num_steps * (self.step_bytes + beside))
 
     @property
     def is_read(self) -> bool:
@@ -461,7 +462,8 @@ class Observer:
         finally:
             self.slabs.ring.free(len(seen))
             if row_slabs is not None:
-                row_slabs.free(sum(record.row_slab is not None for record in seen))
+                kept = [record.row_bytes for record in seen if record.row_slab is not None]
+                row_slabs.free(len(kept), sum(kept))
             if statistic_slabs is not None:
                 statistic_slabs.ring.free(sum(record.statistic_slab is not None for record in seen))
             if self.plugged is not None:
