@@ -21,7 +21,7 @@ from torch import nn
 from insitu.sites.site import Site
 from insitu.slabs.graph import COUNT, STAMP, GraphSlabs
 from insitu.slabs.slab import NEVER, ControlBlock, Plan
-from insitu.taps.eager import give_forward
+from insitu.taps.forwards import forward_of, give_forward
 from insitu.taps.graph import Desk, Kept, Sheet, traced_forward
 from insitu.taps.graph_ops import running
 
@@ -168,9 +168,9 @@ def install(root: nn.Module, asked: Asked, is_there: Callable[[nn.Module], bool]
     present = [site for site in look.plan.sites if site.fqn in modules]
     for site in present:
         module = modules[site.fqn]
-        give_forward(module, traced_forward(type(module).forward, site, look.desk, only_full=False))
+        give_forward(module, traced_forward(forward_of(module), site, look.desk, only_full=False))
     look.present = tuple(site.number for site in present)
-    give_forward(root, _entry(type(root).forward))
+    give_forward(root, _entry(forward_of(root)))
     return look
 
 
@@ -178,13 +178,13 @@ def _count_call(module: nn.Module, args: Any, output: Any) -> None:
     getattr(module, COUNTER).add_(1)
 
 
-def _entry(forward_of: Callable[..., Any]) -> Callable[..., Any]:
+def _entry(inner: Callable[..., Any]) -> Callable[..., Any]:
     """Return the forward that is traced: the model's own, with a sheet for its taps around it."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         look = self.insitu_look
         sheet = look.desk.sheet = Sheet(look.desk, look.control, look.rows, look.measured)
-        output = forward_of(self, *args, **kwargs)
+        output = inner(self, *args, **kwargs)
         sheet.write()
         look.traced.fill_(look.plan_number)
         look.desk.sheet = None

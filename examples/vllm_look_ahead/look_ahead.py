@@ -57,8 +57,6 @@ class Case:
     loads: bool | None = None
     """Whether it is to run what an earlier process compiled; None: either."""
     num_stages: int = 1
-    splits: bool = False
-    """Whether the operator that goes on in Python is one that graphs are split at."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -85,8 +83,7 @@ CASES: Final = (
     Case("taps-key", "pieces", BOTH, "fires", loads=False),
     Case("taps-key-2nd", "pieces", BOTH, "fires", loads=True),
     Case("taps-bf16", "pieces", replace(BOTH, dtype="bfloat16"), "fires", loads=False),
-    Case("operator", "pieces", replace(BOTH, operator=True), "fires", loads=False),
-    Case("operator-split", "pieces", replace(BOTH, operator=True), "fires", loads=False, splits=True),
+    Case("operator", "pieces", replace(BOTH, operator=True), "differs", loads=False),
     Case("two-stages", "pieces", BOTH, "fires", loads=False, num_stages=2),
     Case("two-stages-2nd", "pieces", BOTH, "fires", loads=True, num_stages=2),
     Case("host-untapped", "host", NONE, "untapped", is_keyed=False),
@@ -102,12 +99,6 @@ def serve(case: Case, out: Path) -> None:
     import numpy as np
     from vllm import LLM, SamplingParams
 
-    compilation: dict[str, Any] = {}
-    if case.splits:
-        from vllm.config import CompilationConfig
-
-        around = ["vllm::unified_kv_cache_update", "insitu::take_1"]
-        compilation = {"compilation_config": {"splitting_ops": [*CompilationConfig._attention_ops, *around]}}
     llm = LLM(
         model=str(MODEL),
         dtype=case.asked.dtype,
@@ -119,7 +110,6 @@ def serve(case: Case, out: Path) -> None:
         enable_prefix_caching=False,
         worker_extension_cls="insitu_vllm_plugin.Extension",
         additional_config={KEY: case.asked.digest} if case.is_keyed else {},
-        **compilation,
     )
     draw = np.random.default_rng(0)
     prompts = [{"prompt_token_ids": draw.integers(5, 2048, length).tolist()} for length in LENGTHS]

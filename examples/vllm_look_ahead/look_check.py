@@ -22,7 +22,8 @@ class Outcome:
 
     word: str
     """untapped; fires: each site of each stage in each forward, rows as transformers has them; silent: in none;
-    foreign: forwards ran the graph of another plan; else what is wrong."""
+    differs: sites fired, with other rows than transformers has; foreign: forwards ran the graph of another plan; else
+    what is wrong."""
     forwards: tuple[int, ...]
     """By rank, as the runner counts them."""
     difference: float | None = None
@@ -64,7 +65,7 @@ def judge(asked: Asked, found: Mapping[str, Any], folder: Path, reference: Refer
         return Outcome("sites that no stage has", forwards)
     differences = [_difference(asked, report, found["requests"], folder, reference) for report in reports]
     most = max(differences)
-    word = "fires" if most <= TOLERANCE[asked.dtype] else "rows differ from those of transformers"
+    word = "fires" if most <= TOLERANCE[asked.dtype] else "differs"
     return Outcome(word, forwards, most)
 
 

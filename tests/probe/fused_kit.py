@@ -15,6 +15,7 @@ from insitu.guard import Guard
 from insitu.row_forms import decoded
 from insitu.rules.in_force import InForce
 from insitu.sites.site import Site
+from insitu.slabs.harvest import add_up
 from insitu.slabs.rows import Destinations
 from insitu.slabs.slab import ControlBlock, Plan, Slabs
 from insitu.taps.eager import Current, Full, Tap, Taps
@@ -85,7 +86,7 @@ class Rig:
     def __post_init__(self) -> None:
         site = Site(0, "here", "model", boundary=self.case.is_boundary)
         plan = Plan((site,), () if self.case.rule is None else (self.case.rule,), self.case.max_rows)
-        self.slabs, self.current = Slabs(plan, self.device), Current()
+        self.plan, self.slabs, self.current = plan, Slabs(plan, self.device), Current()
         self.rules = InForce(plan, self.device)
         self.control = ControlBlock(self.device, plan.num_slabs)
         self.rules.learn({0: (self.width, self.dtype)})
@@ -128,7 +129,10 @@ class Rig:
         count = int(found.count[slab, 0])
         kept = slice(max(0, min(count, self.case.max_rows)))
         sums, maxima = (each[slab, :, kept].copy() for each in (found.row_sum, found.row_absmax))
-        return Taken(int(found.stamp[slab, 0]), count, found.canary[slab, 0], sums, maxima, self._rows(), self.launched)
+        canary = found.canary[[slab]]
+        if not any(self.launched[-1:]):  # taps of torch leave that of a boundary to the drain
+            add_up(canary, found.row_sum[[slab]], found.count[[slab]], self.plan)
+        return Taken(int(found.stamp[slab, 0]), count, canary[0, 0], sums, maxima, self._rows(), self.launched)
 
     def _rows(self) -> list[Any]:
         if self.rules.row_slabs is None:

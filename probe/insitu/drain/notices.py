@@ -10,6 +10,7 @@ from insitu.drain.concurrent_forwards import ConcurrentForwards
 from insitu.drain.no_steps import NoSteps
 from insitu.overhead.account import Spent
 from insitu.rules.byte_budget import Absent, LeftOut
+from insitu.sites.compiled_apart import COMPILED_APART, CompiledApart
 from insitu.sites.never_fired import ENOUGH_STEPS, NeverFired
 from insitu.sites.repeated import REPEATED, Repeated
 
@@ -26,6 +27,7 @@ class Notices:
         self.no_steps = NoSteps(model)
         self._concurrent = ConcurrentForwards()
         self._never_fired, self._repeated = NeverFired(), Repeated()
+        self._apart = CompiledApart()
         self._left_out, self._absent = LeftOut(), Absent()
 
     def look(self, observer: Observer | None, num_concurrent: int, spent: Spent) -> Iterator[tuple[str, str]]:
@@ -34,7 +36,11 @@ class Notices:
             yield "concurrent_forward", text
         if observer is None:
             return
-        yield from self._never_fired.look(observer.silent_sites(ENOUGH_STEPS))
+        found = self._never_fired.look(silent := observer.silent_sites(ENOUGH_STEPS))
+        yield from found
+        if found and (text := self._apart.look(observer.compiled_apart(silent))) is not None:
+            logger.warning("insitu: %s", text)
+            yield COMPILED_APART, text
         if (text := self._repeated.look(observer.fires)) is not None:
             yield REPEATED, text
         yield from observer.overhead.look(spent)

@@ -81,6 +81,8 @@ class Coverage:
     """What takes the sites of an eager model: one kernel a site ("triton"), or operations of torch."""
     fires: dict[str, int] = field(default_factory=dict)
     """Names of sites whose module ran several times in the first step, and how often: its last call is kept."""
+    compiled_apart: dict[str, str] = field(default_factory=dict)
+    """Of those that never fired: which are inside of a part that is compiled by itself, where no tap runs, and its path."""
 
 
 def coverage_of(observer: Observer | None) -> Coverage:
@@ -88,7 +90,8 @@ def coverage_of(observer: Observer | None) -> Coverage:
     if observer is None:
         return Coverage(0, [], 0)
     silent = [site.name for site in observer.sites if not observer.num_fired[site.number]]
-    return Coverage(len(observer.sites) - len(silent), silent, observer.num_steps, observer.taps_by, observer.fires)
+    num_fired, apart = len(observer.sites) - len(silent), observer.compiled_apart(silent)
+    return Coverage(num_fired, silent, observer.num_steps, observer.taps_by, observer.fires, apart)
 
 
 def stats_of(

@@ -12,6 +12,7 @@ from insitu.families import NO_ATTENTION, OF_ATTENTION
 from insitu.rules.rule import matches
 from insitu.site_plugins import plugged_sites
 from insitu.sites.named import NamedSites, alike_stacks, can_be_called, config_of, dtype_of, shard_of, stacks_of
+from insitu.sites.paths import modules_of
 from insitu.sites.site import BY_PATH, Site, SiteError, is_named
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Catalogue:
 
 def catalogue(model: nn.Module, axes: Mapping[str, str] | None = None) -> Catalogue:
     """Return every site of a model. axes: site glob -> "tokens" | "samples" | "batch", where the default is wrong."""
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     named = (
         NamedSites.of(model, modules, stacks_of(modules))
         or plugged_sites(model, modules)

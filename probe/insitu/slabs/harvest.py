@@ -206,18 +206,30 @@ def read_steps(slabs: Slabs, records: Sequence[StepRecord]) -> Reading:
     places = [record.slab for record in records if record.slab is not None]
     found = slabs.read(places)
     step_id = np.array([record.step_id for record in records], np.int64)
-    count = found.count[places]
+    count, canary = found.count[places], found.canary[places]
     at_boundaries = np.clip(count[:, list(slabs.plan.boundaries)], 0, slabs.plan.max_rows)
     most = int(at_boundaries.max(initial=0))
+    row_sum = found.row_sum[places, :, :most]
+    add_up(canary, row_sum, count, slabs.plan)
     return Reading(
         step_id,
         found.stamp[places] == step_id[:, None],
         count,
-        found.canary[places],
-        found.row_sum[places, :, :most],
+        canary,
+        row_sum,
         found.row_absmax[places, :, :most],
         found.load[places],
     )
+
+
+def add_up(canary: NDArray[np.float32], row_sum: NDArray[np.float32], count: Ints, plan: Plan) -> None:
+    """Write the canaries of boundaries all of whose rows have sums: no tap takes them."""
+    for at, site in enumerate(plan.boundaries):
+        num, sums = count[:, site], row_sum[:, at]
+        is_valid = np.arange(sums.shape[1]) < num[:, None]
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = np.where(is_valid, sums, np.float32(0)).sum(1, dtype=np.float32)
+        canary[:, site] = np.where(num <= plan.max_rows, total, canary[:, site])
 
 
 def summarise(reading: Reading, plan: Plan) -> Summaries:

@@ -18,7 +18,8 @@ from insitu.sites.site import is_named
 from insitu.slabs.slab import Plan
 from insitu.taps.compiled import Graphs
 from insitu.taps.compilers import leave_out, look_again, put_aside, uncompiled
-from insitu.taps.eager import MARK, give_forward, is_traced
+from insitu.taps.eager import is_traced
+from insitu.taps.forwards import forward_of, give_forward, is_observed
 from insitu.taps.observer import Observer
 from insitu.taps.root import tap_root
 from insitu.vocabulary import Role
@@ -34,7 +35,7 @@ def attach_with(
     Raises what `insitu.attach` does; the model is then as it was.
     """
     wrapper, model = model, uncompiled(model)
-    if hasattr(type(model), MARK):
+    if is_observed(model):
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
     flight, run = config.flight, source.get("run") or current_run()
     armed = [flight.rule] if flight is not None and flight.rule is not None else []
@@ -75,12 +76,12 @@ def _say_unheld(plan: Plan, flight: Flight | None) -> None:
 
 def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Callable[[], None]:
     """Let the model's outermost forward be a step, timed as compute unless an interval is open; return the undo."""
-    forward_of, root_tap = type(model).forward, observer.root_tap
-    graphs, on_cuda = Graphs(type(model), session, observer), observer.device.type == "cuda"
+    inner, root_tap = forward_of(model), observer.root_tap
+    graphs, on_cuda = Graphs(type(model), inner, session, observer), observer.device.type == "cuda"
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if is_traced():  # inside of another graph, which has no place where a step could begin
-            return forward_of(self, *args, **kwargs)
+            return inner(self, *args, **kwargs)
         compiler = put_aside(None)
         if compiler is not None:
             return graphs.run(compiler, self, args, kwargs)
@@ -91,14 +92,14 @@ def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Ca
         with session.step() as step:
             if step.is_observed:
                 return compute(self, *args, **kwargs)
-            return forward_of(self, *args, **kwargs)
+            return inner(self, *args, **kwargs)
 
     def compute(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if session.in_interval:  # the caller says itself where its time goes
-            output = forward_of(self, *args, **kwargs)
+            output = inner(self, *args, **kwargs)
         else:
             with session.interval("compute", step_id=session.step_id):
-                output = forward_of(self, *args, **kwargs)
+                output = inner(self, *args, **kwargs)
         tap_root(root_tap, observer, output)
         return output
 

@@ -25,6 +25,7 @@ from insitu.slabs.graph import GraphSlabs
 from insitu.statistics.taps import source_of
 from insitu.taps.compilers import Compiler, keep_in_place, put_aside, under, with_own_code
 from insitu.taps.eager import EVERYWHERE
+from insitu.taps.forwards import Forward
 from insitu.taps.graph import UNFIT, Desk, Kept, Seen, Sheet, found_in, kept
 from insitu.taps.plain import valid_rows
 from insitu.taps.root import tap_root
@@ -45,7 +46,7 @@ _ENTRIES: Final = count()
 
 def _entry(
     model: type[nn.Module],
-    forward_of: Any,
+    inner: Forward,
     desk: Desk,
     root: Site | None,
     rows: dict[int, Kept] | None = None,
@@ -56,7 +57,7 @@ def _entry(
 
     def entry(module: nn.Module, control: torch.Tensor, /, *args: Any, **kwargs: Any) -> Any:
         sheet = desk.sheet = Sheet(desk, control, rows, measured)
-        output = forward_of(module, *args, **kwargs)
+        output = inner(module, *args, **kwargs)
         first = output[0] if isinstance(output, (tuple, list)) and output else output
         if number >= 0 and isinstance(first, torch.Tensor):
             sheet.note(number, axis, found_in(first, 0))
@@ -75,12 +76,12 @@ def _entry(
 class Graphs:
     """Runs one model's forward when a compiler is at work."""
 
-    def __init__(self, model: type[nn.Module], session: Session, observer: Observer) -> None:
-        """model: the class that the module had before it was attached."""
+    def __init__(self, model: type[nn.Module], inner: Forward, session: Session, observer: Observer) -> None:
+        """inner: what ran the model before it was attached."""
         self._session, self._observer, self._desk = session, observer, observer.taps.desk
         root = next((site for site in observer.plan.sites if not site.fqn), None)
-        self._plain = forward_of = with_own_code(model.forward)
-        self._make = partial(_entry, model, forward_of, self._desk, root)
+        self._plain = inner = with_own_code(inner)
+        self._make = partial(_entry, model, inner, self._desk, root)
         self._quiet = self._make()
         self._full: list[tuple[InForce, Any]] = []
         """Entries of full steps by the rules that they follow, of which the last is used now."""

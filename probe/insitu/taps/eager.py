@@ -3,8 +3,8 @@
 A tap reduces the tensor into its place in the current slab, then writes the step id into its stamp. It reads Python
 state and changes none: no allocation beyond what torch's own reduction needs, no sync, no lock, no clock, no log.
 
-A tapped module instance gets a private subclass of its class whose `forward` calls the original and taps the
-result. A forward hook would do the same at twice the cost: one hook moves `Module.__call__` off its fast path.
+A tapped module instance gets a `forward` of its own that calls the original and taps the result
+(`insitu.taps.forwards`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial, update_wrapper
+from functools import partial
 from threading import get_ident
 from typing import Any, Final
 
@@ -23,12 +23,14 @@ from torch import nn
 from insitu.guard import Guard
 from insitu.session.step import StepRecord
 from insitu.sites.late import LateSites
+from insitu.sites.paths import outermost_of, path_of
 from insitu.sites.site import Site
 from insitu.slabs.rows import RowArea
 from insitu.slabs.slab import Plan, Views
 from insitu.statistics.staging import Place
 from insitu.statistics.taps import StatisticTaps, source_of
 from insitu.statistics.workspace import Workspace
+from insitu.taps.forwards import forward_of, give_forward, is_observed
 from insitu.taps.fused import FusedTaps
 from insitu.taps.graph import Desk, traced_forward
 from insitu.taps.plain import can_hold, is_plain_dtype, plain, rows_of, valid_rows, width_of
@@ -37,8 +39,6 @@ _DIMS: Final = tuple(tuple(range(n)) for n in range(65))
 """All dims of a tensor, by how many it has: torch adds up at most 64."""
 _INF: Final = float("inf")
 _F32: Final = torch.float32
-MARK: Final = "__insitu_observed__"
-"""Attribute of the private classes."""
 is_traced: Final = torch.compiler.is_dynamo_compiling
 """True only where a compiler traces the function that asks."""
 NOWHERE, WHERE_FULL, EVERYWHERE = range(3)
@@ -143,34 +143,9 @@ def _absmax(x: torch.Tensor, out: torch.Tensor, scratch: torch.Tensor) -> None:
         torch.maximum(torch.amax(x, 1).to(_F32), torch.amin(x, 1).to(_F32).neg_(), out=out)
 
 
-def give_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Give one instance a private subclass with this `forward(self, ...)`; return the undo.
-
-    A copy of the module keeps working: its forward is bound to the copy. Raises TypeError where the class cannot
-    be replaced (compiled script modules).
-    """
-    original = type(module)
-    update_wrapper(forward, original.forward)
-    forward.__code__ = forward.__code__.replace()  # compilers count what they compile by code
-    names = {
-        "forward": forward,
-        "__module__": original.__module__,
-        "__qualname__": original.__qualname__,
-        MARK: True,
-    }
-    private = type(original.__name__, (original,), names)
-    module.__class__ = private
-
-    def undo() -> None:
-        if type(module) is private:
-            module.__class__ = original
-
-    return undo
-
-
 def left_to_observe(model: nn.Module, sites: tuple[Site, ...]) -> tuple[Site, ...]:
     """Return the sites of modules that no other session observes; a part with a session of its own keeps it."""
-    taken = {fqn for fqn, module in model.named_modules() if hasattr(type(module), MARK)}
+    taken = {path_of(fqn) for fqn, module in model.named_modules() if is_observed(module)}
     if not taken:
         return sites
     parts = tuple(f"{fqn}." for fqn in taken)
@@ -214,7 +189,7 @@ class Taps:
 
     def install(self, model: nn.Module) -> Tap | None:
         """Tap every site; return the tap of the model's own output, which the caller's root forward runs."""
-        self._modules = dict(model.named_modules())
+        self._modules = outermost_of(model)
         root = None
         for site in self.plan.sites:
             if site.fqn:
@@ -230,7 +205,7 @@ class Taps:
         else:
             make = self._router_forward if site.num_experts else self._forward
         with suppress(TypeError):  # its class allows no subclass an instance: the site never fires
-            self._undo[site.number] = give_forward(module, make(type(module), site, self.make(site)))
+            self._undo[site.number] = give_forward(module, make(forward_of(module), site, self.make(site)))
 
     def remove(self) -> None:
         for number in reversed(list(self._undo)):  # of a module with several sites, the outermost first
@@ -275,17 +250,17 @@ class Taps:
             if site.number not in self._unfit:
                 self._put_on(site)
 
-    def _forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
+    def _forward(self, inner: Callable[..., Any], site: Site, tap: Tap) -> Callable[..., Any]:
         current, number, index, miss = self.current, site.number, site.index, partial(self.miss, site)
         always = site.boundary or number in self._without_canary  # its tap does more, or nothing at all
-        forward_of, has_source, odd = original.forward, site.is_residual, self._odd
+        has_source, odd = site.is_residual, self._odd
         tensor, total, dims, where_full = torch.Tensor, torch.sum, _DIMS, WHERE_FULL
-        traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
+        traced = traced_forward(inner, site, self.desk, site.number in self._without_canary)
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if is_traced():
                 return traced(self, *args, **kwargs)
-            output = forward_of(self, *args, **kwargs)
+            output = inner(self, *args, **kwargs)
             if current.thread == get_ident():
                 try:
                     x = output if isinstance(output, tensor) else output[index]
@@ -323,15 +298,15 @@ class Taps:
             self.current.thread = 0
             self._guard.contain(error)
 
-    def _router_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
+    def _router_forward(self, inner: Callable[..., Any], site: Site, tap: Tap) -> Callable[..., Any]:
         """As `_forward`, for a module that returns (logits, ..., chosen experts): they are counted too."""
-        current, miss, forward_of, count = self.current, partial(self.miss, site), original.forward, self.count_chosen
-        traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
+        current, miss, count = self.current, partial(self.miss, site), self.count_chosen
+        traced = traced_forward(inner, site, self.desk, site.number in self._without_canary)
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if is_traced():
                 return traced(self, *args, **kwargs)
-            output = forward_of(self, *args, **kwargs)
+            output = inner(self, *args, **kwargs)
             if current.thread == get_ident():
                 try:
                     if current.sampled or current.learning:  # the first step shows whether it can be done at all
@@ -343,11 +318,11 @@ class Taps:
 
         return forward
 
-    def _named_forward(self, original: type[nn.Module], site: Site, tap: Tap) -> Callable[..., Any]:
+    def _named_forward(self, inner: Callable[..., Any], site: Site, tap: Tap) -> Callable[..., Any]:
         """As `_forward`, for sites that only rules name: a tensor the module is given, or part of what it returns."""
-        current, miss, forward_of, index = self.current, partial(self.miss, site), original.forward, site.index
+        current, miss, index = self.current, partial(self.miss, site), site.index
         part = site.part.of if site.part is not None else None
-        traced = traced_forward(forward_of, site, self.desk, site.number in self._without_canary)
+        traced = traced_forward(inner, site, self.desk, site.number in self._without_canary)
 
         def take(found: Any) -> None:
             try:
@@ -361,12 +336,12 @@ class Taps:
                 return traced(self, *args, **kwargs)
             if current.thread == get_ident():
                 take(_tensors_of(args, kwargs))
-            return forward_of(self, *args, **kwargs)
+            return inner(self, *args, **kwargs)
 
         def of_output(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if is_traced():
                 return traced(self, *args, **kwargs)
-            output = forward_of(self, *args, **kwargs)
+            output = inner(self, *args, **kwargs)
             if current.thread == get_ident():
                 take(output)
             return output
@@ -401,9 +376,10 @@ class Taps:
                 x = x.detach()
             x = valid_rows(x, current.num_valid[axis])
             numbers = plain(x)
-            torch.sum(numbers, _DIMS[numbers.ndim], dtype=_F32, out=views.canary[number])
             if site.boundary:
-                self._take_boundary(number, rows_of(numbers), views)
+                self._take_boundary(number, numbers, views)
+            else:
+                torch.sum(numbers, _DIMS[numbers.ndim], dtype=_F32, out=views.canary[number])
             if current.full is not None:
                 self._take_full(site, x, source, current.full)
             if current.host_stamp is None:
@@ -423,14 +399,16 @@ class Taps:
         return only_full if number in self._without_canary else chosen
 
     def _take_boundary(self, number: int, x: torch.Tensor, views: Views) -> None:
-        """Take the sum and the largest magnitude of each row."""
-        n = x.shape[0]
+        """Take the sum and the largest magnitude of each row; of the sums, if it has all, the drain makes the canary."""
+        rows = rows_of(x)
+        n = rows.shape[0]
         _note_count(views, number, n)
         if n > self.plan.max_rows:
+            torch.sum(x, _DIMS[x.ndim], dtype=_F32, out=views.canary[number])
             n = self.plan.max_rows
-            x = x[:n]
-        torch.sum(x, 1, dtype=_F32, out=views.row_sum[number][:n])
-        _absmax(x, views.row_absmax[number][:n], self._scratch[:n])
+            rows = rows[:n]
+        torch.sum(rows, 1, dtype=_F32, out=views.row_sum[number][:n])
+        _absmax(rows, views.row_absmax[number][:n], self._scratch[:n])
 
     def _take_full(self, site: Site, x: torch.Tensor, source: torch.Tensor | None, full: Full) -> None:
         """Take what the full variant adds: raw rows, and statistics."""

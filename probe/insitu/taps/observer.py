@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, groupby
@@ -24,6 +24,7 @@ from insitu.rules.sampling import is_sampled
 from insitu.session.step import StepRecord
 from insitu.sites import canaries
 from insitu.sites.catalogue import resolve
+from insitu.sites.paths import compiled_parts, is_inside
 from insitu.sites.site import Site
 from insitu.slabs.harvest import Captures, Harvest, Seen, captured, loads_of, measured, read_steps, summarise
 from insitu.slabs.rows import RowSlabs
@@ -67,6 +68,7 @@ class Observer:
         held = chain(model.parameters(), model.buffers())
         self.device = next((each.device for each in held), torch.device("cpu"))
         self.plan = Plan(sites, tuple(rules), max_rows)
+        self._model = model
         self._run, self._has_routers = run, bool(self.plan.loads)
         self.current = Current()
         self.guard = Guard("taps")
@@ -376,6 +378,12 @@ class Observer:
         except Exception as error:
             self.current.thread = 0
             self.guard.contain(error)
+
+    def compiled_apart(self, silent: Collection[str]) -> dict[str, str]:
+        """Return which of these sites lie inside of a part that is compiled by itself: name -> path of the part."""
+        parts = compiled_parts(self._model) if silent else []
+        sites = [site for site in self.plan.sites if site.name in silent] if parts else []
+        return {site.name: part for site in sites for part in reversed(parts) if is_inside(site.fqn, part)}
 
     def silent_sites(self, num_steps: int) -> list[str]:
         """Return the sites that could have fired in at least so many steps and never did.
