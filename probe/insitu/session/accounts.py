@@ -82,7 +82,7 @@ class Coverage:
     fires: dict[str, int] = field(default_factory=dict)
     """Names of sites whose module ran several times in the first step, and how often: its last call is kept."""
     compiled_apart: dict[str, str] = field(default_factory=dict)
-    """Of those that never fired: which are inside of a part that is compiled by itself, where no tap runs, and its path."""
+    """Of those that never fired: which lie in a part that is compiled by itself, where no tap runs, and its path."""
 
 
 def coverage_of(observer: Observer | None) -> Coverage:

@@ -399,7 +399,7 @@ class Taps:
         return only_full if number in self._without_canary else chosen
 
     def _take_boundary(self, number: int, x: torch.Tensor, views: Views) -> None:
-        """Take the sum and the largest magnitude of each row; of the sums, if it has all, the drain makes the canary."""
+        """Take each row's sum and largest magnitude; of the sums, if it has all, the drain makes the canary."""
         rows = rows_of(x)
         n = rows.shape[0]
         _note_count(views, number, n)
