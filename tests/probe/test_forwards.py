@@ -101,7 +101,7 @@ class Headed(nn.Module):
 
 def wrap_layers(model: Headed, backend: Any) -> None:
     for at, layer in enumerate(model.model.layers):
-        model.model.layers[at] = torch.compile(layer, backend=backend)
+        model.model.layers[at] = torch.compile(layer, backend=backend)  # type: ignore[assignment]
 
 
 def compile_layers(model: Headed, backend: Any) -> None:
@@ -110,7 +110,7 @@ def compile_layers(model: Headed, backend: Any) -> None:
 
 
 def wrap_body(model: Headed, backend: Any) -> None:
-    model.model = torch.compile(model.model, backend=backend)  # type: ignore[assignment]
+    vars(model)["_modules"]["model"] = torch.compile(model.model, backend=backend)
 
 
 def compile_body(model: Headed, backend: Any) -> None:
