@@ -47,12 +47,16 @@ def test_what_others_put_in_front_later_stays_and_taps_fall_silent(insitu_record
     model, x = Stack().eval(), torch.randn(3, 8)
     with insitu.attach(model, to=insitu_records) as session:
         doubled(model.layers[0])
-        doubled(model.layers[0])
+        doubled(model)
         observed = model(x)
         session.flush()
     num_rows = len(insitu_records.rows("summaries"))
     assert torch.equal(model(x), observed)
     assert len(insitu_records.rows("summaries")) == num_rows > 0
+    again = Recording()
+    with insitu.attach(model, to=again):
+        assert torch.equal(model(x), observed)
+    assert {row["site"] for row in again.rows("summaries")} == {row["site"] for row in insitu_records.rows("summaries")}
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda model: saved(model)], ids=["deepcopy", "save"])

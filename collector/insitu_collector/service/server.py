@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import unquote
 
 import grpc
 
@@ -30,6 +29,7 @@ from insitu.wire.insitu_pb2 import (
     ToProbe,
 )
 from insitu.wire.insitu_pb2_grpc import CollectorServicer, add_CollectorServicer_to_server
+from insitu_collector.access.gate import Gate, Role
 from insitu_collector.flight.relay import FlightRelay
 from insitu_collector.service.connection import Connection, Rejected
 from insitu_collector.service.ingest import MAX_FRAME_BYTES, SHARD, Ingest
@@ -41,8 +41,6 @@ IDLE_TICK_S: Final = 1.0
 """How often files are sealed by age when nothing arrives."""
 MAX_CONNECTIONS: Final = 256
 STOP_S: Final = 3.0
-LOCAL_PEERS: Final = ("ipv4:127.", "ipv6:[::1]:", "ipv6:[::ffff:127.", "unix:")
-"""Who may look at rules and change them: there is no other notion of who a caller is yet."""
 
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # two collectors on one port must not share it silently
@@ -91,6 +89,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self, store: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 4317, keep: Keep | None = None
     ) -> None:
         self.store = Path(store)
+        self.gate = Gate()
         _check_port(host, port)  # before the store is touched
         writer = ShardWriter(self.store, SHARD)
         try:
@@ -171,12 +170,10 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         return self._at_desk(context, lambda peer: self._desk.set(order, peer))
 
     def _at_desk(self, context: Any, serve: Callable[[str], RulesAnswer]) -> RulesAnswer:
-        peer = unquote(context.peer())
-        if not peer.startswith(LOCAL_PEERS):
-            text = "rules are for callers on the collector's own host; run `insitu rules` there"
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, text)
+        remedy = "rules are for callers on the collector's own host; run `insitu rules` there"
+        caller = self.gate.require(context, Role.ADMIN, remedy)
         try:
-            return serve(peer)
+            return serve(caller.name)
         except RulesRefused as refused:
             context.abort(refused.code, refused.text)
             raise  # abort has raised

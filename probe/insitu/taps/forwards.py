@@ -14,9 +14,15 @@ from typing import Any, Final
 from torch import nn
 
 _MARK: Final = "__insitu_observed__"
-"""Attribute of the forwards that are given."""
+"""Attribute of the forwards that are given; who wraps one copies it."""
 Forward = Callable[..., Any]
 """`forward(module, ...)`."""
+
+
+class _Mark:
+    """Whether a forward is still that of a session."""
+
+    is_on = True
 
 
 def give_forward(module: nn.Module, forward: Forward) -> Callable[[], None]:
@@ -28,10 +34,12 @@ def give_forward(module: nn.Module, forward: Forward) -> Callable[[], None]:
     own = module.__dict__.get("forward")
     update_wrapper(forward, module.forward)
     forward.__code__ = forward.__code__.replace()  # compilers count what they compile by code
-    setattr(forward, _MARK, True)
+    mark = _Mark()
+    setattr(forward, _MARK, mark)
     given = module.__dict__["forward"] = MethodType(forward, module)
 
     def undo() -> None:
+        mark.is_on = False
         if module.__dict__.get("forward") is not given:  # wrapped by somebody since: it stays, and finds no open step
             return
         if own is None:
@@ -55,4 +63,5 @@ def forward_of(module: nn.Module) -> Forward:
 
 def is_observed(module: nn.Module) -> bool:
     """Tell whether taps or steps are in front of a module's own forward."""
-    return hasattr(module.__dict__.get("forward"), _MARK)
+    mark = getattr(module.__dict__.get("forward"), _MARK, None)
+    return mark is not None and mark.is_on

@@ -1,0 +1,1 @@
+"""Who calls the collector, and what they may do."""
