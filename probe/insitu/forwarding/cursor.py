@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from insitu.segments.file import make_folder
-from insitu.segments.layout import FORMAT, Key, sync_folder
+from insitu.segments.layout import FORMAT, Key, make_folder, sync_folder
 
 SCHEMA: Final = "insitu.cursor/1"
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from insitu.segments.layout import SEALED, SegmentName, list_segments
+from insitu.segments import disk
+from insitu.segments.layout import SEALED, SegmentName, list_segments, remove
 from insitu.segments.reader import TailReader, batch_heads
 from insitu.segments.retention import Busy, Epochs, Held, Keep, expired
 from insitu.vocabulary import EXPIRED
@@ -76,7 +77,7 @@ class Expiry:
 
     def _unlink_told(self) -> None:
         while self._told:
-            self._told[0].path(self._store, SEALED).unlink(missing_ok=True)
+            remove(self._told[0].path(self._store, SEALED))
             self._told.pop(0)
 
     def _condemn(self, busy: Busy) -> None:
@@ -102,7 +103,7 @@ class Expiry:
         return list(self._held.values())
 
     def _stat(self, name: SegmentName) -> Held:
-        found = name.path(self._store, SEALED).stat()
+        found = disk.stat(name.path(self._store, SEALED))
         return Held(name, found.st_size, found.st_mtime_ns)
 
     def _epochs_of(self, name: SegmentName) -> Epochs:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from insitu.exporters.base import Batch
 from insitu.identity import package_version
 from insitu.records import VERSION, TableSpec, table_spec
-from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, sync_folder
+from insitu.segments import disk
+from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, make_folder, remove, sync_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +41,11 @@ class OpenSegment:
         self._is_named = False
         self._fd = _create(self._path)
         try:
-            # pa.OSFile, since a PythonFile takes a short write for a whole one.
-            self._sink = pa.OSFile(str(self._path), "wb")
+            self._sink = disk.sink(self._path)
             self._writer = pa.ipc.new_file(self._sink, file_schema(name, spec))
         except OSError:
             self.close()
-            self._path.unlink(missing_ok=True)
+            remove(self._path)
             raise
 
     def append(self, batch: Batch, now: float) -> None:
@@ -65,7 +65,7 @@ class OpenSegment:
 
     def sync(self) -> None:
         """Put every whole batch on disk, and the file's name with the first of them."""
-        os.fdatasync(self._fd)
+        disk.fdatasync(self._fd)
         if not self._is_named:
             sync_folder(self._path.parent)
             self._is_named = True
@@ -74,8 +74,8 @@ class OpenSegment:
         """Write the footer, make the file read-only and move it to `sealed`."""
         self._writer.close()
         self._sink.close()
-        os.fdatasync(self._fd)
-        os.fchmod(self._fd, 0o400)
+        disk.fdatasync(self._fd)
+        disk.fchmod(self._fd, 0o400)
         publish(self._store, self.name, self._path)
         self.close()
 
@@ -86,33 +86,33 @@ class OpenSegment:
     def close(self) -> None:
         """Let go of the file as it is. Safe to call twice."""
         if self._fd >= 0:
-            os.close(self._fd)
+            disk.close(self._fd)
             self._fd = -1
 
 
 def seal_batches(store: Path, name: SegmentName, batches: Iterable[Batch]) -> None:
     """Write batches as one sealed segment, by way of a draft that no reader takes for a segment."""
     draft = name.path(store, OPEN).with_suffix(".draft")
-    draft.unlink(missing_ok=True)
+    remove(draft)
     fd = _create(draft)
     try:
         schema = file_schema(name, table_spec(name.table))
-        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with disk.sink(draft) as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch.data, custom_metadata=batch_metadata(batch))
-        os.fdatasync(fd)
-        os.fchmod(fd, 0o400)
+        disk.fdatasync(fd)
+        disk.fchmod(fd, 0o400)
         publish(store, name, draft)
     finally:
-        os.close(fd)
-        draft.unlink(missing_ok=True)
+        disk.close(fd)
+        remove(draft)
 
 
 def publish(store: Path, name: SegmentName, path: Path) -> None:
     """Move a finished file to `sealed` so that the move survives a power loss."""
     target = name.path(store, SEALED)
     make_folder(target.parent)
-    os.rename(path, target)
+    disk.rename(path, target)
     sync_folder(target.parent)
     sync_folder(path.parent)
 
@@ -138,18 +138,10 @@ def batch_metadata(batch: Batch) -> dict[str, str]:
     }
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder of the store where there is none, and make its name durable."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True, mode=0o700)
-        sync_folder(folder.parent)
-
-
 def _create(path: Path) -> int:
     """Create a file and return a descriptor to sync it by.
 
     Opened before the first write, so that the kernel reports this file's write-back errors to it.
     """
     make_folder(path.parent)
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    return disk.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from insitu.segments import disk
 
 FORMAT: Final = "v1"
 OPEN: Final = "open"
@@ -73,35 +74,60 @@ def shard_name(host: str, pid: int) -> str:
 def list_segments(store: Path, state: str, table: str | None = None) -> list[SegmentName]:
     """Return the segments of a state in order of name; files that are none are left out."""
     root = store / FORMAT / state
-    tables = [table] if table is not None else _names_in(root)
+    tables = [table] if table is not None else names_in(root)
     found: list[SegmentName] = []
     for name in tables:
-        for file in _names_in(root / name):
+        for file in names_in(root / name):
             match = _FILE_NAME.fullmatch(file)
             if match:
                 found.append(SegmentName(name, match["shard"], int(match["number"])))
     return sorted(found)
 
 
-def _names_in(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; none where there is no folder."""
     try:
-        return os.listdir(folder)
+        return disk.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fd = disk.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        disk.fsync(fd)
     finally:
-        os.close(fd)
+        disk.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of the store where there is none, and make its name durable."""
+    if not is_there(folder):
+        make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            disk.mkdir(folder, 0o700)
+        sync_folder(folder.parent)
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file or folder of this name."""
+    try:
+        disk.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove(path: Path) -> None:
+    """Unlink a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink(path)
 
 
 def free_bytes(folder: Path) -> int:
     """Return the bytes an ordinary user may still write where `folder` lies."""
-    room = os.statvfs(folder)
+    room = disk.statvfs(folder)
     return room.f_bavail * room.f_frsize
 
 
@@ -113,44 +139,45 @@ class ShardLock:
 
     def __init__(self, store: Path, shard: str) -> None:
         self.path = store / FORMAT / f"{shard}.lock"
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self.path.parent)
         self._fd: int | None = None
         while self._fd is None:
             self._fd = self._try()
         with contextlib.suppress(OSError):  # a full disk holds the lock all the same
-            os.truncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+            disk.ftruncate(self._fd, 0)
+            disk.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
         _HELD.add(self)
 
     def _try(self) -> int | None:
         """Return a locked descriptor, or None when the file was unlinked under us and it must be made anew."""
-        fd = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
+        fd = disk.open(self.path, os.O_CREAT | os.O_RDWR)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            disk.flock(fd)
         except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(fd)
+            holder = disk.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            disk.close(fd)
             shard = self.path.stem
             raise ShardLocked(
                 errno.EWOULDBLOCK, f"process {holder} already writes shard {shard!r} of this store", str(self.path)
             ) from None
-        if os.path.exists(self.path) and os.path.samestat(os.fstat(fd), os.stat(self.path)):
-            return fd
-        os.close(fd)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(disk.fstat(fd), disk.stat(self.path)):
+                return fd
+        disk.close(fd)
         return None
 
     def release(self) -> None:
         """Let go and remove the file. Safe to call twice."""
         if self._fd is not None:
-            self.path.unlink(missing_ok=True)
-            os.close(self._fd)
+            remove(self.path)
+            disk.close(self._fd)
             self._fd = None
         _HELD.discard(self)
 
     def forget(self) -> None:
         """Close the descriptor only: what a forked child does, so that it cannot outlive the holder's lock."""
         if self._fd is not None:
-            os.close(self._fd)
+            disk.close(self._fd)
             self._fd = None
 
 
@@ -174,9 +201,9 @@ class Reserve:
 
     def __init__(self, store: Path, shard: str) -> None:
         self._path = store / FORMAT / f"{shard}.reserve"
-        room = os.statvfs(self._path.parent)
+        room = disk.statvfs(self._path.parent)
         self.num_bytes = min(4 << 20, max(64 << 10, room.f_blocks * room.f_frsize // 16))
-        self._path.unlink(missing_ok=True)
+        remove(self._path)
         self.held = False
 
     def take(self, spare_bytes: int) -> bool:
@@ -187,13 +214,13 @@ class Reserve:
 
     def _allocate(self) -> bool:
         try:
-            fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
+            fd = disk.open(self._path, os.O_CREAT | os.O_RDWR)
             try:
-                os.posix_fallocate(fd, 0, self.num_bytes)
+                disk.posix_fallocate(fd, 0, self.num_bytes)
             finally:
-                os.close(fd)
+                disk.close(fd)
         except OSError as error:
-            self._path.unlink(missing_ok=True)
+            remove(self._path)
             if not is_full(error):
                 raise
             return False
@@ -201,5 +228,5 @@ class Reserve:
 
     def release(self) -> None:
         """Give the room back. Safe to call twice."""
-        self._path.unlink(missing_ok=True)
+        remove(self._path)
         self.held = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import struct
 import zlib
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from insitu.exporters.base import Batch
 from insitu.records import TableSpec, table_spec, with_todays_columns
+from insitu.segments import disk
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, list_segments
 from insitu.segments.message import (
     CONTINUATION,
@@ -101,15 +101,15 @@ class TailReader:
     def close(self) -> None:
         """Let go of the file. Safe to call twice."""
         if self._fd >= 0:
-            os.close(self._fd)
+            disk.close(self._fd)
             self._fd = -1
 
     def _new_bytes(self) -> bytes:
-        size = os.fstat(self._fd).st_size
+        size = disk.fstat(self._fd).st_size
         parts: list[bytes] = []
         at = self._position
         while at < size:
-            part = os.pread(self._fd, size - at, at)
+            part = disk.pread(self._fd, size - at, at)
             if not part:
                 break
             parts.append(part)
@@ -241,7 +241,7 @@ def _is_footer(data: memoryview, at: int) -> bool:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDONLY)
+    return disk.open(path, os.O_RDONLY)
 
 
 def _open_either(store: Path, segment: SegmentName) -> int:
@@ -258,7 +258,7 @@ def recent_keys(store: Path, shard: str, max_bytes: int = 256 << 20) -> Iterator
     for name in sorted(names, key=lambda name: -name.number):
         path = name.path(store, SEALED)
         yield from (key for key, _ in batch_heads(path))
-        max_bytes -= path.stat().st_size
+        max_bytes -= disk.stat(path).st_size
         if max_bytes <= 0:
             return
 
@@ -266,17 +266,14 @@ def recent_keys(store: Path, shard: str, max_bytes: int = 256 << 20) -> Iterator
 def batch_heads(path: Path) -> list[tuple[Key, Head]]:
     """Return which batches a sealed segment holds; a damaged one tells as much as it can."""
     found: list[tuple[Key, Head]] = []
-    num_bytes = path.stat().st_size
-    if num_bytes <= FIRST_MESSAGE:
+    if disk.stat(path).st_size <= FIRST_MESSAGE:
         return found
-    with path.open("rb") as file, mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ) as data:
-        view = memoryview(data)
+    with disk.mapped(path) as data:
         at = FIRST_MESSAGE
         with contextlib.suppress(KeyError, ValueError):
-            while (head := read_head(view, at)) and not head.is_end:
+            while (head := read_head(data, at)) and not head.is_end:
                 if head.kind == RECORD_BATCH:
                     pairs = dict(head.metadata)
                     found.append((Key(int(pairs["epoch"]), int(pairs["stream"]), int(pairs["seq"])), head))
                 at += head.num_bytes
-        view.release()
     return found

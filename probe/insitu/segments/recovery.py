@@ -7,13 +7,14 @@ original is kept in `quarantine` when its bytes had changed, and removed when it
 from __future__ import annotations
 
 import logging
-import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from insitu.exporters.base import Batch
 from insitu.records import TABLES
-from insitu.segments.file import make_folder, seal_batches
+from insitu.segments import disk
+from insitu.segments.file import seal_batches
 from insitu.segments.layout import (
     FORMAT,
     OPEN,
@@ -23,6 +24,9 @@ from insitu.segments.layout import (
     ShardLock,
     ShardLocked,
     list_segments,
+    make_folder,
+    names_in,
+    remove,
     sync_folder,
 )
 from insitu.segments.reader import Damage, TailReader
@@ -59,8 +63,8 @@ def recover_store(store: Path) -> Recovery:
 
 
 def _shards(store: Path) -> set[str]:
-    leftovers = [*(store / FORMAT).glob("*.lock"), *(store / FORMAT).glob("*.reserve")]
-    return {name.shard for name in list_segments(store, OPEN)} | {path.stem for path in leftovers}
+    leftovers = {Path(name).stem for name in names_in(store / FORMAT) if name.endswith((".lock", ".reserve"))}
+    return {name.shard for name in list_segments(store, OPEN)} | leftovers
 
 
 def recover_shard(store: Path, shard: str) -> Recovery:
@@ -104,11 +108,11 @@ def recover_segment(store: Path, name: SegmentName) -> tuple[list[Batch], list[D
     if batches:
         seal_batches(store, name, batches)
     if all(damage.torn for damage in reader.damage):
-        path.unlink()
+        disk.unlink(path)
     else:
         kept = name.path(store, QUARANTINE)
         make_folder(kept.parent)
-        os.rename(path, kept)
+        disk.rename(path, kept)
         sync_folder(kept.parent)
     sync_folder(path.parent)
     return batches, reader.damage
@@ -116,5 +120,8 @@ def recover_segment(store: Path, name: SegmentName) -> tuple[list[Batch], list[D
 
 def _remove_drafts(store: Path, shard: str) -> None:
     """Remove copies that a crash left unfinished; their originals are still there."""
-    for draft in (store / FORMAT / OPEN).glob(f"*/{shard}-{'[0-9]' * 10}.draft"):
-        draft.unlink(missing_ok=True)
+    draft = re.compile(re.escape(shard) + r"-\d{10}\.draft")
+    root = store / FORMAT / OPEN
+    for table in names_in(root):
+        for name in filter(draft.fullmatch, names_in(root / table)):
+            remove(root / table / name)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from insitu.exporters.base import Batch
+from insitu.segments import disk
 from insitu.segments.file import Limits, OpenSegment
 from insitu.segments.layout import (
     OPEN,
@@ -235,7 +236,7 @@ class ShardWriter:
         names, self._to_recover = self._to_recover, []
         for name in names:
             try:
-                size = name.path(self.store, OPEN).stat().st_size
+                size = disk.stat(name.path(self.store, OPEN)).st_size
                 if self._reserve.held and free_bytes(self.store) > size + SLACK_BYTES:
                     recover_segment(self.store, name)
                 else:
