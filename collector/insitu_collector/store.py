@@ -33,6 +33,7 @@ TIME_TABLES: Final = frozenset(
 )
 """Tables whose size follows time. The others say what those rows mean, and are small."""
 
+_MAJOR: Final = re.compile(r"v[1-9]\d*")
 _log = logging.getLogger("insitu")
 
 
@@ -47,6 +48,11 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         if inside:
             newest = max(inside, key=lambda store: (store / FORMAT).stat().st_mtime_ns)
             raise FileNotFoundError(f"no store at {root}, but {len(inside)} in it; the newest is {newest}")
+        later = [folder.name for folder in root.glob("v*") if _MAJOR.fullmatch(folder.name)]
+        if later:
+            raise FileNotFoundError(
+                f"the store at {root} has format {max(later)}, and this reads {FORMAT}; update insitu"
+            )
         raise FileNotFoundError(f"no store at {root}: expected a folder {FORMAT!r} in it, made by a probe or collector")
     return Store(root)
 

@@ -1,7 +1,7 @@
 """The tables: one Arrow schema each, with a version and a digest. Torch-free.
 
 Adding a nullable column is a minor version; any other change is a new table name. Meaning, unit and writer of
-every column: docs/contracts.md. Times named `t*_ns` are CLOCK_MONOTONIC of the writer's host, `*unix_ns` are Unix.
+every column: docs/format.md. Times named `t*_ns` are CLOCK_MONOTONIC of the writer's host, `*unix_ns` are Unix.
 """
 
 from __future__ import annotations

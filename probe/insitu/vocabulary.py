@@ -1,6 +1,6 @@
 """The names and numbers that are stored. Every process and every stored file depends on them: only append.
 
-Plain Python, so that any part can import it for nothing. See docs/contracts.md, "Names that are stored".
+Plain Python, so that any part can import it for nothing. See docs/format.md, "Names and numbers".
 """
 
 import re

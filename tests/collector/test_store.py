@@ -29,6 +29,14 @@ def numbers(table: pa.Table) -> list[int]:
     return found
 
 
+def test_a_store_of_a_later_major_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "v2" / "sealed").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"store at .* has format v2, and this reads v1; update insitu$"):
+        open_store(tmp_path)
+    (tmp_path / "v1").mkdir()
+    assert open_store(tmp_path).tables() == [], "what an older insitu wrote beside it is read"
+
+
 def test_no_store_is_one_line_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no store at .*nothing: expected a folder 'v1'"):
         open_store(tmp_path / "nothing")

@@ -1,6 +1,6 @@
 """Writing a shard of a store: open segments, group commit, sealing, a full disk. Torch-free.
 
-One table and one schema a file, in Arrow IPC file format (docs/contracts.md, "Files"). A file is open until it is
+One table and one schema a file, in Arrow IPC file format (docs/format.md). A file is open until it is
 large, old or idle; then it gets its footer, becomes read-only and is moved to `sealed`.
 """
 
