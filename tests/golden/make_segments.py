@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+from edge_rows import EPOCH, edge_rows
 
 from insitu.exporters.base import Batch
 from insitu.exporters.window import Pending
@@ -20,29 +21,7 @@ from insitu.segments.shard import SegmentName, ShardWriter
 from insitu.wire.insitu_pb2 import DURABLE, Ack, Hello, Refusal, ToCollector, ToProbe
 
 HERE: Final = Path(__file__).parent
-EPOCH: Final = 0x0123456789ABCDEF
 SHARD: Final = "golden-1"
-NUM_ROWS: Final = 3
-
-
-def value(kind: pa.DataType, row: int) -> Any:
-    """Return the value of a nullable column: row 0 plain, row 1 at an edge of the type, row 2 null."""
-    if row == 2:
-        return None
-    if pa.types.is_boolean(kind):
-        return row == 0
-    if pa.types.is_integer(kind):
-        signed = not pa.types.is_unsigned_integer(kind)
-        return 40 if row == 0 else 2 ** (kind.bit_width - signed) - 1
-    if pa.types.is_floating(kind):
-        return 0.5 if row == 0 else float("-inf")
-    if pa.types.is_large_binary(kind):
-        return b"\x00\x01\xff" if row == 0 else b""
-    if pa.types.is_list(kind):
-        return [value(kind.value_type, 0), value(kind.value_type, 1)] if row == 0 else []
-    if pa.types.is_struct(kind):
-        return {field.name: value(field.type, row) for field in kind}
-    return "Größe" if row == 0 else ""
 
 
 def golden_specs() -> dict[str, TableSpec]:
@@ -56,17 +35,7 @@ def golden_specs() -> dict[str, TableSpec]:
 
 def rows_of(spec: TableSpec) -> list[dict[str, Any]]:
     """Return the rows of a golden segment."""
-    columns = list(spec.schema)[4:]
-    return [
-        {
-            "epoch": EPOCH,
-            "rank": 1,
-            "stage": -1,
-            "row_seq": 10 + row,
-            **{field.name: value(field.type, row) for field in columns},
-        }
-        for row in range(NUM_ROWS)
-    ]
+    return edge_rows(spec.schema)
 
 
 def batches_of(spec: TableSpec) -> list[Batch]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import zlib
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
+import make_segments as maker
 import pyarrow as pa
 import pytest
+from edge_rows import EPOCH
 
 from insitu.records import TABLES, TableSpec, schema_of, spec_by_digest, table_spec
 from insitu.segments.shard import SegmentName, TailReader
@@ -22,17 +22,7 @@ from insitu_collector.store import open_store
 HERE = Path(__file__).parent
 
 
-def load_maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_segments", HERE / "make_segments.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-maker = load_maker()
-SPECS: dict[str, TableSpec] = maker.golden_specs()
+SPECS: Final[dict[str, TableSpec]] = maker.golden_specs()
 VERSIONS = (b"1.0", b"1.1")
 """Of the files there are, by the number behind their name: the first of a table may be of any."""
 
@@ -89,7 +79,7 @@ def test_a_frame_of_any_version_is_taken(name: str) -> None:
     frame = Frame(
         stream=spec.stream, seq=3, schema=spec.digest, num_rows=rows.num_rows, crc32=zlib.crc32(body), body=body
     )
-    batch = checked_batch(maker.EPOCH, frame)
+    batch = checked_batch(EPOCH, frame)
     assert batch.data.to_pylist() == with_nulls(spec) and batch.seq == 3
     assert batch.crc32 == zlib.crc32(batch.body) and (batch.body == body) == (spec == table_spec(spec.name))
 
@@ -101,9 +91,9 @@ def test_messages_have_the_bytes_they_had() -> None:
 
 def test_stored_messages_are_understood() -> None:
     hello = ToCollector.FromString((HERE / "wire/hello.bin").read_bytes()).hello
-    assert (hello.protocol, hello.epoch, dict(hello.source)) == (1, maker.EPOCH, {"role": "rank"})
+    assert (hello.protocol, hello.epoch, dict(hello.source)) == (1, EPOCH, {"role": "rank"})
     frame = ToCollector.FromString((HERE / "wire/frame.bin").read_bytes()).frame
-    assert checked_batch(maker.EPOCH, frame).data.to_pylist() == maker.rows_of(SPECS["events"])
+    assert checked_batch(EPOCH, frame).data.to_pylist() == maker.rows_of(SPECS["events"])
     ack = ToProbe.FromString((HERE / "wire/ack.bin").read_bytes()).ack
     assert (ack.stream, ack.seq, ack.level, ack.window_bytes) == (9, 5, DURABLE, 1 << 24)
     refusal = ToProbe.FromString((HERE / "wire/refusal.bin").read_bytes()).refusal
