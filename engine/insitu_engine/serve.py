@@ -149,7 +149,7 @@ def _one_thread_each() -> None:
 
 
 def _check_destination(to: str | None) -> None:
-    if to is None or urlsplit(to).scheme in ("grpc", "file", "otlp", "memory") or is_plugged_destination(to):
+    if to is None or urlsplit(to).scheme in ("grpc", "grpcs", "file", "otlp", "memory") or is_plugged_destination(to):
         return
     raise EngineError(f"--to {to!r} has no known scheme; use {DEFAULT_TO} or file://FOLDER")
 

@@ -56,6 +56,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "collect": Entry(
         "insitu_collector.service.command:collect", "Receive records and store them as Arrow files.", "collector"
     ),
+    "token": Entry("insitu_collector.access.command:token", "Say who may call a collector.", "collector"),
     "judge": Entry(
         "insitu_collector.judge.command:judge", "Judge a store once a second and append verdicts.", "collector"
     ),

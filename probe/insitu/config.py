@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from insitu.credentials import Credentials
 from insitu.destinations import one_destination
 from insitu.flight.settings import Flight, flight_text, parse_flight
 from insitu.segments.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
@@ -157,7 +158,7 @@ SETTINGS: Final = (
     Setting(
         "to",
         DEFAULT_TO,
-        "where records go: grpc://HOST:PORT, file://STORE or otlp://HOST:PORT",
+        "where records go: grpc://HOST:PORT (grpcs:// with TLS), file://STORE or otlp://HOST:PORT",
         _to,
         "INSITU_TO",
         "to",
@@ -214,6 +215,21 @@ SETTINGS: Final = (
         "INSITU_SPOOL",
         "spool",
     ),
+    Setting("token_file", None, "file with the token for a collector", _text, "INSITU_TOKEN_FILE", "token_file"),
+    Setting("ca_file", None, "PEM of who signs collectors' certificates", _text, "INSITU_CA_FILE", "ca_file"),
+    Setting("client_cert", None, "PEM of our certificate for them", _text, "INSITU_CLIENT_CERT", "client_cert"),
+    Setting("client_key", None, "PEM of the key of that", _text, "INSITU_CLIENT_KEY", "client_key"),
+    Setting("tls_cert", None, "collect: PEM of its certificate", _text, "INSITU_TLS_CERT", "tls_cert"),
+    Setting("tls_key", None, "collect: PEM of the key of that", _text, "INSITU_TLS_KEY", "tls_key"),
+    Setting(
+        "tls_client_ca",
+        None,
+        "collect: PEM of who signs callers' certificates",
+        _text,
+        "INSITU_TLS_CLIENT_CA",
+        "tls_client_ca",
+    ),
+    Setting("tokens", None, "collect: file that says who may do what", _text, "INSITU_TOKENS", "tokens"),
     Setting(
         "webhooks",
         (),
@@ -266,6 +282,14 @@ class Config:
     """Seconds."""
     max_queue_bytes: int = DEFAULT_QUEUE_BYTES
     spool: str | None = None
+    token_file: str | None = None
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    tokens: str | None = None
     webhooks: tuple[str, ...] = ()
     otlp_logs: str | None = None
     plugins_off: tuple[str, ...] = ()
@@ -281,6 +305,11 @@ class Config:
     def keep(self) -> Keep:
         """Return what a store of this process keeps."""
         return Keep(self.keep_bytes, self.keep_for)
+
+    @property
+    def credentials(self) -> Credentials:
+        """Return what this process shows a collector."""
+        return Credentials(self.token_file, self.ca_file, self.client_cert, self.client_key)
 
     def origin(self, name: str) -> Origin:
         """Return where the setting of this name came from. Raises nothing: of a name that is none it is a default."""

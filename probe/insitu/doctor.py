@@ -25,7 +25,8 @@ from typing import Any, Final
 import click
 
 from insitu.cli import ExitCode
-from insitu.config import is_on
+from insitu.config import ConfigError, is_on, load
+from insitu.credentials import CredentialError, Credentials
 from insitu.identity import boot_id, package_version
 
 SCHEMA: Final = "insitu.doctor/1"
@@ -161,6 +162,29 @@ def check_cores(cores: int | None = None, load: float | None = None) -> Check:
     return Check("cores", Status.OK, seen)
 
 
+def check_credentials(folder: Path) -> Check:
+    """Look at what collectors are shown: which files are set, and whether they can be read. Never what is in them."""
+    try:
+        credentials = load(folder).credentials
+        credentials.check()
+    except (ConfigError, CredentialError) as error:
+        why, _, remedy = str(error).partition("; ")
+        return Check("credentials", Status.PROBLEM, why, remedy or "insitu config show")
+    if not credentials.named:
+        return Check("credentials", Status.OK, "none set: a collector with --tokens or --tls-client-ca asks for some")
+    return _secret(credentials) or Check("credentials", Status.OK, f"set and readable: {', '.join(credentials.named)}")
+
+
+def _secret(credentials: Credentials) -> Check | None:
+    """Return what is wrong where others may read a secret."""
+    for name in ("token_file", "client_key"):
+        path = getattr(credentials, name)
+        if path is not None and Path(path).stat().st_mode & 0o077:
+            why = f"{name} {path} may be read by others than its owner"
+            return Check("credentials", Status.WARN, why, f"chmod 600 {path}")
+    return None
+
+
 def run_checks(folder: Path) -> list[Check]:
     """Look at everything, in the order a reader wants it."""
     packages = (
@@ -179,6 +203,7 @@ def run_checks(folder: Path) -> list[Check]:
         check_writable(folder),
         check_space(folder),
         check_port(),
+        check_credentials(folder),
         check_clock(),
         check_cores(),
     ]

@@ -13,8 +13,8 @@ from typing import Final
 
 import pyarrow as pa
 
-VERSION: Final = "1.1"
-"""`insitu.version` in a segment's schema metadata. 1.1: `statistics` from `top_id` on."""
+VERSION: Final = "1.2"
+"""`insitu.version` in a segment's schema metadata. 1.1: `statistics` from `top_id` on. 1.2: `tenant` of `sources`."""
 
 IDENTITY: Final = (
     ("epoch", pa.uint64()),
@@ -68,6 +68,7 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("version", pa.utf8()),
         ("unix_anchor_ns", pa.int64()),
         ("mono_anchor_ns", pa.int64()),
+        ("tenant", pa.utf8()),
     ),
     "sites": (
         ("site", pa.uint16()),
@@ -307,7 +308,10 @@ _COLUMNS: Final[dict[str, Columns]] = {
     ),
 }
 
-_LAST_COLUMNS: Final[dict[str, tuple[str, ...]]] = {"statistics": ("residual_cosine",)}
+_LAST_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
+    "sources": ("mono_anchor_ns",),
+    "statistics": ("residual_cosine",),
+}
 """Table -> its last column in each earlier minor version: whoever reads, knows what those wrote."""
 
 TABLES: Final[tuple[str, ...]] = tuple(_COLUMNS)

@@ -114,7 +114,7 @@ def start(
     else:
         _give_way()
         identity = Source(role=Role(role or Role.RANK), rank=rank, stage=stage or 0, model=model, **source)
-    return _remember(Session(identity, config.to, config.keep, config.flight, config.max_queue_bytes, config.spool))
+    return _remember(_session(identity, config))
 
 
 def attach(
@@ -257,7 +257,12 @@ def start_steps(
         return off()
     _give_way()
     identity = Source(role=Role(role), rank=rank, stage=stage, **source)
-    return _remember(Session(identity, config.to, config.keep, config.flight, config.max_queue_bytes, config.spool))
+    return _remember(_session(identity, config))
+
+
+def _session(identity: Source, config: Config) -> Session:
+    queue, spool = config.max_queue_bytes, config.spool
+    return Session(identity, config.to, config.keep, config.flight, queue, spool, config.credentials)
 
 
 def _is_module(result: Any) -> bool:

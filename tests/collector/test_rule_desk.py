@@ -36,6 +36,7 @@ class FakeRank:
             "rules": "1",
         }
         self.epoch: int | None = rank + 1
+        self.tenant = ""
         self.asked: list[Rules] = []
         self._desk, self._answer = desk, answer
         self._version, self._toml = 0, b""

@@ -189,6 +189,12 @@ class Context:
     def peer(self) -> str:
         return self._peer
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return []
+
     def abort(self, code: grpc.StatusCode, text: str) -> None:
         raise PermissionError(code, text)
 

@@ -57,6 +57,7 @@ class Member:
     push: Push | None
     """Sends to it; None while its connection is broken."""
     broken_s: float = 0.0
+    tenant: str = ""
     beat: Frame | None = None
     """Its last row of `health`: the very last of a process says so."""
 
@@ -79,6 +80,7 @@ class Asked:
     """An incident whose ranks were asked."""
 
     row: Row
+    tenant: str
     dump: Dump
     members: list[Member]
     until_s: float
@@ -121,8 +123,11 @@ class FlightRelay:
 
     # -- connections ---------------------------------------------------------------------------------------------
 
-    def joined(self, hello: Hello, push: Push) -> None:
-        """A process has said who it is. A rank that was asked and has not answered is asked again: it may not know."""
+    def joined(self, hello: Hello, push: Push, tenant: str = "") -> None:
+        """A process of a tenant has said who it is. A rank that was asked and has not answered is asked again.
+
+        It may not know.
+        """
         source = hello.source
         if source.get("role") != Role.RANK:
             return
@@ -133,9 +138,9 @@ class FlightRelay:
         with self._lock:
             now = self._clock()
             for old in [m for m in self._members.values() if m.push is None]:
-                if old.place == place or now - old.broken_s > FORGET_S:
+                if (old.tenant, old.place) == (tenant, place) or now - old.broken_s > FORGET_S:
                     del self._members[old.epoch]
-            self._members[hello.epoch] = Member(hello.epoch, *place, push)
+            self._members[hello.epoch] = Member(hello.epoch, *place, push, tenant=tenant)
             for asked in self._open.values():
                 epochs = {member.epoch for member in asked.members} - asked.answered
                 if hello.epoch in epochs:
@@ -154,8 +159,11 @@ class FlightRelay:
 
     # -- records -------------------------------------------------------------------------------------------------
 
-    def took(self, epoch: int, frame: Frame) -> None:
-        """A frame was stored, perhaps not for the first time."""
+    def took(self, epoch: int, frame: Frame, tenant: str = "") -> None:
+        """A frame of a tenant's was stored, perhaps not for the first time. Nobody asks another tenant's ranks.
+
+        Who has no tenant is the collector's owner, whose judge speaks of the runs of all.
+        """
         member = self._members.get(epoch) if frame.stream == _HEALTH else None
         if member is not None:
             member.beat = frame
@@ -165,33 +173,37 @@ class FlightRelay:
         with self._lock:
             for row in rows:
                 if frame.stream == _VERDICTS:
-                    self._take_verdict(row)
+                    self._take_verdict(row, tenant)
                 elif None in (row["incident"], row["run"], *(row[name] for name in _TIMES)):
                     continue
                 elif row["state"] == IncidentState.OPENED:
-                    self._take_opened(row)
+                    self._take_opened(row, tenant)
                 elif row["state"] == IncidentState.ANSWERED:
                     self._take_answered(row)
 
-    def _take_opened(self, row: Row) -> None:
+    def _take_opened(self, row: Row, tenant: str) -> None:
         if row["incident"] in self._known:
             return
         self._known.append(row["incident"])
         told = {name: row[name] for name in ("run", *_SAME, *_TIMES)}
-        within = self._open_at(row["run"], row["trigger_unix_ns"])
+        within = self._open_at(row["run"], tenant, row["trigger_unix_ns"])
         if within is not None:  # all ranks ship that stretch already
             self._tell([told | {"state": str(IncidentState.CLOSED), "part_of": within.row["incident"]}])
             return
-        self._ask(told, {row["epoch"]})
+        self._ask(told, tenant, {row["epoch"]})
 
-    def _take_verdict(self, row: Row) -> None:
+    def _take_verdict(self, row: Row, tenant: str) -> None:
         name, end_ns = row["verdict"] or "", (row["detected_unix_ns"] or 0) + AFTER_VERDICT_NS
         if row["kind"] != VerdictKind.STUCK or row["state"] != OPEN or name in self._known:
             return
         self._known.append(name)
         prefix = name.partition("-")[0].partition(".")[0]
-        run = next((member.run for member in self._members.values() if member.run.startswith(prefix)), None)
-        if run is None or end_ns < self._unix_clock_ns() - OLD_NS or self._open_at(run, end_ns) is not None:
+        of_run = (member for member in self._members.values() if member.run.startswith(prefix))
+        member = next((member for member in of_run if tenant in ("", member.tenant)), None)
+        if member is None or end_ns < self._unix_clock_ns() - OLD_NS:
+            return
+        run = member.run
+        if self._open_at(run, member.tenant, end_ns) is not None:
             return
         begin_ns = (row["window_start_unix_ns"] or end_ns) - BEFORE_VERDICT_NS
         opened = {
@@ -204,7 +216,7 @@ class FlightRelay:
             "window_end_unix_ns": end_ns,
         }
         self._tell([opened | {"state": str(IncidentState.OPENED)}])
-        self._ask(opened, set())
+        self._ask(opened, member.tenant, set())
 
     def _take_answered(self, row: Row) -> None:
         asked = self._open.get(row["incident"])
@@ -212,13 +224,16 @@ class FlightRelay:
             asked.answered.add(row["epoch"])
             self._close_those_over()
 
-    def _open_at(self, run: str, unix_ns: int) -> Asked | None:
+    def _open_at(self, run: str, tenant: str, unix_ns: int) -> Asked | None:
         for asked in self._open.values():
-            if asked.row["run"] == run and asked.dump.start_unix_ns <= unix_ns <= asked.dump.end_unix_ns:
+            if (asked.tenant, asked.row["run"]) == (
+                tenant,
+                run,
+            ) and asked.dump.start_unix_ns <= unix_ns <= asked.dump.end_unix_ns:
                 return asked
         return None
 
-    def _ask(self, row: Row, openers: set[int]) -> None:
+    def _ask(self, row: Row, tenant: str, openers: set[int]) -> None:
         if len(self._open) >= MOST_OPEN:
             return
         dump = Dump(
@@ -233,9 +248,12 @@ class FlightRelay:
             step_id=row["step_id"],
             site=row["site"] or "",
         )
-        members = [member for member in self._members.values() if member.run == row["run"]]
+        whose = tenant, row["run"]
+        members = [member for member in self._members.values() if (member.tenant, member.run) == whose]
         left_s = max(0.0, (row["window_end_unix_ns"] - self._unix_clock_ns()) / 1e9)
-        self._open[row["incident"]] = Asked(row, dump, members, self._clock() + min(left_s, FORGET_S) + ANSWER_S)
+        self._open[row["incident"]] = Asked(
+            row, tenant, dump, members, self._clock() + min(left_s, FORGET_S) + ANSWER_S
+        )
         for member in members:
             if member.push is not None and member.epoch not in openers:
                 member.push(ToProbe(dump=dump))

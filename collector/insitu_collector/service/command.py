@@ -24,10 +24,14 @@ from insitu.config import Config, ConfigError
 from insitu.config_show import BadConfig, load_for_command
 from insitu.segments.retention import Keep
 from insitu.segments.shard import ShardLocked, StoreFull
+from insitu_collector.access.certificates import BadCertificate
+from insitu_collector.access.children import Child
+from insitu_collector.access.gate import Access, Role
+from insitu_collector.access.options import access_of, access_options, open_to
+from insitu_collector.access.tokens import BadTokens
 from insitu_collector.notify.receivers import alert_options, receivers_of
 from insitu_collector.service.server import CollectorServer, PortInUse
 
-LOOPBACK: Final = ("127.0.0.1", "localhost", "::1", "[::1]")
 JUDGE_NICE: Final = 10
 JUDGE_RESTART_S: Final = 1.0
 JUDGE_STOP_S: Final = 8.0
@@ -52,6 +56,7 @@ _log = logging.getLogger("insitu")
 @click.option("--judge", is_flag=True, help="Also run `insitu judge` on the store.")
 @click.option("--keep-bytes", metavar="SIZE", help="Most of what is received to keep, or none.  [default: 2GiB]")
 @click.option("--keep-for", metavar="TIME", help="How long to keep it, or none.  [default: 24h]")
+@access_options
 @alert_options
 def collect(
     store: Path,
@@ -63,6 +68,8 @@ def collect(
     webhooks: tuple[str, ...],
     otlp_logs: str | None,
     metrics_port: int | None,
+    insecure: bool,
+    **access_files: str | None,
 ) -> None:
     """Receive records from probes and store them as Arrow files.
 
@@ -78,18 +85,20 @@ def collect(
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     stop = threading.Event()
     _stop_on_signals(stop)
-    config = load_for_command(keep_bytes=keep_bytes, keep_for=keep_for, webhooks=webhooks or None, otlp_logs=otlp_logs)
-    keep = config.keep
+    told = {"keep_bytes": keep_bytes, "keep_for": keep_for, "webhooks": webhooks or None, "otlp_logs": otlp_logs}
+    config = load_for_command(**told, **access_files)
+    keep, access = config.keep, access_of(config, host, insecure=insecure)
     if judge:
         _check_receivers(config)
-    server = _start(store, host, port, keep)
-    if host not in LOOPBACK:
-        click.echo(f"anyone who reaches {host}:{server.port} can write to {store}; there is no TLS yet", err=True)
+    server = _start(store, host, port, keep, access, judge)
+    if said := open_to(access, host, server.port, store):
+        click.echo(said, err=True)
     click.echo(f"keeps {keep}; --keep-bytes and --keep-for change it", err=True)
     click.echo(f"collecting on {server.address} into {store}", err=True)
     try:
         if judge:
-            _keep_judge(partial(_start_judge, store, server.address, config, metrics_port), stop)
+            with server.child("judge", Role.SHIP) as child:
+                _keep_judge(partial(_start_judge, store, child, config, metrics_port), stop)
         else:
             stop.wait()
     finally:
@@ -114,10 +123,12 @@ def _stop_on_signals(stop: threading.Event) -> None:
         signal.signal(number, ask)
 
 
-def _start(store: Path, host: str, port: int, keep: Keep) -> CollectorServer:
+def _start(store: Path, host: str, port: int, keep: Keep, access: Access, has_judge: bool) -> CollectorServer:
     """Return the running server. Raises ClickException: one line that names the thing and the remedy."""
     try:
-        return CollectorServer(store, host, port, keep)
+        return CollectorServer(store, host, port, keep, access, has_children=has_judge)
+    except (BadTokens, BadCertificate) as error:
+        raise BadConfig(str(error)) from None
     except PortInUse as error:
         remedy = "choose another with --port (0: any)" if error.errno == errno.EADDRINUSE else "check --host and --port"
         raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
@@ -157,14 +168,15 @@ def _keep_judge(start: Callable[[], subprocess.Popen[bytes]], stop: threading.Ev
         _stop_judge(judge)
 
 
-def _start_judge(store: Path, address: str, config: Config, metrics_port: int | None) -> subprocess.Popen[bytes]:
+def _start_judge(store: Path, child: Child, config: Config, metrics_port: int | None) -> subprocess.Popen[bytes]:
     # Addresses go by environment: a process list shows arguments to everybody, and a webhook's URL is a secret.
     told = {"INSITU_WEBHOOKS": " ".join(config.webhooks), "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": config.otlp_logs or ""}
     metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
     # A session of its own: Ctrl-C in a terminal reaches the collector, which stops the judge in order.
     judge = subprocess.Popen(
-        [sys.executable, "-c", RUN_JUDGE, "judge", str(store), "--to", address, *metrics],
-        env=os.environ | told,
+        [sys.executable, "-c", RUN_JUDGE, "judge", str(store), "--to", child.address, *metrics],
+        env={**os.environ, **told, **child.environment},
+        pass_fds=child.fds,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

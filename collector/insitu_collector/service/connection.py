@@ -25,6 +25,8 @@ from insitu.wire.insitu_pb2 import (
     ToCollector,
     ToProbe,
 )
+from insitu_collector.access.gate import Caller
+from insitu_collector.access.tenants import Tenants
 from insitu_collector.flight.relay import FlightRelay
 from insitu_collector.service.ingest import Ingest
 from insitu_collector.service.rule_desk import RuleDesk
@@ -53,7 +55,18 @@ class Connection:
     `read` runs on its own thread, `replies` on the call's; `notify` may be called by any.
     """
 
-    def __init__(self, ingest: Ingest, on_append: Callable[[], None], relay: FlightRelay, desk: RuleDesk) -> None:
+    def __init__(
+        self,
+        ingest: Ingest,
+        on_append: Callable[[], None],
+        relay: FlightRelay,
+        desk: RuleDesk,
+        caller: Caller,
+        tenants: Tenants,
+    ) -> None:
+        self.tenant = caller.tenant
+        """Whose the records are."""
+        self._tenants = tenants
         self.epoch: int | None = None
         self.source: Mapping[str, str] = {}
         """What Hello said of the process."""
@@ -78,6 +91,8 @@ class Connection:
         try:
             self._hello(next(messages, None))
             for message in messages:
+                if self._rejected is not None:
+                    break
                 kind = message.WhichOneof("m")
                 if kind == "rules":
                     self._desk.reported(self, message.rules)
@@ -86,7 +101,7 @@ class Connection:
                 elif not self._take(message.frame):
                     break
         except Rejected as rejected:
-            self._rejected = rejected
+            self._rejected = self._rejected or rejected
         except grpc.RpcError:  # the peer went away: what it sent is stored, what it did not, it sends again
             pass
         except Exception:
@@ -104,8 +119,11 @@ class Connection:
         if hello.protocol != PROTOCOL:
             text = f"this collector speaks protocol {PROTOCOL}, the probe {hello.protocol}; update the older one"
             raise Rejected(grpc.StatusCode.FAILED_PRECONDITION, text)
+        if not self._tenants.claim(hello.epoch, self.tenant):
+            text = "this process's records belong to another tenant; use the token that it began with"
+            raise Rejected(grpc.StatusCode.PERMISSION_DENIED, text)
         self.epoch = hello.epoch
-        self._relay.joined(hello, self.push)
+        self._relay.joined(hello, self.push, self.tenant)
         unknown = [digest.hex() for digest in hello.schemas if spec_by_digest(int.from_bytes(digest, "big")) is None]
         source = self.source = dict(hello.source)
         _log.log(
@@ -122,11 +140,11 @@ class Connection:
         """Store one frame; return False when this connection must end and be made anew."""
         assert self.epoch is not None, "Hello came first"
         try:
-            self._ingest.take(self.epoch, frame)
+            self._ingest.take(self.epoch, frame, self.tenant)
             self._streams.add(frame.stream)
             if frame.seq <= self._told.get(frame.stream, (-1, -1))[1]:
                 self._late.add(frame.stream)
-            self._relay.took(self.epoch, frame)
+            self._relay.took(self.epoch, frame, self.tenant)
             self._on_append()
         except Refused as refused:
             _log.warning("insitu: refused frame %d of stream %d: %s", frame.seq, frame.stream, refused)
@@ -163,6 +181,12 @@ class Connection:
         with self._changed:
             self._has_news = True
             self._changed.notify_all()
+
+    def revoke(self) -> None:
+        """The caller may not call any more: take nothing further, say what is known, end the call."""
+        text = "what let this caller in has expired or is not in the tokens file any more; use another token"
+        self._rejected = Rejected(grpc.StatusCode.UNAUTHENTICATED, text)
+        self.end()
 
     def end(self) -> None:
         """Say what is known, then end the call."""

@@ -23,6 +23,7 @@ from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, ShardWriter
 from insitu.vocabulary import DropReason, Role
 from insitu.wire.insitu_pb2 import Frame
+from insitu_collector.access.tenants import SOURCES, with_tenant
 from insitu_collector.service.progress import StreamProgress
 
 SHARD: Final = "collector"
@@ -120,12 +121,14 @@ class Ingest:
         self.write_own("sources", [self._source.row()])
         self.lost(writer.recovery.damage, may_come_again=True)
 
-    def take(self, epoch: int, frame: Frame) -> None:
-        """Append a frame, unless it is stored already.
+    def take(self, epoch: int, frame: Frame, tenant: str = "") -> None:
+        """Append a frame, unless it is stored already. tenant: whose it is, which its row of `sources` says.
 
         Raises Refused when it never will be, OSError when the disk does not take it now.
         """
         batch = checked_batch(epoch, frame)
+        if frame.stream == SOURCES.stream:
+            batch = with_tenant(batch, tenant)
         with self._lock:
             progress = self._stream(epoch, frame.stream)
             if frame.seq not in progress:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import grpc
 
@@ -27,8 +27,17 @@ from insitu.wire.insitu_pb2 import (
     RunRules,
 )
 
+EVERYBODY: Final = ""
+"""Who has no tenant is the collector's owner, and sees the runs of all."""
 ANSWER_S: Final = 2.0
 """A probe answers from a thread that also takes acknowledgements: later than this, its process is stuck."""
+
+
+class _Name(NamedTuple):
+    """A run, which two tenants may call the same."""
+
+    tenant: str
+    run: str
 
 
 class RulesRefused(Exception):
@@ -45,6 +54,7 @@ class Rank(Protocol):
 
     source: Mapping[str, str]
     epoch: int | None
+    tenant: str
 
     def ask(self, question: Rules) -> None: ...
 
@@ -86,7 +96,7 @@ class RuleDesk:
         self._tell = tell
         self._clock = clock
         self._answer_s = answer_s
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[_Name, _Run] = {}
         self._ranks: dict[Rank, None] = {}
         self._answers: dict[Rank, RulesReport] = {}
         self._number = 0
@@ -122,39 +132,40 @@ class RuleDesk:
 
     # -- what commands call ----------------------------------------------------------------------------------------
 
-    def show(self, run: str = "") -> RulesAnswer:
-        """Return how the rules stand in each run whose name begins so. Raises RulesRefused where there is none."""
+    def show(self, run: str = "", tenant: str = EVERYBODY) -> RulesAnswer:
+        """Return how the rules stand in each run of a tenant whose name begins so. Raises RulesRefused for none."""
         with self._one_question:
-            ranks = {name: of_run for name, of_run in self._by_run().items() if name.startswith(run)}
+            ranks = {name: ranks for name, ranks in self._by_run(tenant).items() if name.run.startswith(run)}
             if not ranks:
-                raise RulesRefused(grpc.StatusCode.NOT_FOUND, self._nobody(run))
+                raise RulesRefused(grpc.StatusCode.NOT_FOUND, self._nobody(run, tenant))
             everyone = [rank for of_run in ranks.values() for rank in of_run]
             reports = self._ask(everyone, Rules())
             return RulesAnswer(runs=[self._account(name, of_run, reports) for name, of_run in ranks.items()])
 
-    def set(self, order: RulesOrder, peer: str) -> RulesAnswer:
-        """Hand rules down, if no rank refuses them; return how they stand then. Raises RulesRefused."""
+    def set(self, order: RulesOrder, peer: str, tenant: str = EVERYBODY) -> RulesAnswer:
+        """Hand rules down to a run of a tenant, if no rank refuses; return how they stand then. Raises RulesRefused."""
         try:
             asked = "; ".join(map(rule_text, parse_toml(order.toml))) or "no rule"
             check_time(order.for_ms / 1e3 if order.for_ms else None)
         except RuleError as error:
             raise RulesRefused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
         with self._one_question:
-            name, ranks = self._one_run(order.run)
+            name, ranks = self._one_run(order.run, tenant)
             reports = self._ask(ranks, Rules(toml=order.toml, who=order.who, only_check=True))
-            _check(name, reports)
+            _check(name.run, reports)
             seen = [max(report.version, report.next_version) for report in reports.values()]
             rules = Rules(toml=order.toml, for_ms=order.for_ms, who=order.who)
             rules.version = 1 + max(self._runs[name].last_version, *seen)
             how_long = f" for {order.for_ms / 1e3:g} s" if order.for_ms else ""
             before = ", ".join(map(str, sorted({report.version for report in reports.values()})))
-            self._write(f"version {before} -> {rules.version} of run {name} by {order.who}, {peer}{how_long}: {asked}")
+            changed = f"version {before} -> {rules.version} of run {name.run}"
+            self._write(f"{changed} by {order.who}, {peer}{how_long}: {asked}")
             ranks = self._hand_down(name, rules)
             return RulesAnswer(runs=[self._account(name, ranks, self._ask(ranks, rules))])
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _hand_down(self, name: str, rules: Rules) -> list[Rank]:
+    def _hand_down(self, name: _Name, rules: Rules) -> list[Rank]:
         """Remember the rules for those that connect later; return those that are connected."""
         with self._changed:
             run = self._runs[name]
@@ -162,7 +173,7 @@ class RuleDesk:
                 run.temporary, run.deadline = rules, self._clock() + rules.for_ms / 1e3
             else:
                 run.base, run.temporary = rules, None
-            return [rank for rank in self._ranks if rank.source.get("run", "") == name]
+            return [rank for rank in self._ranks if _name_of(rank) == name]
 
     def _ask(self, ranks: Sequence[Rank], question: Rules) -> dict[Rank, RulesReport]:
         """Ask, and return what was answered in time."""
@@ -180,12 +191,12 @@ class RuleDesk:
             )
             return dict(self._answers)
 
-    def _account(self, name: str, ranks: Sequence[Rank], reports: Mapping[Rank, RulesReport]) -> RunRules:
+    def _account(self, name: _Name, ranks: Sequence[Rank], reports: Mapping[Rank, RulesReport]) -> RunRules:
         run = self._runs[name]
         standing = run.standing(self._clock())
         last = standing[-1] if standing else Rules()
         return RunRules(
-            run=name,
+            run=name.run,
             version=last.version,
             toml=last.toml,
             base_version=run.base.version if run.base is not None else 0,
@@ -194,27 +205,28 @@ class RuleDesk:
         )
 
     def _run_of(self, rank: Rank) -> _Run:
-        return self._runs.setdefault(rank.source.get("run", ""), _Run())
+        return self._runs.setdefault(_name_of(rank), _Run())
 
-    def _by_run(self) -> dict[str, list[Rank]]:
-        found: dict[str, list[Rank]] = {}
+    def _by_run(self, tenant: str) -> dict[_Name, list[Rank]]:
+        found: dict[_Name, list[Rank]] = {}
         with self._changed:
             for rank in self._ranks:
-                found.setdefault(rank.source.get("run", ""), []).append(rank)
+                if tenant in (EVERYBODY, rank.tenant):
+                    found.setdefault(_name_of(rank), []).append(rank)
         return found
 
-    def _one_run(self, run: str) -> tuple[str, list[Rank]]:
-        found = [(name, ranks) for name, ranks in self._by_run().items() if name.startswith(run)]
+    def _one_run(self, run: str, tenant: str) -> tuple[_Name, list[Rank]]:
+        found = [(name, ranks) for name, ranks in self._by_run(tenant).items() if name.run.startswith(run)]
         if not found:
-            raise RulesRefused(grpc.StatusCode.NOT_FOUND, self._nobody(run))
+            raise RulesRefused(grpc.StatusCode.NOT_FOUND, self._nobody(run, tenant))
         if len(found) > 1:
-            names = ", ".join(name for name, _ in found)
+            names = ", ".join(name.run for name, _ in found)
             text = f"ranks of several runs are connected ({names}); say which with --run"
             raise RulesRefused(grpc.StatusCode.FAILED_PRECONDITION, text)
         return found[0]
 
-    def _nobody(self, run: str) -> str:
-        others = ", ".join(self._by_run())
+    def _nobody(self, run: str, tenant: str) -> str:
+        others = ", ".join(name.run for name in self._by_run(tenant))
         return (
             f"no rank{f' of run {run}' if run else ''} is connected to this collector"
             f"{f' (of run {others} there are)' if others else ''}; rules are for models attached with to=grpc://..."
@@ -243,6 +255,10 @@ def _check(name: str, reports: Mapping[Rank, RulesReport]) -> None:
         why = {report.unnamed[number] for report in reports.values()}
         text = f"rule {number + 1}: {min(why - {NO_MODEL}, default=NO_MODEL)}"
         raise RulesRefused(grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+def _name_of(rank: Rank) -> _Name:
+    return _Name(rank.tenant, rank.source.get("run", ""))
 
 
 def _place(rank: Rank) -> tuple[int, int, int]:

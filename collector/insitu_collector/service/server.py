@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -19,6 +21,7 @@ from insitu.identity import boot_id
 from insitu.segments.recovery import Recovery, recover_store
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, ShardWriter
+from insitu.wire.address import PLAIN, SECURE
 from insitu.wire.insitu_pb2 import (
     ClockQuery,
     ClockReading,
@@ -29,11 +32,15 @@ from insitu.wire.insitu_pb2 import (
     ToProbe,
 )
 from insitu.wire.insitu_pb2_grpc import CollectorServicer, add_CollectorServicer_to_server
-from insitu_collector.access.gate import Gate, Role
+from insitu_collector.access.audit import Why
+from insitu_collector.access.children import Child, let_in
+from insitu_collector.access.gate import Access, Caller, Gate, Role
+from insitu_collector.access.tenants import Tenants, owners_in
 from insitu_collector.flight.relay import FlightRelay
 from insitu_collector.service.connection import Connection, Rejected
 from insitu_collector.service.ingest import MAX_FRAME_BYTES, SHARD, Ingest
 from insitu_collector.service.rule_desk import RuleDesk, RulesRefused
+from insitu_collector.store import Store
 
 COMMIT_S: Final = 0.05
 COMMIT_BYTES: Final = 8 << 20
@@ -81,15 +88,26 @@ def _report(recovery: Recovery) -> None:
 class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated base has no types
     """Receives frames into one store. Started by the constructor, stopped by `stop` or at the end of `with`.
 
-    Raises PortInUse; ShardLocked when another collector writes the store; StoreFull; OSError when the store cannot
-    be written.
+    Raises PortInUse; BadTokens and BadCertificate; ShardLocked when another collector writes the store; StoreFull;
+    OSError when the store cannot be written.
     """
 
     def __init__(
-        self, store: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 4317, keep: Keep | None = None
+        self,
+        store: str | os.PathLike[str],
+        host: str = "127.0.0.1",
+        port: int = 4317,
+        keep: Keep | None = None,
+        access: Access | None = None,
+        *,
+        has_children: bool = False,
     ) -> None:
+        """access: who may call; None: anybody may ship, and callers on this host may do everything.
+
+        has_children: there will be processes for `child`.
+        """
         self.store = Path(store)
-        self.gate = Gate()
+        self.gate = Gate(access, partial(self._write_event, "audit"))
         _check_port(host, port)  # before the store is touched
         writer = ShardWriter(self.store, SHARD)
         try:
@@ -98,13 +116,16 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             others = recover_store(self.store)
             self.ingest.lost(others.damage)
             _report(others)
+            self._tenants = Tenants(owners_in(Store(self.store)) if self.gate.access.tokens else None)
             self._grpc = self._make_grpc()
-            self.port = self._bind(host, port)
+            self.port = self._bind(host, port, self.gate.credentials())
+            is_guarded = has_children and self.gate.is_guarded
+            self._child_port = self._bind("127.0.0.1", 0, None) if is_guarded else None
         except BaseException:
             writer.close()
             raise
         self.relay = FlightRelay(self.ingest.write_own)
-        self.address = f"grpc://{host}:{self.port}"
+        self.address = f"{SECURE if self.gate.access.tls else PLAIN}://{host}:{self.port}"
         self._connections: set[Connection] = set()
         self._desk = RuleDesk(self._write_event)
         self._lock = threading.Lock()
@@ -123,14 +144,26 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         add_CollectorServicer_to_server(self, server)
         return server
 
-    def _bind(self, host: str, port: int) -> int:
+    def _bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         try:
-            bound = self._grpc.add_insecure_port(f"{host}:{port}")
+            if credentials is None:
+                bound = self._grpc.add_insecure_port(f"{host}:{port}")
+            else:
+                bound = self._grpc.add_secure_port(f"{host}:{port}", credentials)
         except RuntimeError:
             bound = 0
         if not bound:
             raise PortInUse(errno.EADDRINUSE, "address already in use", f"{host}:{port}")
         return int(bound)
+
+    @contextmanager
+    def child(self, name: str, *roles: Role) -> Iterator[Child]:
+        """Yield what a process that the collector starts needs to call it: without TLS, which never leaves the host."""
+        if self._child_port is None:
+            yield Child(self.address)
+        else:
+            with let_in(self.gate, f"{PLAIN}://127.0.0.1:{self._child_port}", name, *roles) as child:
+                yield child
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +173,8 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
 
     def Ship(self, messages: Iterator[ToCollector], context: Any) -> Iterator[ToProbe]:
         """Serve one probe (see insitu.proto)."""
-        connection = Connection(self.ingest, self._appended, self.relay, self._desk)
+        caller = self.gate.require(context, Role.SHIP, "records are for callers that may ship")
+        connection = Connection(self.ingest, self._appended, self.relay, self._desk, caller, self._tenants)
         with self._lock:
             self._connections.add(connection)
         context.add_callback(connection.end)
@@ -148,8 +182,11 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         try:
             if self._is_stopping:
                 connection.end()
-            yield from connection.replies()
+            with self.gate.watched(caller, connection.revoke):
+                yield from connection.replies()
         except Rejected as rejected:
+            if rejected.code is grpc.StatusCode.PERMISSION_DENIED:
+                self.gate.refuse(caller, Why.OTHER_TENANT)
             context.abort(rejected.code, rejected.text)
         finally:
             self._desk.left(connection)
@@ -159,21 +196,22 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
     def Clock(self, query: ClockQuery, context: Any) -> ClockReading:
         """Say what this host's clock shows."""
         came_ns = time.monotonic_ns()
+        self.gate.caller(context)
         return ClockReading(boot_id=self._boot_id, came_ns=came_ns, left_ns=time.monotonic_ns())
 
     def ShowRules(self, query: RulesQuery, context: Any) -> RulesAnswer:
         """Say which rules the ranks of a run follow."""
-        return self._at_desk(context, lambda _: self._desk.show(query.run))
+        return self._at_desk(context, lambda caller: self._desk.show(query.run, caller.tenant))
 
     def SetRules(self, order: RulesOrder, context: Any) -> RulesAnswer:
         """Let the ranks of a run follow other rules."""
-        return self._at_desk(context, lambda peer: self._desk.set(order, peer))
+        return self._at_desk(context, lambda caller: self._desk.set(order, str(caller), caller.tenant))
 
-    def _at_desk(self, context: Any, serve: Callable[[str], RulesAnswer]) -> RulesAnswer:
+    def _at_desk(self, context: Any, serve: Callable[[Caller], RulesAnswer]) -> RulesAnswer:
         remedy = "rules are for callers on the collector's own host; run `insitu rules` there"
         caller = self.gate.require(context, Role.ADMIN, remedy)
         try:
-            return serve(caller.name)
+            return serve(caller)
         except RulesRefused as refused:
             context.abort(refused.code, refused.text)
             raise  # abort has raised
@@ -194,8 +232,15 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
                 if self._has_uncommitted:
                     self._due.wait_for(self._is_commit_due, COMMIT_S)
                 self._has_uncommitted = False
-            self.relay.look()
+            self._look()
             self._commit()
+
+    def _look(self) -> None:
+        try:
+            self.relay.look()
+            self.gate.look()
+        except Exception:
+            _log.exception("insitu: what is looked at once a second failed; the next look may do better")
 
     def _is_commit_due(self) -> bool:
         return self._is_stopping or self.ingest.unsynced_bytes >= COMMIT_BYTES
@@ -226,6 +271,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self._appended()
         self._committer.join()
         self.relay.finish()
+        self.gate.look(is_last=True)
         self._commit()
         with self._lock:
             connections = list(self._connections)

@@ -1,4 +1,4 @@
-"""Exporters by destination: `grpc://`, `file://`, `otlp://`, `memory://`, and those of other packages."""
+"""Exporters by destination: `grpc://` (`grpcs://`), `file://`, `otlp://`, `memory://`, and those of other packages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from insitu.credentials import NONE, Credentials
 from insitu.exporters.base import Ack, Batch, Exporter, Level, Refused, Retry
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ack", "Batch", "Exporter", "Level", "Refused", "Retry", "open_exporter"]
 
-SCHEMES = ("grpc", "file", "otlp", "memory")
+SCHEMES = ("grpc", "grpcs", "file", "otlp", "memory")
 
 Put = Callable[[str, Sequence[dict[str, Any]]], None]
 """Takes rows of a table into the session's own stream."""
@@ -35,6 +36,7 @@ def open_exporter(
     asked: Callable[[Dump], None] | None = None,
     changes: Changes | None = None,
     spool: str | None = None,
+    credentials: Credentials = NONE,
 ) -> Exporter:
     """Return the exporter for a destination, the URL `to`, of rows that `source` writes.
 
@@ -42,14 +44,17 @@ def open_exporter(
     `gaps` about what has gone from such a store, `clocks` about a collector on another host. traces: of the session's
     steps, for spans that link to them. asked: takes what a collector asks the flight recorder for. changes: the rules
     that a collector may change. spool: folder of a store for what a collector that is away cannot take.
+    credentials: what a collector is shown.
     Raises ValueError for a scheme nobody knows or a missing extra, and OSError when a store cannot be written.
     """
     url = urlsplit(to)
-    if url.scheme == "grpc":
+    if url.scheme in ("grpc", "grpcs"):
         from insitu.exporters.collector import CollectorExporter
 
         tell = partial(put, "clocks") if put else None
-        collector = CollectorExporter(url.netloc, source, tell=tell, asked=asked, changes=changes)
+        collector = CollectorExporter(
+            f"{url.scheme}://{url.netloc}", source, tell=tell, asked=asked, changes=changes, credentials=credentials
+        )
         if spool is None:
             return collector
         from insitu.exporters.spool import SpoolingExporter

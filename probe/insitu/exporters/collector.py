@@ -1,4 +1,4 @@
-"""`grpc://HOST:PORT`: ships to a collector, keeps what is not acknowledged, sends it again after a reconnect."""
+"""`grpc://` and `grpcs://`: ships to a collector, keeps what is not acknowledged, sends it again after a reconnect."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from insitu.credentials import NONE, CredentialError, Credentials
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.clock_exchange import EVERY_S
 from insitu.exporters.clocks import compare_clocks
@@ -22,8 +23,11 @@ from insitu.exporters.window import Pending, Window
 from insitu.identity import Source
 from insitu.records import TABLES, table_spec
 from insitu.vocabulary import DropReason
+from insitu.wire.address import Address
+from insitu.wire.channel import open_channel
 from insitu.wire.insitu_pb2 import Dump, Hello, RulesReport, ToCollector, ToProbe
 from insitu.wire.insitu_pb2_grpc import CollectorStub
+from insitu.wire.refusals import why_refused
 
 if TYPE_CHECKING:
     from insitu.rules.changes import RuleChanges
@@ -70,15 +74,18 @@ class CollectorExporter:
         clock: Callable[[], int] = time.monotonic_ns,
         clock_every_s: float = EVERY_S,
         changes: Callable[[], RuleChanges | None] | None = None,
+        credentials: Credentials = NONE,
     ) -> None:
-        """tell: takes rows of `clocks`, where the collector is on another host. clock: ns, of this host, read for them.
+        """target: HOST:PORT, with TLS grpcs://HOST:PORT. tell: takes rows of `clocks`, where that is on another host.
 
-        clock_every_s: how often. changes: the rules that the collector may change; None: it may not.
-        asked: takes what the collector asks the flight recorder for, on the shipping thread.
+        clock: ns, of this host, read for them. clock_every_s: how often.
+        changes: the rules that the collector may change; None: it may not.
+        asked: takes what the collector asks the flight recorder for, on the shipping thread. credentials: what the
+        collector is shown; read anew at each connection. Raises ValueError for a target without a port.
         """
-        if ":" not in target:
-            raise ValueError(f"destination grpc://{target} has no port; the usual one is grpc://{target}:4317")
-        self._target = target
+        self._address = Address.of(target)
+        self._target = self._address.target
+        self._credentials = credentials
         self._source = source
         self._own_window_bytes = window_bytes
         self._tell = tell
@@ -104,6 +111,7 @@ class CollectorExporter:
         """Why the collector takes nothing now; None while it does, and before the first attempt."""
         self._closing = threading.Event()
         self._last_said = ""
+        self._barred = ""
 
     # -- what the drain thread calls ---------------------------------------------------------------
 
@@ -160,6 +168,11 @@ class CollectorExporter:
         return self._away_because is not None
 
     @property
+    def barred(self) -> str:
+        """Why the collector does not let this process in, as one line; empty where that is not what is wrong."""
+        return self._barred
+
+    @property
     def num_acks(self) -> int:
         """Acknowledgements so far: whether it says anything at all."""
         return self._window.num_acks
@@ -207,10 +220,14 @@ class CollectorExporter:
                     self._say(logging.WARNING, f"collector {self._target} hung up; its records are sent again")
             except grpc.RpcError as error:
                 self._note_error(error)
+            except CredentialError as error:
+                self._note_barred(str(error))
             except Exception:
                 _log.exception("insitu: shipping to %s failed; it is tried again", self._target)
             if self._away_because is None:  # it took something meanwhile
                 backoff_s = FIRST_BACKOFF_S
+            elif self._barred:  # until somebody changes a file, asking again changes nothing
+                backoff_s = MAX_BACKOFF_S
             if is_broken or self._away_because is None:
                 self._away_because = DropReason.COLLECTOR_UNREACHABLE
             self._closing.wait(backoff_s * random.uniform(0.5, 1.0))
@@ -225,7 +242,7 @@ class CollectorExporter:
             self._unsent = deque(self._window.in_order())
             self._reports.clear()  # they answer the connection before
             number = self._connection
-        channel = grpc.insecure_channel(self._target, options=_OPTIONS)
+        channel = open_channel(self._address, self._credentials, _OPTIONS)
         call = CollectorStub(channel).Ship(self._messages(number))
         _in_use[id(channel)] = (channel, call)
         self._call = call
@@ -277,7 +294,7 @@ class CollectorExporter:
         if kind == "ack":
             self._say(logging.INFO, f"connected to collector {self._target}")
             with self._changed:
-                self._away_because = None
+                self._away_because, self._barred = None, ""
                 if reply.ack.window_bytes:
                     self._window_bytes = min(self._own_window_bytes, reply.ack.window_bytes)
                 self._window.acknowledge(reply.ack.stream, reply.ack.seq, Level(reply.ack.level))
@@ -304,6 +321,11 @@ class CollectorExporter:
         port = self._target.rpartition(":")[2]
         if self._closing.is_set():
             return
+        why = why_refused(self._address, code, (status.details() or "") if code else "")
+        if why is not None:
+            self._note_barred(why)
+            return
+        self._barred = ""
         if code is grpc.StatusCode.UNIMPLEMENTED:
             self._say(
                 logging.ERROR,
@@ -319,6 +341,10 @@ class CollectorExporter:
         else:
             said = f"{code.name.lower()}: {status.details()}" if code else str(error)
             self._say(logging.ERROR, f"collector {self._target} refuses this probe ({said}); it is tried again")
+
+    def _note_barred(self, why: str) -> None:
+        self._barred = why
+        self._say(logging.ERROR, f"{why}. Records are kept (at most {self._window_bytes >> 20} MiB here) meanwhile")
 
     def _say(self, level: int, text: str) -> None:
         """Log a change of state, once."""

@@ -6,24 +6,26 @@ import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import click
 
 from insitu.cli import ExitCode
+from insitu.config_show import load_for_command
 from insitu.segments.retention import parse_age
+from insitu.wire.address import Address
 
 if TYPE_CHECKING:
     from insitu.forwarding.forwarder import Forwarded, Forwarder
 
 SCHEMA: Final = "insitu.forward/1"
+COLLECTORS: Final = ("grpc://", "grpcs://")
 FOLLOW_S: Final = 5.0
 """How often `--follow` looks for what was sealed since."""
 
 
 @click.command()
 @click.argument("store", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--to", required=True, metavar="URL", help="The collector: grpc://HOST:PORT.")
+@click.option("--to", required=True, metavar="URL", help="The collector: grpc://HOST:PORT, with TLS grpcs://.")
 @click.option("--remove", is_flag=True, help="Unlink what the collector has on its disk; for a spool, not for a store.")
 @click.option("--follow", is_flag=True, help="Go on: look every 5 s for what was sealed since, until Ctrl-C.")
 @click.option(
@@ -55,9 +57,12 @@ def forward(ctx: click.Context, store: Path, to: str, remove: bool, follow: bool
 
 
 def _forwarder(store: Path, to: str, remove: bool, timeout: str) -> Forwarder:
-    url = urlsplit(to)
-    if url.scheme != "grpc" or ":" not in url.netloc:
+    if not to.startswith(COLLECTORS):
         raise click.UsageError(f"--to {to}: a collector is written like grpc://127.0.0.1:4317")
+    try:
+        Address.of(to)
+    except ValueError as error:
+        raise click.UsageError(f"--to {to}: {error}") from None
     try:
         timeout_s = parse_age(timeout)
     except ValueError as error:
@@ -66,7 +71,9 @@ def _forwarder(store: Path, to: str, remove: bool, timeout: str) -> Forwarder:
         raise click.ClickException(f"{store} is no store: it has no folder v1")
     from insitu.forwarding.forwarder import Forwarder
 
-    return Forwarder(store, to, remove=remove, timeout_s=float("inf") if timeout_s is None else timeout_s)
+    credentials = load_for_command().credentials
+    waits_s = float("inf") if timeout_s is None else timeout_s
+    return Forwarder(store, to, remove=remove, timeout_s=waits_s, credentials=credentials)
 
 
 def _run(forwarder: Forwarder, store: Path, to: str, follow: bool) -> Forwarded | None:
@@ -75,10 +82,11 @@ def _run(forwarder: Forwarder, store: Path, to: str, follow: bool) -> Forwarded 
 
     try:
         return forwarder.run()
-    except Unreachable:
+    except Unreachable as unreachable:
         if follow:
             return None
-        click.echo(f"insitu forward: {to} takes nothing; what it has taken is remembered in {store}", err=True)
+        why = str(unreachable) or f"{to} takes nothing"
+        click.echo(f"insitu forward: {why}; what it has taken is remembered in {store}", err=True)
         raise SystemExit(ExitCode.UNREACHABLE) from None
     except OSError as error:
         raise click.ClickException(f"{store}: {error}") from None

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from insitu.credentials import NONE, Credentials
 from insitu.exporters.base import Batch
 from insitu.forwarding.cursor import Cursor
 from insitu.forwarding.lane import Lane, Unreachable
@@ -67,10 +67,15 @@ class Forwarder:
         remove: bool = False,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
+        credentials: Credentials = NONE,
     ) -> None:
-        """to: `grpc://HOST:PORT`. timeout_s: how long the collector may say nothing."""
+        """to: `grpc://HOST:PORT`, `grpcs://` with TLS. timeout_s: how long the collector may say nothing.
+
+        credentials: what it is shown.
+        """
         self._store = store
-        self._target = urlsplit(to).netloc
+        self._to = to
+        self._credentials = credentials
         self._remove = remove
         self._timeout_s = timeout_s
         self._clock = clock
@@ -160,9 +165,12 @@ class Forwarder:
                 self._settle(oldest, other, result)
                 self._lanes.pop(oldest).close()
             source = self._sources.get(epoch) or replace(self._own, epoch=epoch)
-            lane = self._lanes[epoch] = Lane(self._target, source, self._timeout_s, self._clock)
+            lane = self._lanes[epoch] = self._open_lane(source)
         self._lanes.move_to_end(epoch)
         return lane
+
+    def _open_lane(self, source: Source) -> Lane:
+        return Lane(self._to, source, self._timeout_s, self._clock, self._credentials)
 
     def _settle(self, epoch: int, lane: Lane, result: Forwarded) -> None:
         gone = lane.settle()
@@ -203,7 +211,7 @@ class Forwarder:
         """Send the rows of `gaps` that are due, as rows of this process."""
         if not self._gaps:
             return
-        lane = Lane(self._target, self._own, self._timeout_s, self._clock)
+        lane = self._open_lane(self._own)
         try:
             if not self._own_rows["sources"]:
                 lane.send(self._batch("sources", [self._own.row()]))

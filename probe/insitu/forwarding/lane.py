@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from insitu.credentials import NONE, Credentials
 from insitu.exporters.base import Batch, Level, Refused, Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
@@ -13,7 +14,7 @@ from insitu.vocabulary import DropReason
 
 
 class Unreachable(Exception):
-    """The collector took nothing for longer than was waited."""
+    """The collector took nothing for longer than was waited; or it lets this process not in, and the text says why."""
 
 
 class Gone(NamedTuple):
@@ -29,10 +30,15 @@ class Lane:
     """One connection: batches in order of their streams, and which of them were refused."""
 
     def __init__(
-        self, target: str, source: Source, timeout_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        to: str,
+        source: Source,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        credentials: Credentials = NONE,
     ) -> None:
-        """timeout_s: how long the collector may say nothing."""
-        self._exporter = CollectorExporter(target, source)
+        """to: `grpc://HOST:PORT`, `grpcs://` with TLS. timeout_s: how long the collector may say nothing."""
+        self._exporter = CollectorExporter(to, source, credentials=credentials)
         self._timeout_s = timeout_s
         self._clock = clock
         self._heard = (0, clock())
@@ -84,6 +90,8 @@ class Lane:
         is_settled = self._exporter.flush(timeout_s)
         for stream, seq, reason in self._exporter.refused():
             self._gone.append(Gone(stream, seq, self._sent.get((stream, seq), 0), reason))
+        if self._exporter.barred:
+            raise Unreachable(self._exporter.barred)
         num_acks, since = self._heard
         if self._exporter.num_acks != num_acks:
             self._heard = (self._exporter.num_acks, self._clock())

@@ -8,16 +8,17 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import click
 
 from insitu.cli import ExitCode
-from insitu.config_show import load_for_command
+from insitu.config_show import BadConfig, load_for_command
+from insitu.credentials import CredentialError, Credentials
 from insitu.rules.options import BadRules, read_rules, rule_options
 from insitu.rules.rule import Rule
 from insitu.rules.text import parse_toml, rule_text, to_toml
 from insitu.segments.retention import parse_age
+from insitu.wire.address import SCHEMES, Address
 
 if TYPE_CHECKING:
     import grpc
@@ -46,7 +47,9 @@ def collector_options(command: Command) -> Command:
         click.option("--json", "as_json", is_flag=True, help=f"Print one JSON document ({SCHEMA})."),
         click.option("--run", default="", metavar="RUN", help="First digits of the run, where there are several."),
         click.option(
-            "--at", metavar="HOST:PORT", help=f"The collector, on this host.  [default: INSITU_TO or {USUAL}]"
+            "--at",
+            metavar="HOST:PORT",
+            help=f"The collector; with TLS grpcs://HOST:PORT.  [default: INSITU_TO or {USUAL}]",
         ),
     ):
         command = option(command)
@@ -171,31 +174,42 @@ def _call(at: str | None, ask: Ask) -> tuple[str, RulesAnswer]:
     """Return the collector's address and its answer. Raises ClickException, one line."""
     import grpc
 
+    from insitu.wire.channel import open_channel
     from insitu.wire.insitu_pb2_grpc import CollectorStub
 
-    target = _target(at)
-    with grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)]) as channel:
-        try:
-            return target, ask(CollectorStub(channel))
-        except grpc.RpcError as error:
-            raise _failure(target, error) from None
+    address, credentials = _collector(at)
+    try:
+        with open_channel(address, credentials, [("grpc.enable_retries", 0)]) as channel:
+            return address.target, ask(CollectorStub(channel))
+    except CredentialError as error:
+        raise BadConfig(str(error)) from None
+    except grpc.RpcError as error:
+        raise _failure(address, error) from None
 
 
-def _target(at: str | None) -> str:
+def _collector(at: str | None) -> tuple[Address, Credentials]:
+    """Return where it is, and what it is shown."""
+    config = load_for_command()
     if at is None:
-        url = urlsplit(str(load_for_command().to))
-        at = url.netloc if url.scheme == "grpc" else USUAL
-    target = at.removeprefix("grpc://")
-    if not target.rpartition(":")[2].isdigit():
-        raise click.UsageError(f"--at {at} has no port; the usual one is {target}:4317")
-    return target
+        to = str(config.to)
+        at = to if to.partition("://")[0] in SCHEMES else USUAL
+    try:
+        return Address.of(at), config.credentials
+    except ValueError as error:
+        raise click.UsageError(f"--at {at}: {error}") from None
 
 
-def _failure(target: str, error: grpc.RpcError) -> click.ClickException:
+def _failure(address: Address, error: grpc.RpcError) -> click.ClickException:
     import grpc
 
+    from insitu.wire.refusals import why_refused
+
     status: Any = error  # what a call raises is itself the call
-    code, details = status.code(), status.details()
+    code, details, target = status.code(), status.details(), address.target
+    why = why_refused(address, code, details)
+    if why is not None:
+        is_answer = code is not grpc.StatusCode.UNAVAILABLE
+        return click.ClickException(why) if is_answer else Unreachable(why)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         text = f"what listens at {target} changes no rules; it is an older insitu, or an OpenTelemetry collector"
         return click.ClickException(text)

@@ -21,7 +21,7 @@ NOT_FOUND: Final = 127
 CANNOT_RUN: Final = 126
 """Exit statuses of a command that did not start, as shells and `env` have them."""
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
-_SCHEMES: Final = ("grpc://", "file://", "otlp://")
+_SCHEMES: Final = ("grpc://", "grpcs://", "file://", "otlp://")
 
 
 def environment_of(

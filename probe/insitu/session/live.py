@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from insitu.config import DEFAULT_QUEUE_BYTES
+from insitu.credentials import NONE, Credentials
 from insitu.drain.inlet import Inlet
 from insitu.drain.outbox import Outbox
 from insitu.drain.thread import Drain
@@ -66,6 +67,7 @@ class Session:
         flight: Flight | None = None,
         max_queue_bytes: int = DEFAULT_QUEUE_BYTES,
         spool: str | None = None,
+        credentials: Credentials = NONE,
     ) -> None:
         self.source = source
         self.to = to
@@ -73,6 +75,7 @@ class Session:
         self._asked_flight = flight or ASKED_ONLY
         self._max_queue_bytes = max_queue_bytes
         self._spool = spool
+        self._credentials = credentials
         self._model: weakref.ref[torch.nn.Module] | None = None
         self._wait: Callable[[], None] | None = None
         """What a step waits for before it begins; only `collect` has it wait."""
@@ -109,9 +112,17 @@ class Session:
         to = self.to
         if not isinstance(to, str):
             return to
-        asked = self._flight.asked
         open_it = partial(
-            open_exporter, to, self.source, self._keep, self._put_rows, self._traces, asked, self._changes, self._spool
+            open_exporter,
+            to,
+            self.source,
+            self._keep,
+            self._put_rows,
+            self._traces,
+            self._flight.asked,
+            self._changes,
+            self._spool,
+            self._credentials,
         )
         return Deferred(open_it) if is_child else open_it()
 

@@ -49,7 +49,9 @@ def attach_with(
         **source,
     )
     try:
-        session = Session(identity, config.to, config.keep, flight, config.max_queue_bytes, config.spool)
+        session = Session(
+            identity, config.to, config.keep, flight, config.max_queue_bytes, config.spool, config.credentials
+        )
     except (OSError, ValueError):
         observer.taps.remove()
         raise
