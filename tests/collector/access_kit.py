@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from insitu_collector.access.tokens import Entry, Role, digest_of, new_token
 from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
-LONG_AGO = datetime(2020, 1, 1, tzinfo=timezone.utc)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def events(seq: int, *, epoch: int = 7, text: str = "") -> Batch:
@@ -72,7 +72,7 @@ def leaf_with_uri(ca: trustme.CA, uri: str) -> trustme.LeafCert:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(LONG_AGO)
-        .not_valid_after(datetime(2099, 1, 1, tzinfo=timezone.utc))
+        .not_valid_after(datetime(2099, 1, 1, tzinfo=UTC))
         .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=True)
         .sign(signer, hashes.SHA256())
     )

@@ -13,7 +13,7 @@ from insitu.config_show import BadConfig, load_for_command
 from insitu.segments.retention import parse_age
 from insitu_collector.access.roles import Role
 from insitu_collector.access.token_file import append_entry, read_tokens
-from insitu_collector.access.tokens import NAME, TENANT, BadTokens, Entry, digest_of, in_utc, new_token
+from insitu_collector.access.tokens import NAME, SAN, TENANT, BadTokens, Entry, digest_of, in_utc, new_token
 
 SCHEMA: Final = "insitu.tokens/1"
 
@@ -63,7 +63,7 @@ def new(
             roles=frozenset(map(Role, roles)),
             tenant=_matching(tenant, TENANT, "--tenant", "a-z, 0-9, _ and -, at most 64") if tenant else "",
             sha256=digest_of(made) if made else "",
-            san=san or "",
+            san=_matching(san, SAN, "--san", "a URI or a DNS name") if san else "",
             expires=in_utc(time.time() + _age(expires)) if expires else None,
         )
         path = _path(tokens)

@@ -217,7 +217,7 @@ class Gate:
         if entries != self._entries:
             told = changes(self._entries, entries)
             self._entries = tuple(entries)
-            self._audit.note(f"tokens file {path}: {told}")
+            self._audit.note(f"tokens file {path} changed: {told}")
 
     def _end_those_revoked(self) -> None:
         with self._lock:

@@ -16,10 +16,12 @@ from insitu_collector.access.roles import Role
 
 PREFIX: Final = "insitu_"
 """Scanners for leaked secrets know a token by it."""
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+NAME: Final = re.compile(rf"(?!{PREFIX})[A-Za-z0-9][A-Za-z0-9_.@-]{{0,63}}")
+"""Names are told and logged: what looks like a token is none."""
 TENANT: Final = re.compile(r"[a-z0-9_-]{1,64}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_SAN: Final = re.compile(r"[\x21-\x7e]{1,512}")
+SAN: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,512}")
+"""Printable, and as it stands between quotation marks."""
 _KEYS: Final = ("name", "sha256", "san", "tenant", "roles", "expires")
 
 
@@ -97,7 +99,7 @@ def _entry(table: Mapping[str, Any], number: int) -> Entry:
         roles=_roles(table.get("roles"), name),
         tenant=_matching(table, "tenant", TENANT, "a-z, 0-9, _ and -, at most 64", name),
         sha256=_matching(table, "sha256", _DIGEST, "64 hex digits in lower case", name),
-        san=_matching(table, "san", _SAN, "a URI or a DNS name", name),
+        san=_matching(table, "san", SAN, "a URI or a DNS name", name),
         expires=_expires(table.get("expires"), name),
     )
 
@@ -106,7 +108,7 @@ def _matching(table: Mapping[str, Any], key: str, form: re.Pattern[str], words: 
     value = table.get(key)
     if value is None:
         return ""
-    if not isinstance(value, str) or not form.fullmatch(value) or '"' in value or "\\" in value:
+    if not isinstance(value, str) or not form.fullmatch(value):
         raise BadTokens(f"entry {name}: `{key}` is to be {words}")
     return value
 
@@ -135,7 +137,8 @@ def _check_unique(entries: Iterable[Entry], key: str) -> None:
 
 
 def _shown(key: str) -> str:
-    return repr(key[:40])
+    """Return a key as it may be told: one that somebody put a secret into is not."""
+    return repr(key) if re.fullmatch(r"[a-z0-9_]{1,16}", key) else "of that kind"
 
 
 def of_token(entries: Sequence[Entry], token: str) -> Entry | None:
