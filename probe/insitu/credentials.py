@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,7 +41,14 @@ class Credentials:
 
     def ca(self) -> bytes | None:
         """Return the certificates of the authorities that collectors are believed by; None: those that gRPC knows."""
-        return None if self.ca_file is None else _pem(self.ca_file, "ca_file")
+        if self.ca_file is None:
+            return None
+        data = _read(self.ca_file, "ca_file")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "ignore"))
+        except (ssl.SSLError, ValueError):
+            raise CredentialError(f"ca_file {self.ca_file} has no certificate in PEM; see INSITU_CA_FILE") from None
+        return data
 
     def pair(self) -> tuple[bytes, bytes] | None:
         """Return this caller's own key and chain of certificates."""
@@ -49,7 +57,13 @@ class Credentials:
         if self.client_cert is None or self.client_key is None:
             given, missing = ("client_cert", "client_key") if self.client_key is None else ("client_key", "client_cert")
             raise CredentialError(f"{given} is set and {missing} is not; set INSITU_{missing.upper()}, too")
-        return _pem(self.client_key, "client_key"), _pem(self.client_cert, "client_cert")
+        found = _read(self.client_key, "client_key"), _read(self.client_cert, "client_cert")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(self.client_cert, self.client_key, _no_password)
+        except (ssl.SSLError, ValueError, OSError):
+            both = f"client_cert {self.client_cert} and client_key {self.client_key}"
+            raise CredentialError(f"{both} are no certificate and its key, both PEM and without password") from None
+        return found
 
     def check(self) -> None:
         """Read everything once. Raises CredentialError."""
@@ -72,8 +86,5 @@ def _read(path: str, name: str) -> bytes:
         raise CredentialError(f"{name} {path} cannot be read: {reason}; see INSITU_{name.upper()}") from None
 
 
-def _pem(path: str, name: str) -> bytes:
-    data = _read(path, name)
-    if b"-----BEGIN " not in data:
-        raise CredentialError(f"{name} {path} is no PEM; give a file that has -----BEGIN in it")
-    return data
+def _no_password() -> str:
+    raise ValueError("nobody is asked for one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -29,12 +30,16 @@ from access_kit import (
     write,
     write_pair,
 )
+from click.testing import CliRunner, Result
 from wait_kit import until
 
+import insitu
+from insitu.cli import insitu as command
 from insitu.credentials import Credentials
 from insitu.exporters import Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
+from insitu.segments.shard import ShardWriter
 from insitu.wire.insitu_pb2 import ClockQuery, Hello, RulesOrder, RulesQuery, ToCollector
 from insitu_collector.access.gate import Access, Gate
 from insitu_collector.access.tokens import Entry, Role, digest_of
@@ -431,3 +436,84 @@ def test_a_token_is_in_no_log_no_event_and_no_representation(rig: Rig, caplog: p
 
 def test_a_gate_without_files_is_open_on_this_host() -> None:
     assert not Gate().is_guarded
+
+
+# -- commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[Credentials], None]:
+    """Let commands and sessions show these credentials."""
+
+    def show(credentials: Credentials) -> None:
+        for name in credentials.named:
+            monkeypatch.setenv(f"INSITU_{name.upper()}", getattr(credentials, name))
+
+    return show
+
+
+def one_line(result: Result, status: int) -> str:
+    assert (result.exit_code, result.stdout) == (status, ""), result.output
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_rules_are_asked_for_with_credentials_and_refused_in_one_line(
+    rig: Rig, shown: Callable[[Credentials], None]
+) -> None:
+    ship_only, admin = rig.entry("ship"), rig.entry("ops", Role.ADMIN)
+    with rig.serving() as server:
+        at = ["rules", "show", "--at", server.address]
+        line = one_line(CliRunner().invoke(command, at), 4)
+        assert line.endswith("is of no authority that is known here; name that one's certificate with INSITU_CA_FILE")
+        shown(Credentials(ca_file=str(rig.ca_file)))
+        assert "no token came with the call" in one_line(CliRunner().invoke(command, at), 1)
+        shown(rig.with_token(ship_only))
+        assert "ship has not the role admin" in one_line(CliRunner().invoke(command, at), 1)
+        rig.token_file(admin)
+        assert "no rank is connected" in one_line(CliRunner().invoke(command, at), 1), "let in"
+        shown(Credentials(client_cert="/x"))
+        line = one_line(CliRunner().invoke(command, at), 2)
+        assert line == "Error: client_cert is set and client_key is not; set INSITU_CLIENT_KEY, too"
+
+
+def test_a_store_is_forwarded_with_credentials(rig: Rig, shown: Callable[[Credentials], None]) -> None:
+    token = rig.entry("edge", tenant="team-a")
+    here, source = rig.folder / "here", Source(epoch=7)
+    writer = ShardWriter(here, "h-1")
+    for batch in (sources(source), events(0, text="0"), events(1, text="1")):
+        writer.append(batch)
+    writer.close()
+    with rig.serving() as server:
+        forward = ["forward", str(here), "--to", server.address]
+        shown(Credentials(ca_file=str(rig.ca_file)))
+        assert "no token came with the call" in one_line(CliRunner().invoke(command, forward), 4), "without waiting"
+        shown(rig.with_token(token))
+        ran = CliRunner().invoke(command, [*forward, "--json"])
+        assert (ran.exit_code, json.loads(ran.stdout)["rows"]) == (0, 3), ran.output
+    assert texts(server.store) == ["0", "1"]
+    assert {row["epoch"]: row["tenant"] for row in open_store(server.store).table("sources").to_pylist()}[7] == "team-a"
+
+
+def test_a_session_ships_with_what_the_settings_name(rig: Rig, shown: Callable[[Credentials], None]) -> None:
+    shown(rig.with_token(rig.entry("rank-0", tenant="team-a")))
+    with rig.serving() as server:
+        with insitu.start(to=server.address) as session:
+            session.event("incident", text="seen")
+            assert session.flush().pending == 0
+        assert "seen" in texts(server.store)
+
+
+def test_a_session_goes_on_where_it_is_refused_and_spools(
+    rig: Rig, shown: Callable[[Credentials], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    shown(Credentials(ca_file=str(rig.ca_file)))
+    rig.entry("somebody")
+    spool = rig.folder / "spool"
+    with rig.serving() as server, caplog.at_level(logging.INFO, "insitu"):
+        with insitu.start(to=server.address, spool=str(spool)) as session:
+            session.event("incident", text="kept")
+            until(lambda: session.flush().pending == 0, "what is refused to be spooled")
+        assert texts(server.store) == []
+    assert "no token came with the call" in caplog.text
+    assert texts(spool) == ["kept"]

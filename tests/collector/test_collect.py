@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pytest
+from access_kit import Rig
+from wait_kit import until
 
 from insitu.exporters import Batch, Retry
 from insitu.exporters.collector import CollectorExporter
@@ -44,7 +46,7 @@ class Collector:
         self.said: list[str] = []
         for line in self.process.stderr:
             self.said.append(line.rstrip())
-            match = re.fullmatch(r"collecting on grpc://127\.0\.0\.1:(\d+) into (.*)", self.said[-1])
+            match = re.fullmatch(r"collecting on grpcs?://127\.0\.0\.1:(\d+) into (.*)", self.said[-1])
             if match:
                 assert match[2] == str(store)
                 self.port = int(match[1])
@@ -75,10 +77,10 @@ def collector(tmp_path: Path) -> Iterator[Collector]:
     running.end(signal.SIGKILL)
 
 
-def fails(*options: str) -> str:
+def fails(*options: str, status: int = 1) -> str:
     """Return the one line that a collect which cannot work says."""
     ran = subprocess.run([*INSITU, "collect", *options], capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 1, ran.stderr
+    assert ran.returncode == status, ran.stderr
     assert ran.stdout == ""
     (line,) = ran.stderr.splitlines()
     return line
@@ -215,3 +217,69 @@ def wait_until_running(judge: psutil.Process) -> None:
     """Wait until the judge has begun to follow the store: from then on it ends with its collector."""
     while judge.is_running() and not any("pyarrow" in mapped.path for mapped in judge.memory_maps()):
         threading.Event().wait(0.02)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "collector.example.com"])
+def test_it_does_not_listen_for_others_without_tls_and_tokens(tmp_path: Path, host: str) -> None:
+    given = ["--store", str(tmp_path / "store"), "--port", "0", "--host", host]
+    said = f"Error: on {host} others can reach it: give --tls-cert, --tls-key and --tokens (or --tls-client-ca), or, "
+    rig = Rig(tmp_path)
+    rig.entry("somebody")
+    tls = ("--tls-cert", str(rig.cert), "--tls-key", str(rig.key))
+    for more in ((), tls, ("--tokens", str(rig.tokens))) if host == "0.0.0.0" else ((),):
+        assert fails(*given, *more, status=2).startswith(said)
+    assert not (tmp_path / "store").exists()
+
+
+def test_insecure_lets_it_and_is_said(tmp_path: Path) -> None:
+    command = [*INSITU, "collect", "--store", str(tmp_path), "--port", "0", "--host", "0.0.0.0", "--insecure"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert re.fullmatch(
+            rf"anyone who reaches 0\.0\.0\.0:\d+ can write to {tmp_path} \(--insecure\)\n", process.stderr.readline()
+        )
+        process.terminate()
+
+
+def test_files_that_let_nobody_in_are_said_in_one_line(tmp_path: Path) -> None:
+    rig, given = Rig(tmp_path), ("--store", str(tmp_path / "store"), "--port", "0")
+    rig.entry("somebody")
+    line = fails(*given, "--tls-cert", str(rig.cert), status=2)
+    assert line == "Error: TLS needs a certificate and its key: give --tls-key, too"
+    line = fails(*given, "--tls-cert", str(rig.cert), "--tls-key", str(rig.ca_file), status=2)
+    assert "are no certificate and its key" in line
+    rig.tokens.chmod(0o644)
+    line = fails(*given, "--tokens", str(rig.tokens), status=2)
+    assert line.endswith(f"has mode 0644, so others may use it; chmod 600 {rig.tokens}")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("with_tls", [True, False])
+def test_the_judge_of_a_guarded_collector_is_let_in(tmp_path: Path, with_tls: bool) -> None:
+    """By a token that is in no file and on no command line, whether or not it can be reached without TLS."""
+    rig, store = Rig(tmp_path), tmp_path / "store"
+    credentials = rig.with_token(rig.entry("rank-0"))
+    tls = ("--tls-cert", str(rig.cert), "--tls-key", str(rig.key)) if with_tls else ()
+    collector = Collector(store, 0, "--judge", "--tokens", str(rig.tokens), *tls)
+    assert not any("insitu_" in word for word in judge_of(collector).cmdline())
+    target = f"{'grpcs' if with_tls else 'grpc'}://127.0.0.1:{collector.port}"
+    exporter = CollectorExporter(target, Source(epoch=7), credentials=credentials)
+    exporter.export(events(0))
+    assert exporter.flush(30)
+    until(lambda: open_store(store).table("health").num_rows or None, "the judge's own rows")
+    assert collector.end(signal.SIGTERM) == 0
+    exporter.close(1)
+    assert not [line for line in collector.said if "refuses" in line]
+
+
+def test_a_collector_takes_its_files_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path)
+    credentials = rig.with_token(rig.entry("rank-0"))
+    for name, path in (("TLS_CERT", rig.cert), ("TLS_KEY", rig.key), ("TOKENS", rig.tokens)):
+        monkeypatch.setenv(f"INSITU_{name}", str(path))
+    collector = Collector(tmp_path / "store")
+    exporter = CollectorExporter(f"grpcs://127.0.0.1:{collector.port}", Source(epoch=7), credentials=credentials)
+    exporter.export(events(0))
+    assert exporter.flush(30)
+    assert collector.end(signal.SIGTERM) == 0
+    exporter.close(1)

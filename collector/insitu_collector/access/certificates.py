@@ -114,7 +114,7 @@ def _is_done(end: ssl.SSLObject) -> bool:
 
 
 def _first(chain: bytes) -> str:
-    text, end = chain.decode("ascii", "replace"), "-----END CERTIFICATE-----"
+    text, end = chain.decode("ascii", "ignore"), "-----END CERTIFICATE-----"
     return text[text.find("-----BEGIN CERTIFICATE-----") : text.find(end) + len(end)] + "\n"
 
 
