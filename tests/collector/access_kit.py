@@ -28,8 +28,9 @@ from insitu.wire.channel import open_channel
 from insitu.wire.insitu_pb2_grpc import CollectorStub
 from insitu_collector.access.certificates import TlsFiles
 from insitu_collector.access.gate import Access
+from insitu_collector.access.roles import Role
 from insitu_collector.access.token_file import append_entry
-from insitu_collector.access.tokens import Entry, Role, digest_of, new_token
+from insitu_collector.access.tokens import Entry, digest_of, new_token
 from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
@@ -94,7 +95,7 @@ class Rig:
     def entry(self, name: str, *roles: Role, token: str | None = None, **more: Any) -> str:
         """Add an entry to the tokens file; return its token."""
         token = token or new_token()
-        known_by = {} if "san" in more else {"sha256": digest_of(token)}
+        known_by: dict[str, Any] = {} if "san" in more else {"sha256": digest_of(token)}
         append_entry(self.tokens, Entry(name, frozenset(roles or (Role.SHIP,)), **known_by, **more))
         return token
 

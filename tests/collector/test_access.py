@@ -42,7 +42,8 @@ from insitu.identity import Source
 from insitu.segments.shard import ShardWriter
 from insitu.wire.insitu_pb2 import ClockQuery, Hello, RulesOrder, RulesQuery, ToCollector
 from insitu_collector.access.gate import Access, Gate
-from insitu_collector.access.tokens import Entry, Role, digest_of
+from insitu_collector.access.roles import Role
+from insitu_collector.access.tokens import Entry, digest_of
 from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
@@ -114,9 +115,9 @@ def test_each_call_needs_its_role(rig: Rig) -> None:
         for credentials in (ship_only, reader):
             with calling(server, credentials) as stub:
                 assert stub.Clock(ClockQuery()).boot_id, "whoever is known may compare clocks"
-                for ask in (lambda: stub.ShowRules(RulesQuery()), lambda: stub.SetRules(RulesOrder())):
+                for ask, question in ((stub.ShowRules, RulesQuery()), (stub.SetRules, RulesOrder())):
                     with pytest.raises(grpc.RpcError) as error:
-                        ask()
+                        ask(question)
                     code, text = status_of(error.value)
                     assert code is grpc.StatusCode.PERMISSION_DENIED
                     assert text.endswith("has not the role admin; add it to `roles` of that entry in the tokens file")
@@ -131,9 +132,9 @@ def test_each_call_needs_its_role(rig: Rig) -> None:
 def test_loopback_has_no_privilege_where_there_are_tokens(rig: Rig) -> None:
     rig.entry("somebody")
     with rig.serving(tls=False) as server, calling(server, Credentials()) as stub:
-        for ask in (lambda: stub.Clock(ClockQuery()), lambda: stub.ShowRules(RulesQuery())):
+        for ask, question in ((stub.Clock, ClockQuery()), (stub.ShowRules, RulesQuery())):
             with pytest.raises(grpc.RpcError) as error:
-                ask()
+                ask(question)
             assert status_of(error.value)[0] is grpc.StatusCode.UNAUTHENTICATED
 
 

@@ -30,6 +30,7 @@ class Rig:
         self.full = False
         self.relay = FlightRelay(self.write, lambda: self.now_s, lambda: int(NOW_NS + (self.now_s - 1000) * S))
         self._pushes: dict[int, Any] = {}
+        self._tenants: dict[int, str] = {}
         self._seq = 0
 
     def write(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -39,13 +40,16 @@ class Rig:
         pa.RecordBatch.from_pylist([{**row, "epoch": 0} for row in rows], schema_of(table))  # as it is stored
         self.rows += [dict(row) for row in rows]
 
-    def join(self, epoch: int, rank: int, run: str = RUN, replica: int = 0, role: str = "rank") -> None:
+    def join(
+        self, epoch: int, rank: int, run: str = RUN, replica: int = 0, role: str = "rank", tenant: str = ""
+    ) -> None:
         def push(message: ToProbe) -> None:
             self.said.setdefault(epoch, []).append(message.dump)
 
         self._pushes[epoch] = push
         source = {"run": run, "replica": str(replica), "rank": str(rank), "role": role}
-        self.relay.joined(Hello(protocol=1, epoch=epoch, source=source), push)
+        self._tenants[epoch] = tenant
+        self.relay.joined(Hello(protocol=1, epoch=epoch, source=source), push, tenant)
 
     def beat(self, epoch: int, *, closing: bool) -> None:
         self.take("health", epoch, t_ns=0, closing=closing)
@@ -58,7 +62,7 @@ class Rig:
         full = {"epoch": epoch, "rank": 0, "stage": 0, "row_seq": self._seq, **row}
         batch = Batch(epoch, self._seq, pa.RecordBatch.from_pylist([full], schema=schema_of(table)), table)
         frame = Pending.of(batch).frame()
-        self.relay.took(epoch, frame)
+        self.relay.took(epoch, frame, self._tenants[epoch])
         return frame
 
     def opened(self, epoch: int, name: str = "aa", at_ns: int = NOW_NS, **more: Any) -> Frame:
@@ -219,6 +223,29 @@ def test_a_run_that_is_stuck_is_asked_once_and_one_that_was_is_not(rig: Rig) -> 
     rig.take("verdicts", 30, **verdict | {"verdict": "00112233-gc_pause-r1-1", "kind": "gc_pause"})
     rig.take("verdicts", 30, **verdict | {"verdict": "00112233-stuck-r1-3", "state": "closed"})
     assert {epoch: len(dumps) for epoch, dumps in rig.said.items()} == {10: 1, 11: 1}
+
+
+def test_one_tenant_asks_no_other_tenants_ranks_and_silences_none() -> None:
+    rig = Rig()
+    for epoch, rank, tenant in ((10, 0, "a"), (11, 1, "a"), (20, 0, "b"), (21, 1, "b")):
+        rig.join(epoch, rank, tenant=tenant)
+    rig.join(30, -1, role="client", tenant="b")
+    rig.join(40, -1, role="client")  # the judge, of no tenant
+    rig.opened(20, "bb")
+    assert list(rig.said) == [21], "a run of the same name is another's"
+    rig.said.clear()
+    verdict = {
+        "verdict": "ffff-stuck-r1-1",
+        "revision": 0,
+        "state": "open",
+        "kind": "stuck",
+        "detected_unix_ns": NOW_NS,
+    }
+    rig.join(12, 0, run="ffff000011112222", tenant="a")
+    rig.take("verdicts", 30, **verdict)
+    assert rig.said == {}, "nor does a verdict that b forged about a run of a's reach it"
+    rig.take("verdicts", 40, **verdict)
+    assert list(rig.said) == [12], "and the judge is heard after it"
 
 
 def test_a_full_disk_delays_the_word_and_a_stop_says_what_is_known(rig: Rig) -> None:

@@ -179,6 +179,24 @@ def test_of_several_runs_one_has_to_be_named(desk: RuleDesk) -> None:
     assert [run.version for run in desk.show("01").runs] == [0]
 
 
+def test_a_run_of_another_tenant_is_neither_shown_nor_changed(desk: RuleDesk, told: Told) -> None:
+    mine, other = FakeRank(desk), FakeRank(desk, 1)
+    mine.tenant, other.tenant = "a", "b"
+    for rank in (mine, other):
+        desk.joined(rank)
+    desk.set(order(ALL), "here", "a")
+    assert (len(mine.handed_down), len(other.handed_down)) == (1, 0), "though both runs have one name"
+    assert [len(run.ranks) for run in desk.show("", "b").runs] == [1]
+    assert [run.version for run in desk.show("", "b").runs] == [0]
+    with pytest.raises(RulesRefused, match=r"no rank is connected to this collector; rules"):
+        desk.show("", "c")
+    late = FakeRank(desk, 2)
+    late.tenant = "b"
+    desk.joined(late)
+    assert late.handed_down == []
+    assert len(desk.show().runs) == 2, "the collector's owner sees all"
+
+
 def test_processes_without_a_rank_and_older_probes_are_left_alone(desk: RuleDesk) -> None:
     for source in ({"role": "driver", "run": RUN, "rules": "1"}, {"role": "rank", "run": RUN, "rank": "0"}):
         rank = FakeRank(desk)

@@ -29,7 +29,7 @@ def test_a_new_token_is_all_that_stdout_has(path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     (line,) = ran.stdout.splitlines()
     (entry,) = read_tokens(path)
-    assert (entry.name, entry.tenant, entry.roles) == ("rank-0", "team-a", {Role.SHIP, Role.READ})
+    assert (entry.name, entry.tenant, entry.roles) == ("rank-0", "team-a", frozenset({Role.SHIP, Role.READ}))
     assert entry.sha256 == digest_of(line) and line not in path.read_text()
     assert entry.expires is not None
     assert f"rank-0 is in {path}" in ran.stderr

@@ -116,8 +116,8 @@ class FlightRelay:
         self._lock = threading.RLock()
         self._members: dict[int, Member] = {}
         self._open: dict[str, Asked] = {}
-        self._known: deque[str] = deque(maxlen=MOST_REMEMBERED)
-        """Incidents and verdicts that nobody is asked about again."""
+        self._known: deque[tuple[str, str]] = deque(maxlen=MOST_REMEMBERED)
+        """Incidents and verdicts that nobody is asked about again, and whose: one tenant's word silences no other's."""
         self._owed: list[Row] = []
         """Rows for which there was no room."""
 
@@ -182,9 +182,9 @@ class FlightRelay:
                     self._take_answered(row)
 
     def _take_opened(self, row: Row, tenant: str) -> None:
-        if row["incident"] in self._known:
+        if (tenant, row["incident"]) in self._known:
             return
-        self._known.append(row["incident"])
+        self._known.append((tenant, row["incident"]))
         told = {name: row[name] for name in ("run", *_SAME, *_TIMES)}
         within = self._open_at(row["run"], tenant, row["trigger_unix_ns"])
         if within is not None:  # all ranks ship that stretch already
@@ -194,9 +194,9 @@ class FlightRelay:
 
     def _take_verdict(self, row: Row, tenant: str) -> None:
         name, end_ns = row["verdict"] or "", (row["detected_unix_ns"] or 0) + AFTER_VERDICT_NS
-        if row["kind"] != VerdictKind.STUCK or row["state"] != OPEN or name in self._known:
+        if row["kind"] != VerdictKind.STUCK or row["state"] != OPEN or (tenant, name) in self._known:
             return
-        self._known.append(name)
+        self._known.append((tenant, name))
         prefix = name.partition("-")[0].partition(".")[0]
         of_run = (member for member in self._members.values() if member.run.startswith(prefix))
         member = next((member for member in of_run if tenant in ("", member.tenant)), None)

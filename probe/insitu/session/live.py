@@ -55,7 +55,8 @@ _EVENTS: Final = Numbers(RequestEvent, "event of a request")
 class Session:
     """What `insitu.attach` and `insitu.start` return; use those. Use from the step thread, except where said.
 
-    source: who writes its rows. to, keep, flight, max_queue_bytes, spool: as settled (docs/probe.md, "Settings").
+    source: who writes its rows. to, keep, flight, max_queue_bytes, spool: as settled (docs/probe.md, "Settings"), and
+    credentials: what a collector is shown.
     Raises ValueError for a bad destination, OSError for one that cannot be written.
     """
 

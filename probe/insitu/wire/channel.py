@@ -40,7 +40,7 @@ class _Details(NamedTuple):
     compression: grpc.Compression | None
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[misc,type-arg]
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[type-arg]
     """Shows a token at each call."""
 
     def __init__(self, token: str) -> None:
