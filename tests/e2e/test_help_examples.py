@@ -1,4 +1,4 @@
-"""Each example in the help of each command works when pasted, into a folder that has a store."""
+"""Each example in the help of each command works when pasted, into a folder that has a store and a tokens file."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from torch import nn
 
 import insitu
 from insitu import cli
+from insitu_collector.access.roles import Role
+from insitu_collector.access.token_file import append_entry
+from insitu_collector.access.tokens import Entry
 from insitu_collector.service.server import CollectorServer
 
 pytestmark = pytest.mark.timeout(240)
@@ -176,6 +179,7 @@ class Outcome:
 
 def paste(line: str, folder: Path, recorded: Path) -> Outcome:
     shutil.copytree(recorded, folder / "insitu-store")
+    append_entry(folder / "insitu-tokens.toml", Entry("somebody", frozenset({Role.SHIP}), san="somebody.example.com"))
     pasted = Pasted(line, folder)
     status, printed = pasted.end()
     return Outcome(status, printed, "\n".join(pasted.said), pasted.was_ready)
