@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import json
-import os
 import random
 import sys
 import time
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import torch
 from interleaving import interleaved
@@ -41,6 +40,7 @@ from variant_names import (
     T1,
     T1_EACH,
 )
+from worker_loop import serve
 
 WARM_UP: Final = 6
 """Steps before the clock: learning, graphs of both variants, first imports, traces of peers."""
@@ -81,12 +81,6 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self._bench = Bench(job)
         self._open: dict[str, Bare] = {}
-
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to one request."""
-        method = getattr(self, f"do_{request.pop('do')}")
-        result: dict[str, Any] = method(**request)
-        return result
 
     def do_open(self, variant: str) -> dict[str, Any]:
         """Make a variant and warm it up."""
@@ -143,25 +137,11 @@ class Worker:
         return {}
 
 
-def _own_stdout() -> IO[str]:
-    """Return what the driver reads; whatever else is printed goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    return answers
-
-
 def main(job: Job) -> None:
     """Answer until there is nothing more to read."""
-    answers = _own_stdout()
     torch.set_num_threads(1)
     with torch.inference_mode():
-        worker = Worker(job)
-        for line in sys.stdin:
-            try:
-                answer = worker.answer(json.loads(line))
-            except Exception as error:  # the driver decides whether it can do without
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            answers.write(json.dumps(answer) + "\n")
+        serve(lambda: Worker(job))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Starts processes of `benchmarks/probe_worker.py` and asks them, one at a time, so that only one of them works."""
+"""Starts processes that run what they are asked for (`worker_loop.py`), and asks them one at a time: only one works."""
 
 from __future__ import annotations
 
@@ -27,15 +27,23 @@ class Worker:
     """One process that runs variants; a context manager."""
 
     def __init__(
-        self, python: Path | str, job: Mapping[str, Any], folder: Path, environment: Mapping[str, str] | None = None
+        self,
+        python: Path | str,
+        job: Mapping[str, Any],
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        script: str = "probe_worker.py",
     ) -> None:
-        """job: fields of `probe_variants.Job` but `folder`, which is made here. environment: over this process's."""
+        """job: what the script takes (fields of `probe_variants.Job`) but `folder`, which is made here.
+
+        environment: over this process's.
+        """
         folder.mkdir(parents=True)
         self._log = folder / "stderr"
         asked = json.dumps({**job, "folder": str(folder)})
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [str(python), str(HERE / "probe_worker.py"), asked],
+                [str(python), str(HERE / script), asked],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
