@@ -6,6 +6,7 @@
 
 VENV ?= .venv
 PEERS ?= .venv-peers
+PHOENIX ?= .venv-phoenix
 PYTHON ?=
 VLLM_VENV ?= .venv-vllm
 ARGS ?=
@@ -19,7 +20,7 @@ PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboa
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 PYTEST = $(BIN)/python -m pytest --section=$(@:test-%=%)
 
-.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak check format bench bench-probe bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
+.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak check format bench bench-probe bench-collector bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
 
 help:
 	@echo "make demo | test | soak | check | format | bench | recall | trials | clean | venv"
@@ -59,6 +60,9 @@ bench: $(READY)
 bench-probe: $(READY) $(PEERS)/.ready
 	@$(BIN)/python benchmarks/probe_bench.py --peers-python $(PEERS)/bin/python $(ARGS)
 
+bench-collector: $(READY) $(PHOENIX)/.ready
+	@$(BIN)/python benchmarks/collector_bench.py --phoenix-python $(PHOENIX)/bin/python $(ARGS)
+
 bench-prediction: $(READY)
 	@$(BIN)/python benchmarks/prediction.py $(ARGS)
 
@@ -78,7 +82,7 @@ vllm-look-ahead: $(VLLM_READY)
 	@$(VLLM_VENV)/bin/python $(LOOK)/look_ahead.py $(ARGS)
 
 clean:
-	@rm -rf $(VENV) $(PEERS) $(VLLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) $(PHOENIX) $(VLLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "clean: the environment and the caches are gone, your stores are not"
 
@@ -127,3 +131,12 @@ $(PEERS)/.ready: $(READY)
 	$(BIN)/python -c "$$where" > "$$($(PEERS)/bin/python -c "$$where")/below.pth" && \
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group peers && \
 	touch $@ || echo "==> they could not be installed: left out"
+
+# What `bench-collector` compares with: it brings versions of its own, and nothing of $(VENV) is seen from there.
+$(PHOENIX)/.ready: $(READY) pyproject.toml
+	@exec 1>&2; \
+	echo "==> Phoenix to compare with: setting up $(PHOENIX)"; \
+	rm -rf $(PHOENIX) && $(BIN)/python -m venv $(PHOENIX) && \
+	$(PHOENIX)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip && \
+	$(PHOENIX)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --group phoenix && \
+	touch $@ || echo "==> it could not be installed: left out"

@@ -30,6 +30,7 @@ from insitu_collector.access.gate import Access, Role
 from insitu_collector.access.options import access_of, access_options, open_to
 from insitu_collector.access.tokens import BadTokens
 from insitu_collector.notify.receivers import alert_options, receivers_of
+from insitu_collector.service.allocator import reuse_freed_blocks
 from insitu_collector.service.server import CollectorServer, PortInUse
 
 JUDGE_NICE: Final = 10
@@ -85,6 +86,7 @@ def collect(
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     stop = threading.Event()
     _stop_on_signals(stop)
+    reuse_freed_blocks()
     told = {"keep_bytes": keep_bytes, "keep_for": keep_for, "webhooks": webhooks or None, "otlp_logs": otlp_logs}
     config = load_for_command(**told, **access_files)
     keep, access = config.keep, access_of(config, host, insecure=insecure)

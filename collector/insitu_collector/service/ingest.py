@@ -41,12 +41,13 @@ def checked_batch(epoch: int, frame: Frame) -> Batch:
     The order matters: nothing is parsed before its length and checksum are right, nothing inside is looked at
     before it is validated (unvalidated Arrow bytes can end the process).
     """
-    _check_bytes(frame)
+    body = frame.body  # once: each look at it is a copy
+    _check_bytes(body, frame.crc32)
     spec = spec_by_digest(frame.schema)
     if spec is None or spec.stream != frame.stream:
         raise _invalid(f"stream {frame.stream} has no schema {frame.schema:#018x} here; update the collector")
     try:
-        data = pa.ipc.read_record_batch(pa.py_buffer(frame.body), spec.schema)
+        data = pa.ipc.read_record_batch(pa.py_buffer(body), spec.schema)
         data.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _invalid(f"not a record batch of {spec.name}: {str(error).splitlines()[0]}") from None
@@ -55,18 +56,18 @@ def checked_batch(epoch: int, frame: Frame) -> Batch:
     _check_identity(epoch, data)
     batch = Batch(epoch, frame.seq, with_todays_columns(data, schema_of(spec.name)), spec.name)
     if batch.data is data:
-        batch.__dict__.update(body=frame.body, crc32=frame.crc32)  # both are known: not computed again
+        batch.__dict__.update(body=body, crc32=frame.crc32)  # both are known: not computed again
     return batch
 
 
-def _check_bytes(frame: Frame) -> None:
-    num_bytes = len(frame.body)
+def _check_bytes(body: bytes, crc32: int) -> None:
+    num_bytes = len(body)
     if num_bytes > MAX_FRAME_BYTES:
         raise _invalid(f"a frame of {num_bytes} bytes; the most is {MAX_FRAME_BYTES}")
-    if zlib.crc32(frame.body) != frame.crc32:
+    if zlib.crc32(body) != crc32:
         raise _invalid("the checksum is another one")
     try:
-        head = read_head(memoryview(frame.body))
+        head = read_head(memoryview(body))
     except ValueError as error:
         raise _invalid(f"not an Arrow message: {error}") from None
     if head is None or head.num_bytes != num_bytes or head.kind != RECORD_BATCH:
