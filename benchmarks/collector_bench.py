@@ -8,8 +8,8 @@ Parts, all of them on real processes and the disk of the working folder:
 - `otlp`: spans of 512 a request over OTLP/gRPC, into the collector and into Phoenix.
 - `query`: what reading costs (`benchmarks/query_cost.py`).
 
-    make bench-collector                      # 5 GiB of frames, about five minutes on two quiet cores and their disk
-    make bench-collector ARGS=--quick         # about one
+    make bench-collector                      # 5 GiB of frames, about ten minutes on two quiet cores and their disk
+    make bench-collector ARGS=--quick         # about two
     make bench-collector ARGS="--part frames --json"
 
 Exit codes: 0, 1 where something acknowledged is not in the store, 5 where the machine is too noisy to judge.
@@ -33,6 +33,9 @@ from collector_results import FramesResult, RecoveryResult, SpansResult, spans_t
 from collector_runs import FULL, QUICK, frames, recovery
 from otlp_runs import INSITU, spans
 from overhead import machine
+from workers import WorkerError
+
+from insitu_engine.processes import ChildFailed
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PARTS: Final = ("frames", "recovery", "otlp", "query")
@@ -73,7 +76,7 @@ def query_cost(quick: bool) -> str:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="320 MiB of frames and fewer rounds: about a minute.")
+@click.option("--quick", is_flag=True, help="320 MiB of frames and fewer rounds: about two minutes.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="[default: all]")
 @click.option("--seed", default=0)
 @click.option("--phoenix-python", type=click.Path(path_type=Path), default=PHOENIX_PYTHON, help="Where Phoenix is.")
@@ -82,14 +85,17 @@ def query_cost(quick: bool) -> str:
 def main(quick: bool, parts: Sequence[str], seed: int, phoenix_python: Path, as_json: bool, out: Path | None) -> None:
     """Measure what the collector takes, against the disk and against peers, and say how sure that is."""
     with tempfile.TemporaryDirectory(prefix="insitu-collector-bench-", dir=Path.cwd()) as folder:
-        results = run(
-            parts or PARTS,
-            quick,
-            seed,
-            phoenix_python,
-            Path(folder),
-            lambda lines: None if as_json else click.echo("\n".join(lines)),
-        )
+        try:
+            results = run(
+                parts or PARTS,
+                quick,
+                seed,
+                phoenix_python,
+                Path(folder),
+                lambda lines: None if as_json else click.echo("\n".join(lines)),
+            )
+        except (WorkerError, ChildFailed) as error:
+            raise click.ClickException(str(error)) from None
     document = {
         "schema": "insitu.bench.collector/1",
         "machine": {**machine(), "load": os.getloadavg()[0]},

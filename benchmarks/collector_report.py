@@ -22,7 +22,7 @@ def frame_lines(result: FramesResult) -> Iterator[str]:
     used = ", ".join(f"{who} {ms:.2f}" for who, ms in result.cpu_ms_per_mib.items())
     yield f"  CPU, ms a MiB            {used}"
     yield (
-        f"  memory of the collector  {result.first_mib:.0f} MiB after a round, {result.end_mib:.0f} at the end,"
+        f"  memory of the collector  {result.half_mib:.0f} MiB half way, {result.end_mib:.0f} at the end,"
         f" {result.peak_mib:.0f} at most  {result.targets['memory']}"
     )
     yield f"  read again               {result.num_found} of {result.num_rows} rows"

@@ -74,7 +74,7 @@ def frames(size: Size, seed: int, folder: Path) -> FramesResult:
         received=percentiles(told["latencies"]["received"]),
         durable=percentiles(told["latencies"]["durable"]),
         cpu_ms_per_mib={"collector": collector_s / sent * 1e3, "load generator": sum(load_s) / sent * 1e3},
-        first_mib=memory[0].now_mib,
+        half_mib=memory[len(memory) // 2].now_mib,
         end_mib=memory[-1].now_mib,
         peak_mib=memory[-1].peak_mib,
         num_rows=sent * ROWS,

@@ -198,7 +198,10 @@ def checked_batch(message: pa.Buffer, head: Head, schema: pa.Schema, spec: Table
         raise BadBatch("the checksum is another one")
     if stream != spec.stream or (data.num_rows and data.column(0)[0].as_py() != epoch):
         raise BadBatch("the batch belongs to another stream")
-    return Batch(epoch, seq, with_todays_columns(data, spec.schema), spec.name)
+    batch = Batch(epoch, seq, with_todays_columns(data, spec.schema), spec.name)
+    if batch.data is data:
+        batch.__dict__["crc32"] = crc32  # known: not computed again by who writes it elsewhere
+    return batch
 
 
 def compatible_schema(stored: pa.Schema, spec: TableSpec) -> pa.Schema:
