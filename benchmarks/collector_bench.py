@@ -121,18 +121,21 @@ def _plain(found: Any) -> Any:
 
 def _conclude(results: dict[str, Any]) -> int:
     """Say on stderr what stands in the way of a conclusion; return the exit code."""
-    judged = [found for found in results.values() if isinstance(found, FramesResult | RecoveryResult)]
-    sent: list[SpansResult] = results.get("otlp", [])
-    for found in judged:
-        for reason in found.noise:
+    judged: list[tuple[str, FramesResult | RecoveryResult | SpansResult]] = []
+    for part, found in results.items():
+        if isinstance(found, list):
+            judged += [(each.receiver, each) for each in found]
+        elif not isinstance(found, str):
+            judged.append((part, found))
+    for _, result in judged:
+        for reason in result.noise:
             click.echo(f"too noisy: {reason}", err=True)
-    wrong = [name for name, found in results.items() if name in ("frames", "recovery") and not found.is_right]
-    wrong += [found.receiver for found in sent if not found.is_right]
+    wrong = [name for name, result in judged if not result.is_right]
     for name in wrong:
         click.echo(f"{name}: what was acknowledged is not what is stored", err=True)
     if wrong:
         return 1
-    return 5 if any(found.noise for found in judged) else 0
+    return 5 if any(result.noise for _, result in judged) else 0
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ class RecoveryResult:
     def targets(self) -> dict[str, str]:
         # A ratio far from 1 varies more: what is below the target as a whole has missed it, however wide.
         answer = "missed" if self.ratio.high < OF_RAW else Target(OF_RAW, at_least=True).verdict(self.ratio)
-        if self.foreign_share > 0.1:
+        if noise([], self.foreign_share):
             answer = "too noisy"
         return {"recovery": f"target >= {OF_RAW}: {answer}"}
 
@@ -135,6 +135,10 @@ class SpansResult:
     def is_right(self) -> bool:
         return bool(self.unable) or self.num_found == self.num_spans
 
+    @property
+    def noise(self) -> list[str]:
+        return [f"{self.receiver}: {reason}" for reason in noise([], self.foreign_share)]
+
 
 def spans_targets(results: Sequence[SpansResult], ours: str) -> dict[str, str]:
     """Return what the target of spans came to."""
@@ -142,6 +146,6 @@ def spans_targets(results: Sequence[SpansResult], ours: str) -> dict[str, str]:
     if found is None:
         return {}
     answer = "met" if found.spans_per_s >= SPANS_A_SECOND else "missed"
-    if found.foreign_share > 0.1:
+    if found.noise:
         answer = "too noisy"
     return {ours: f"target >= {SPANS_A_SECOND / 1e3:.0f}k spans/s: {answer}"}

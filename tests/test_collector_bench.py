@@ -18,7 +18,8 @@ from insitu.wire.insitu_pb2 import ToCollector
 from insitu_collector.service.ingest import checked_batch
 
 ROOT = Path(__file__).parents[1]
-SMALLEST = Size(rounds=2, round_mib=2, kills=1, left_mib=16)
+SMALLEST = Size(rounds=2, round_mib=2, kills=1, left_mib=32)
+"""Twice the window is sent before the kill, so half of it was acknowledged."""
 
 
 def of_frames(low: float, median: float, high: float, end_mib: float = 100.0) -> FramesResult:
@@ -62,6 +63,7 @@ def test_the_target_of_spans_is_of_our_own_receiver(seconds: float, answer: str)
     peer = SpansResult(PHOENIX, 512, 10_240, seconds=1.0, num_found=10_240)
     assert spans_targets([peer, ours], INSITU) == {INSITU: f"target >= 150k spans/s: {answer}"}
     assert spans_targets([peer, replace(ours, unable="no OTLP receiver")], INSITU) == {}
+    assert spans_targets([replace(ours, foreign_share=0.2)], INSITU)[INSITU].endswith("too noisy")
 
 
 def test_frames_are_such_as_a_probe_sends_and_their_rows_follow_on() -> None:
