@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from insitu.records import TABLES, schema_of
+from insitu.segments.erased_file import ErasedFile
 from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segments
-from insitu.segments.reader import FIRST_MESSAGE, Damage, TailReader
+from insitu.segments.reader import FIRST_MESSAGE, Damage, TailReader, newer_text
+from insitu.segments.whole import numbers_replaced
 from insitu_collector.rows.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -66,6 +69,8 @@ class Store:
         """What could not be read by the last call of `table`, `scan` or `sql`; it is left out, and logged once."""
         self.all_damage: set[Damage] = set()
         """What could not be read by any call so far."""
+        self.hidden: Counter[tuple[str, int]] = Counter()
+        """Rows by table and epoch that the last call of `table` or `scan` left out because they are erased."""
 
     def tables(self) -> list[str]:
         """Return the tables that have segments, in order of `insitu.records.TABLES`."""
@@ -77,7 +82,7 @@ class Store:
         tail = self.tail([name])
         rows = tail.poll(final=True).get(name, schema_of(name).empty_table())
         tail.close()
-        self.damage = tail.damage
+        self.damage, self.hidden = tail.damage, tail.hidden
         return rows
 
     def scan(self, name: str, since_unix_ns: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -90,7 +95,7 @@ class Store:
             yield from tail.batches(name, final=True)
         finally:
             tail.close()
-            self.damage = tail.damage
+            self.damage, self.hidden = tail.damage, tail.hidden
 
     def sql(self, query: str) -> pa.Table:
         """Run one query of DuckDB over the tables it names, and return its rows."""
@@ -105,13 +110,19 @@ class Store:
             self.damage = damage
             return connection.sql(query).to_arrow_table()
 
-    def tail(self, tables: Iterable[str] | None = None, since_unix_ns: int | None = None) -> StoreTail:
+    def tail(
+        self,
+        tables: Iterable[str] | None = None,
+        since_unix_ns: int | None = None,
+        skip: Callable[[SegmentName], bool] | None = None,
+    ) -> StoreTail:
         """Return a reader whose first `poll` gives all rows there are, and each later one those that are new.
 
         since_unix_ns: leave out, of `TIME_TABLES` only, sealed segments that were last written before this time, so
-        that a large store opens fast. Rows a little older than it may come all the same.
+        that a large store opens fast. Rows a little older than it may come all the same. skip: leave out the sealed
+        segments of which this is true (`insitu_collector.keeping.catalog` knows what is in each).
         """
-        return StoreTail(self.path, TABLES if tables is None else tables, since_unix_ns, self.all_damage)
+        return StoreTail(self.path, TABLES if tables is None else tables, since_unix_ns, self.all_damage, skip)
 
     # -- for notebooks: docs/export.md ---------------------------------------------------------------------------
 
@@ -205,9 +216,18 @@ class StoreTail:
     """
 
     def __init__(
-        self, path: Path, tables: Iterable[str], since_unix_ns: int | None = None, told: set[Damage] | None = None
+        self,
+        path: Path,
+        tables: Iterable[str],
+        since_unix_ns: int | None = None,
+        told: set[Damage] | None = None,
+        skip: Callable[[SegmentName], bool] | None = None,
     ) -> None:
-        """told: damage that was logged; what is found is added to it."""
+        """told: damage that was logged; what is found is added to it. skip: sealed segments that are not asked for."""
+        self.hidden: Counter[tuple[str, int]] = Counter()
+        """Rows so far, by table and epoch, that were left out because they are erased."""
+        self._erased = ErasedFile(path)
+        self._skip = skip or (lambda name: False)
         self.damage: list[Damage] = []
         """Everything that could not be read so far."""
         self._told = set() if told is None else told
@@ -232,10 +252,14 @@ class StoreTail:
 
     def batches(self, table: str, *, final: bool = False) -> Iterator[pa.RecordBatch]:
         """Yield the new rows of one table, read a segment at a time; otherwise as `poll`."""
+        erased = self._erased.read()
         for batch in self._new_batches(table, final):
             fresh = self._seen.new_rows(batch)
-            if fresh.num_rows:
-                yield fresh
+            left = erased.left(table, batch.epoch, fresh)
+            if left.num_rows < fresh.num_rows:
+                self.hidden[table, batch.epoch] += fresh.num_rows - left.num_rows
+            if left.num_rows:
+                yield left
 
     def close(self) -> None:
         """Let go of every file."""
@@ -244,20 +268,47 @@ class StoreTail:
         self._reading.clear()
 
     def _new_batches(self, table: str, final: bool) -> Iterator[Batch]:
-        # Open before sealed: a segment sealed in between is then seen at least once.
-        being_written = set(list_segments(self._path, OPEN, table))
-        there = being_written | set(list_segments(self._path, SEALED, table)) | self._reading_of(table)
-        # What has expired is forgotten: a shard never uses a number twice.
-        self._finished -= {name for name in self._finished if name.table == table} - there
-        for name in sorted(there - self._finished):
-            is_done = name not in being_written
-            if is_done and self._is_too_old(name):
-                self._finished.add(name)
-            else:
-                yield from self._read(name, is_done=is_done, final=final)
+        looked_at: set[SegmentName] = set()
+        while True:
+            # Open before sealed: a segment sealed in between is then seen at least once.
+            being_written = set(list_segments(self._path, OPEN, table))
+            there = being_written | set(list_segments(self._path, SEALED, table)) | self._reading_of(table)
+            due = sorted(there - self._finished - looked_at, key=self._age)
+            unwanted = {name for name in due if name not in being_written and self._is_unwanted(name)}
+            # What has expired is forgotten: a shard never uses a number twice.
+            self._finished -= {name for name in self._finished if name.table == table} - there
+            self._finished |= unwanted
+            for name in due:
+                if name not in unwanted:
+                    yield from self._read(name, is_done=name not in being_written, final=final)
+            if not final or not due:
+                return
+            # The only look there will be: another segment may have taken the place of one before it was read.
+            looked_at |= there
+
+    def _age(self, name: SegmentName) -> tuple[str, int, int]:
+        """Order segments as they were written: one that took the place of old ones has a high number."""
+        begun = self._reading.get(name)
+        try:
+            written_ns = begun.written_ns if begun else name.path(self._path, SEALED).stat().st_mtime_ns
+        except FileNotFoundError:  # it is open
+            written_ns = 1 << 63
+        return name.shard, written_ns, name.number
+
+    def _is_unwanted(self, name: SegmentName) -> bool:
+        if name in self._reading:
+            return False
+        return self._is_too_old(name) or self._skip(name) or self._is_known(name)
+
+    def _is_known(self, name: SegmentName) -> bool:
+        """Tell whether a segment was made of such as have been read."""
+        if not self._finished:
+            return False
+        made_of = numbers_replaced(name.path(self._path, SEALED), name.table)
+        return bool(made_of) and all(SegmentName(name.table, name.shard, n) in self._finished for n in made_of)
 
     def _is_too_old(self, name: SegmentName) -> bool:
-        if self._since_unix_ns is None or name.table not in TIME_TABLES or name in self._reading:
+        if self._since_unix_ns is None or name.table not in TIME_TABLES:
             return False
         try:
             return name.path(self._path, SEALED).stat().st_mtime_ns < self._since_unix_ns
@@ -274,6 +325,8 @@ class StoreTail:
             return []
         self._reading[name] = reader
         batches = reader.read(final=is_done or final)
+        if reader.newer:
+            _log.warning("insitu: %s is left out: %s", name.path(self._path, SEALED), newer_text(reader.newer))
         # The end of a file still being written is not damage, however it looks.
         lost = [damage for damage in reader.damage if is_done or not damage.torn]
         if is_done and reader.finished and reader.good_bytes == FIRST_MESSAGE and not lost:

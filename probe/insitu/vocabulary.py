@@ -97,6 +97,10 @@ class DropReason(StrEnum):
 
 EXPIRED = "expired"
 """`gaps.reason` of rows that were stored and have gone by age or size since: kept for a while, not lost."""
+ERASED = "erased"
+"""`gaps.reason` of rows that were stored and have been erased because somebody asked for it: not lost either."""
+NOT_LOST = frozenset({EXPIRED, ERASED})
+"""Reasons of `gaps` that say that somebody wanted it so."""
 
 
 class VerdictKind(StrEnum):

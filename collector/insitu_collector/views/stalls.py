@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from insitu.cli import ExitCode
 from insitu.config import ConfigError
 from insitu.records import schema_of
 from insitu.segments.layout import SEALED, list_segments
-from insitu.vocabulary import EXPIRED, DropReason
+from insitu.vocabulary import ERASED, EXPIRED, NOT_LOST, DropReason
 from insitu_collector.clocks.timeline import Timeline, numbers, timeline_of
 from insitu_collector.evidence import Tables
 from insitu_collector.judge.runs import final_verdicts
@@ -60,6 +61,8 @@ class Stalls:
     """Rows of the run by table, counted by reading every segment."""
     expired: dict[str, int]
     """Rows of the run by table that were stored and have gone by age or size since."""
+    erased: dict[str, int]
+    """Rows of the run by table that were stored and were erased since: gone, or hidden until they are."""
     revised: int
     """Verdicts that were withdrawn."""
     prediction: Asked | str | None = None
@@ -134,6 +137,8 @@ def stalls_of(
         clock = timeline_of(tables["sources"], tables.get("clocks"))
         waited = bubble.bubbles(ledger, bubble.mean_in_flight(intervals, clock, *window))
         delays = delay_words.matrix_of(intervals, tables["sources"], *window) if matrix else None
+    stored, hidden = stored_rows(store, group[0], read["sources"])
+    erased = Counter(gone_rows(store, group[0], read["sources"], ERASED)) + hidden
     return Stalls(
         store=str(store.path),
         run=group[0],
@@ -143,8 +148,9 @@ def stalls_of(
         bubbles=waited,
         timeline=timeline_of(tables["sources"], tables.get("clocks")),
         missing=missing_rows(tables, store.table("gaps")),
-        stored=stored_rows(store, group[0], read["sources"]),
-        expired=expired_rows(store, group[0], read["sources"]),
+        stored=stored,
+        expired=gone_rows(store, group[0], read["sources"], EXPIRED),
+        erased=dict(erased),
         revised=num_revised([Verdict.from_row(row) for row in store.table("verdicts").to_pylist()], group[0]),
         prediction=_predicted(tables, changes) if changes else None,
         delays=delays,
@@ -160,23 +166,31 @@ def _predicted(tables: Tables, changes: Sequence[str]) -> Asked | str:
         return str(error)
 
 
-def stored_rows(store: Store, run: str, sources: pa.Table) -> dict[str, int]:
-    """Return the rows of a run by table, read from every segment; rows of no known run count too."""
+def stored_rows(store: Store, run: str, sources: pa.Table) -> tuple[dict[str, int], Counter[str]]:
+    """Return the rows of a run by table, read from every segment, and those of them that are erased and still there.
+
+    Rows of no known run count too.
+    """
     others = sources.filter(pc.not_equal(sources["run"], run))["epoch"]
-    counted = {}
+    strangers = set(others.to_pylist())
+    counted, hidden = {}, Counter[str]()
     for name in store.tables():
         rows = store.table(name)
         counted[name] = rows.num_rows - (pc.sum(pc.is_in(rows["epoch"], others)).as_py() or 0)
-    return counted
+        hidden[name] += sum(num for (_, epoch), num in store.hidden.items() if epoch not in strangers)
+    return counted, hidden
 
 
-def expired_rows(store: Store, run: str, sources: pa.Table) -> dict[str, int]:
-    """Return the rows of a run by table that have expired. A file told to have gone may still be there: not counted."""
+def gone_rows(store: Store, run: str, sources: pa.Table, why: str) -> dict[str, int]:
+    """Return the rows of a run by table that have expired, or were erased (`why`).
+
+    A file told to have gone may still be there: not counted.
+    """
     epochs = set(sources.filter(pc.equal(sources["run"], run))["epoch"].to_pylist())
     there = {name.file for name in list_segments(store.path, SEALED)}
     gone: dict[tuple[str, int], tuple[str, int]] = {}
     for row in store.table("gaps").to_pylist():
-        if row["reason"] == EXPIRED and row["source_epoch"] in epochs and row["file"] not in there:
+        if row["reason"] == why and row["source_epoch"] in epochs and row["file"] not in there:
             gone[row["file"], row["source_epoch"]] = row["table"], row["num_rows"] or 0
     counted: dict[str, int] = {}
     for table, num_rows in gone.values():
@@ -195,7 +209,7 @@ def missing_rows(tables: Tables, gaps: pa.Table) -> dict[str, int]:
     drops = [(drop["reason"], drop["rows"]) for row in last.values() for drop in row["dropped"] or ()]
     drops += [(row["reason"] or str(DropReason.TORN_TAIL), row["num_rows"] or 0) for row in gaps.to_pylist()]
     for reason, num_rows in drops:
-        if num_rows and reason != EXPIRED:
+        if num_rows and reason not in NOT_LOST:
             missing[reason] = missing.get(reason, 0) + num_rows
     return missing
 
@@ -219,7 +233,7 @@ def to_json(found: Stalls) -> dict[str, Any]:
         "bubble": [each.to_json() for each in found.bubbles],
         "missing": found.missing,
         "num_damaged": found.num_damaged,
-        "records": {"stored": found.stored, "expired": found.expired},
+        "records": {"stored": found.stored, "expired": found.expired, "erased": found.erased},
         "revised": found.revised,
         "prediction": found.prediction.to_json() if isinstance(found.prediction, Asked) else None,
         "no_prediction": found.prediction if isinstance(found.prediction, str) else None,
@@ -256,6 +270,8 @@ def to_text(found: Stalls) -> str:
             "",
             f"{sum(found.expired.values())} older rows of this run have expired; what is said is of the rest.",
         ]
+    if found.erased:
+        lines += ["", f"{sum(found.erased.values())} rows of this run have been erased on demand."]
     if found.missing:
         counted = ", ".join(f"{rows} ({reason})" for reason, rows in sorted(found.missing.items()))
         lines += ["", f"The record is partial: rows missing: {counted}."]

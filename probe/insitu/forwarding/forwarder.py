@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter, OrderedDict
@@ -18,9 +19,10 @@ from insitu.forwarding.cursor import Cursor
 from insitu.forwarding.lane import Lane, Unreachable
 from insitu.identity import Source
 from insitu.records import TABLES, schema_of
+from insitu.segments.erased_file import ErasedFile
 from insitu.segments.gaps import gap_row, refused_row
 from insitu.segments.layout import FORMAT, SEALED, Key, SegmentName, list_segments
-from insitu.segments.reader import TailReader, batch_heads
+from insitu.segments.reader import TailReader, batch_heads, newer_text
 from insitu.segments.recovery import recover_store
 from insitu.vocabulary import Role
 
@@ -32,6 +34,8 @@ CHECKPOINT_SEGMENTS: Final = 64
 MAX_LANES: Final = 8
 """Processes whose rows are on their way at a time: each is a connection."""
 TIMEOUT_S: Final = 30.0
+
+_log = logging.getLogger("insitu")
 
 _SOURCE_FIELDS: Final = frozenset(Source.__dataclass_fields__)
 
@@ -80,6 +84,7 @@ class Forwarder:
         self._timeout_s = timeout_s
         self._clock = clock
         self._cursor = Cursor(store, to)
+        self._erased = ErasedFile(store)
         self._lanes: OrderedDict[int, Lane] = OrderedDict()
         self._heads: dict[SegmentName, tuple[int, list[Key]]] = {}
         """Inode and content of segments that were looked at."""
@@ -99,7 +104,10 @@ class Forwarder:
         num_bytes = 0
         try:
             for name in names:
-                num_bytes += self._send(name, result)
+                sent_bytes = self._send(name, result)
+                if sent_bytes is None:
+                    continue
+                num_bytes += sent_bytes
                 due.append(name)
                 if num_bytes >= CHECKPOINT_BYTES or len(due) >= CHECKPOINT_SEGMENTS:
                     self._checkpoint(due, result)
@@ -114,10 +122,17 @@ class Forwarder:
 
     def _look(self) -> list[SegmentName]:
         """Note what is unsent; return the sealed segments, those of a shard in the order they were begun."""
-        names = sorted(list_segments(self._store, SEALED), key=lambda name: (name.shard, name.number))
+        names = sorted(list_segments(self._store, SEALED), key=self._age)
         self._heads = {name: self._heads_of(name) for name in names if name.table in TABLES}
         self._unsent = {key for _, keys in self._heads.values() for key in keys if key not in self._cursor}
         return list(self._heads)
+
+    def _age(self, name: SegmentName) -> tuple[str, int, int]:
+        """By time before number: what took the place of old segments has a high one, and streams keep their order."""
+        try:
+            return name.shard, name.path(self._store, SEALED).stat().st_mtime_ns, name.number
+        except FileNotFoundError:
+            return name.shard, 0, name.number
 
     def _heads_of(self, name: SegmentName) -> tuple[int, list[Key]]:
         try:
@@ -130,8 +145,8 @@ class Forwarder:
 
     # -- sending -------------------------------------------------------------------------------------------------
 
-    def _send(self, name: SegmentName, result: Forwarded) -> int:
-        """Send what is unsent of one segment; return its bytes."""
+    def _send(self, name: SegmentName, result: Forwarded) -> int | None:
+        """Send what is unsent of one segment; return its bytes, or None when it stays for a newer insitu to send."""
         keys = self._heads[name][1]
         if self._unsent.isdisjoint(keys):
             return 0
@@ -143,11 +158,17 @@ class Forwarder:
             batches = reader.read(final=True)
         finally:
             reader.close()
+        if reader.newer:
+            _log.warning("insitu: %s is not sent: %s", name, newer_text(reader.newer))
+            return None
         self._note_gaps([gap_row(damage, time.time_ns()) for damage in reader.damage], result)
-        num_bytes = 0
+        num_bytes, erased = 0, self._erased.read()
         for batch in sorted(batches, key=lambda batch: (batch.epoch, batch.seq)):
             if batch.table == "sources":
                 self._sources |= _sources(batch.data)
+            left = erased.left(batch.table, batch.epoch, batch.data)
+            if left is not batch.data:
+                batch = replace(batch, data=left)
             if Key(batch.epoch, batch.stream, batch.seq) in self._unsent:
                 self._lane(batch.epoch, result).send(batch)
                 num_bytes += len(batch.body)

@@ -1,6 +1,6 @@
 """Every call that segments make of a file system, so that a test can lay another one under the real code. Torch-free.
 
-Each is the call of `os` of that name, but for the last three. Nothing of a segment is read, written or moved past them.
+Each is the call of `os` of that name, but for the last four. Nothing of a segment is read, written or moved past them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CALLS: Final = (
     *("open", "close", "fstat", "stat", "statvfs", "listdir", "pread", "pwrite", "ftruncate", "fdatasync", "fsync"),
-    *("fchmod", "mkdir", "rename", "unlink", "posix_fallocate", "flock", "sink", "mapped"),
+    *("fchmod", "utime", "mkdir", "rename", "unlink", "posix_fallocate", "flock", "sink", "mapped", "buffer"),
 )
 """What another file system has to bring."""
 
@@ -71,6 +71,11 @@ def fchmod(fd: int, mode: int) -> None:
     os.fchmod(fd, mode)
 
 
+def utime(fd: int, unix_ns: int) -> None:
+    """Say when a file was last written."""
+    os.utime(fd, ns=(unix_ns, unix_ns))
+
+
 def mkdir(folder: Path, mode: int) -> None:
     os.mkdir(folder, mode)
 
@@ -108,3 +113,9 @@ def mapped(path: Path) -> Iterator[memoryview]:
         memoryview(data) as view,
     ):
         yield view
+
+
+def buffer(path: Path) -> memoryview:
+    """Return the bytes of a file that is not empty and that nobody cuts, mapped for as long as anybody holds them."""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from insitu.segments import disk
+from insitu.segments.claims import Claims
 from insitu.segments.layout import SEALED, SegmentName, list_segments, remove
 from insitu.segments.reader import TailReader, batch_heads
 from insitu.segments.retention import Busy, Epochs, Held, Keep, expired
@@ -43,7 +44,10 @@ class Expiry:
         reason: str = EXPIRED,
         clock: Callable[[], float] = time.monotonic,
         unix_clock_ns: Callable[[], int] = time.time_ns,
+        claims: Claims | None = None,
     ) -> None:
+        """claims: what others in this process are at work on, where anybody is."""
+        self._claims = claims or Claims()
         self._store = Path(store)
         self._shard = shard
         self._keep = keep
@@ -78,15 +82,16 @@ class Expiry:
     def _unlink_told(self) -> None:
         while self._told:
             remove(self._told[0].path(self._store, SEALED))
-            self._told.pop(0)
+            self._claims.give([self._told.pop(0)])
 
     def _condemn(self, busy: Busy) -> None:
         held = self._look_at_files()
         now = self._unix_clock_ns()
         gone = expired(held, self._keep, now, replace(busy, epochs={*busy.epochs, self._own_epoch}), self._epochs_of)
         for segment in gone:
-            self._owed += _gap_rows(self._store, segment.name, now, self._reason)
-            self._told.append(segment.name)
+            if self._claims.take([segment.name]):
+                self._owed += gap_rows(self._store, segment.name, now, self._reason)
+                self._told.append(segment.name)
         try:
             owed, self._owed = self._owed, []
             if owed:
@@ -108,11 +113,12 @@ class Expiry:
 
     def _epochs_of(self, name: SegmentName) -> Epochs:
         if name not in self._epochs:
-            self._epochs[name] = _read_epochs(self._store, name)
+            self._epochs[name] = read_epochs(self._store, name)
         return self._epochs[name]
 
 
-def _read_epochs(store: Path, name: SegmentName) -> Epochs:
+def read_epochs(store: Path, name: SegmentName) -> Epochs:
+    """Return whose rows a sealed segment holds, and whose it speaks of."""
     of_rows: Collection[int] = {key.epoch for key, _ in batch_heads(name.path(store, SEALED))}
     if name.table != "gaps":
         return Epochs(of_rows, of_rows)
@@ -125,7 +131,7 @@ def _read_epochs(store: Path, name: SegmentName) -> Epochs:
     return Epochs(of_rows, {epoch for epoch in about if epoch is not None} or of_rows)
 
 
-def _gap_rows(store: Path, name: SegmentName, unix_ns: int, reason: str) -> list[dict[str, Any]]:
+def gap_rows(store: Path, name: SegmentName, unix_ns: int, reason: str) -> list[dict[str, Any]]:
     """Return the `gaps` rows of a segment that goes: one an epoch."""
     rows: dict[int, dict[str, Any]] = {}
     for key, head in batch_heads(name.path(store, SEALED)):

@@ -39,7 +39,7 @@ class OpenSegment:
         self._store = store
         self._path = name.path(store, OPEN)
         self._is_named = False
-        self._fd = _create(self._path)
+        self._fd = create(self._path)
         try:
             self._sink = disk.sink(self._path)
             self._writer = pa.ipc.new_file(self._sink, file_schema(name, spec))
@@ -94,7 +94,7 @@ def seal_batches(store: Path, name: SegmentName, batches: Iterable[Batch]) -> No
     """Write batches as one sealed segment, by way of a draft that no reader takes for a segment."""
     draft = name.path(store, OPEN).with_suffix(".draft")
     remove(draft)
-    fd = _create(draft)
+    fd = create(draft)
     try:
         schema = file_schema(name, table_spec(name.table))
         with disk.sink(draft) as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -138,7 +138,7 @@ def batch_metadata(batch: Batch) -> dict[str, str]:
     }
 
 
-def _create(path: Path) -> int:
+def create(path: Path) -> int:
     """Create a file and return a descriptor to sync it by.
 
     Opened before the first write, so that the kernel reports this file's write-back errors to it.

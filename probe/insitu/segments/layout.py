@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import weakref
@@ -18,8 +19,10 @@ OPEN: Final = "open"
 SEALED: Final = "sealed"
 QUARANTINE: Final = "quarantine"
 STATES: Final = (OPEN, SEALED, QUARANTINE)
+REPLACING: Final = "replacing"
+"""Folder of notes that say which sealed segments another one takes the place of."""
 
-_FILE_NAME: Final = re.compile(r"(?P<shard>.+)-(?P<number>\d{10})\.arrow")
+_FILE_NAME: Final = re.compile(r"(?P<shard>.+)-(?P<number>\d{10})\.(?:arrow|json|parquet)")
 _NOT_IN_SHARD: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -72,16 +75,64 @@ def shard_name(host: str, pid: int) -> str:
 
 
 def list_segments(store: Path, state: str, table: str | None = None) -> list[SegmentName]:
-    """Return the segments of a state in order of name; files that are none are left out."""
-    root = store / FORMAT / state
+    """Return the segments of a state in order of name; files that are none are left out.
+
+    Of sealed segments and the one that takes their place, only the latter, from the moment it is there.
+    """
+    found = files_in(store, state, ".arrow", table)
+    if state != SEALED:
+        return found
+    # Notes are read after the files: one that has gone meanwhile took its segments with it.
+    there, replaced = set(found), set[SegmentName]()
+    for note in files_in(store, REPLACING, ".json", table):
+        if note in there:
+            replaced.update(replaced_by(store, note))
+    return [name for name in found if name not in replaced]
+
+
+def files_in(store: Path, folder: str, suffix: str, table: str | None = None) -> list[SegmentName]:
+    """Return what `STORE/v1/<folder>/<table>/<shard>-<n><suffix>` there is, in order of name."""
+    root = store / FORMAT / folder
     tables = [table] if table is not None else names_in(root)
     found: list[SegmentName] = []
     for name in tables:
         for file in names_in(root / name):
-            match = _FILE_NAME.fullmatch(file)
+            match = _FILE_NAME.fullmatch(file) if file.endswith(suffix) else None
             if match:
                 found.append(SegmentName(name, match["shard"], int(match["number"])))
     return sorted(found)
+
+
+def replaced_by(store: Path, name: SegmentName) -> list[SegmentName]:
+    """Return the segments that a note says `name` takes the place of; none where there is no note any more."""
+    try:
+        numbers = json.loads(read_file(note_path(store, name)))["replaces"]
+    except FileNotFoundError:
+        return []
+    return [SegmentName(name.table, name.shard, number) for number in numbers]
+
+
+def note_path(store: Path, name: SegmentName) -> Path:
+    """Return `STORE/v1/replacing/<table>/<shard>-<number>.json`."""
+    return name.path(store, REPLACING).with_suffix(".json")
+
+
+def first_free_number(store: Path, shard: str) -> int:
+    """Return the number of a shard's next segment: higher than any it ever had. The caller holds its lock."""
+    files = [name for state in STATES for name in files_in(store, state, ".arrow")]
+    files += files_in(store, REPLACING, ".json")
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        files.append(SegmentName("", shard, int(read_file(_number_path(store, shard)))))
+    return 1 + max((name.number for name in files if name.shard == shard), default=-1)
+
+
+def keep_number(store: Path, shard: str) -> None:
+    """Write down the highest number of a shard all of whose segments may now go. The caller holds its lock."""
+    write_file(_number_path(store, shard), f"{first_free_number(store, shard) - 1}\n".encode())
+
+
+def _number_path(store: Path, shard: str) -> Path:
+    return store / FORMAT / f"{shard}.last"
 
 
 def names_in(folder: Path) -> list[str]:
@@ -123,6 +174,29 @@ def remove(path: Path) -> None:
     """Unlink a file, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         disk.unlink(path)
+
+
+def read_file(path: Path) -> bytes:
+    """Return all of a small file. Raises FileNotFoundError."""
+    fd = disk.open(path, os.O_RDONLY)
+    try:
+        return disk.pread(fd, disk.fstat(fd).st_size, 0)
+    finally:
+        disk.close(fd)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file durably: after a crash there is the old one or the new."""
+    make_folder(path.parent)
+    draft = path.with_name(f"{path.name}.draft")
+    fd = disk.open(draft, os.O_CREAT | os.O_RDWR | os.O_TRUNC)
+    try:
+        disk.pwrite(fd, data, 0)
+        disk.fdatasync(fd)
+    finally:
+        disk.close(fd)
+    disk.rename(draft, path)
+    sync_folder(path.parent)
 
 
 def free_bytes(folder: Path) -> int:

@@ -14,7 +14,7 @@ from typing import Final
 import pyarrow as pa
 
 from insitu.exporters.base import Batch
-from insitu.records import TableSpec, table_spec, with_todays_columns
+from insitu.records import VERSION, TableSpec, table_spec, with_todays_columns
 from insitu.segments import disk
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, list_segments
 from insitu.segments.message import (
@@ -35,6 +35,18 @@ FIRST_MESSAGE: Final = 8
 
 class BadBatch(ValueError):
     """A batch that is not what its writer wrote."""
+
+
+def newer_format(schema: pa.Schema) -> str:
+    """Return the format version of a file whose schema has this metadata, if it is one that we cannot read, else ""."""
+    version = str((schema.metadata or {}).get(b"insitu.version", b"").decode(errors="replace"))
+    major, ours = version.partition(".")[0], VERSION.partition(".")[0]
+    return version if major.isdecimal() and int(major) > int(ours) else ""
+
+
+def newer_text(version: str) -> str:
+    """Return, for people, why a file of a newer format is left out."""
+    return f"it was written by a newer insitu (format {version}; this one reads {VERSION}): update insitu to read it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,8 @@ class TailReader:
         self.damage: list[Damage] = []
         self.finished = False
         """The footer was reached, or a final read came to the end of the file."""
+        self.newer = ""
+        """The format version, where it is one that cannot be read here: nothing is returned, and nothing damaged."""
         self._fd = _open_either(store, segment) if state is None else _open(segment.path(store, state))
         self._position = FIRST_MESSAGE
         self._schema: pa.Schema = self.spec.schema
@@ -79,6 +93,11 @@ class TailReader:
     def good_bytes(self) -> int:
         """Where the next batch is expected."""
         return self._position
+
+    @property
+    def written_ns(self) -> int:
+        """When the file was last written, Unix time."""
+        return disk.fstat(self._fd).st_mtime_ns
 
     def read(self, *, final: bool = False) -> list[Batch]:
         """Return the batches that are new since the last call.
@@ -120,7 +139,7 @@ class TailReader:
         """Return the batch at `at`, if there is one, and where to go on; the same place when there is no more now."""
         try:
             head, broken = read_head(data, at), False
-            if head is not None and head.is_end and _is_footer(data, at + head.num_bytes):
+            if head is not None and head.is_end and is_footer(data, at + head.num_bytes):
                 self.finished = True
                 return None, at + head.num_bytes
             if head is not None and not head.is_end and at + head.num_bytes <= len(data):
@@ -160,7 +179,7 @@ class TailReader:
             if head is None or at + head.num_bytes > len(data):
                 return False
             if head.is_end:
-                return _is_footer(data, at + head.num_bytes)
+                return is_footer(data, at + head.num_bytes)
             return self._take(data, at, head) is not None
         except _BROKEN:
             return False
@@ -168,7 +187,10 @@ class TailReader:
     def _take(self, data: memoryview, at: int, head: Head) -> Batch | None:
         message = pa.py_buffer(data[at : at + head.num_bytes])
         if head.kind == SCHEMA and self._position + at == FIRST_MESSAGE:
-            self._schema = compatible_schema(pa.ipc.read_schema(message), self.spec)
+            schema = pa.ipc.read_schema(message)
+            self.newer = newer_format(schema)
+            self.finished = bool(self.newer)
+            self._schema = compatible_schema(schema, self.spec)
             return None
         if head.kind != RECORD_BATCH:
             raise NotAMessage(f"a message of kind {head.kind}")
@@ -187,6 +209,24 @@ class TailReader:
 
 def checked_batch(message: pa.Buffer, head: Head, schema: pa.Schema, spec: TableSpec) -> Batch:
     """Return the batch in a message, with today's columns. Raises BadBatch or ArrowException when it is damaged."""
+    stored = stored_batch(message, head, schema, spec)
+    batch = Batch(stored.key.epoch, stored.key.seq, with_todays_columns(stored.data, spec.schema), spec.name)
+    if batch.data is stored.data:
+        batch.__dict__["crc32"] = stored.crc32  # known: not computed again by who writes it elsewhere
+    return batch
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A batch as it lies in a file: with the columns of whoever wrote it, and their checksum."""
+
+    key: Key
+    crc32: int
+    data: pa.RecordBatch
+
+
+def stored_batch(message: pa.Buffer, head: Head, schema: pa.Schema, spec: TableSpec) -> Stored:
+    """Return the batch in a message as it was written. Raises BadBatch or ArrowException when it is damaged."""
     metadata = dict(head.metadata)
     try:
         epoch, stream, seq, crc32 = (int(metadata[key]) for key in ("epoch", "stream", "seq", "crc32"))
@@ -198,10 +238,7 @@ def checked_batch(message: pa.Buffer, head: Head, schema: pa.Schema, spec: Table
         raise BadBatch("the checksum is another one")
     if stream != spec.stream or (data.num_rows and data.column(0)[0].as_py() != epoch):
         raise BadBatch("the batch belongs to another stream")
-    batch = Batch(epoch, seq, with_todays_columns(data, spec.schema), spec.name)
-    if batch.data is data:
-        batch.__dict__["crc32"] = crc32  # known: not computed again by who writes it elsewhere
-    return batch
+    return Stored(Key(epoch, stream, seq), crc32, data)
 
 
 def compatible_schema(stored: pa.Schema, spec: TableSpec) -> pa.Schema:
@@ -234,7 +271,7 @@ def _identity_of_lost(data: memoryview, at: int, end: int) -> tuple[int | None, 
         return None, None, None
 
 
-def _is_footer(data: memoryview, at: int) -> bool:
+def is_footer(data: memoryview, at: int) -> bool:
     """Return whether a whole footer, and nothing else, lies from `at` to the end."""
     tail_bytes = 4 + len(MAGIC)
     if len(data) - at < tail_bytes or bytes(data[-len(MAGIC) :]) != MAGIC:
@@ -257,9 +294,10 @@ def _open_either(store: Path, segment: SegmentName) -> int:
 
 def recent_keys(store: Path, shard: str, max_bytes: int = 256 << 20) -> Iterator[Key]:
     """Yield which batches the newest sealed segments of a shard hold, `max_bytes` of them; only heads are read."""
-    names = [name for name in list_segments(store, SEALED) if name.shard == shard]
-    for name in sorted(names, key=lambda name: -name.number):
-        path = name.path(store, SEALED)
+    paths = [(name.number, name.path(store, SEALED)) for name in list_segments(store, SEALED) if name.shard == shard]
+    # By time, not by number: what took the place of old segments has a high one.
+    newest = sorted(((disk.stat(path).st_mtime_ns, number, path) for number, path in paths), reverse=True)
+    for _, _, path in newest:
         yield from (key for key, _ in batch_heads(path))
         max_bytes -= disk.stat(path).st_size
         if max_bytes <= 0:

@@ -19,17 +19,20 @@ from insitu.segments.layout import (
     FORMAT,
     OPEN,
     QUARANTINE,
+    REPLACING,
     Reserve,
     SegmentName,
     ShardLock,
     ShardLocked,
+    files_in,
     list_segments,
     make_folder,
     names_in,
     remove,
     sync_folder,
 )
-from insitu.segments.reader import Damage, TailReader
+from insitu.segments.reader import Damage, TailReader, newer_text
+from insitu.segments.replacement import finish_replacements
 
 _log = logging.getLogger("insitu")
 
@@ -64,7 +67,8 @@ def recover_store(store: Path) -> Recovery:
 
 def _shards(store: Path) -> set[str]:
     leftovers = {Path(name).stem for name in names_in(store / FORMAT) if name.endswith((".lock", ".reserve"))}
-    return {name.shard for name in list_segments(store, OPEN)} | leftovers
+    begun = [*list_segments(store, OPEN), *files_in(store, REPLACING, ".json")]
+    return {name.shard for name in begun} | leftovers
 
 
 def recover_shard(store: Path, shard: str) -> Recovery:
@@ -76,6 +80,7 @@ def recover_shard(store: Path, shard: str) -> Recovery:
 
 def _recover_into(recovery: Recovery, store: Path, shard: str) -> None:
     _remove_drafts(store, shard)
+    finish_replacements(store, shard)
     for name in list_segments(store, OPEN):
         if name.shard != shard:
             continue
@@ -105,6 +110,8 @@ def recover_segment(store: Path, name: SegmentName) -> tuple[list[Batch], list[D
         batches = reader.read(final=True)
     finally:
         reader.close()
+    if reader.newer:
+        raise OSError(newer_text(reader.newer))
     if batches:
         seal_batches(store, name, batches)
     if all(damage.torn for damage in reader.damage):

@@ -18,16 +18,17 @@ from typing import Final
 
 from insitu.exporters.base import Batch
 from insitu.segments import disk
+from insitu.segments.claims import Claims
 from insitu.segments.file import Limits, OpenSegment
 from insitu.segments.layout import (
     OPEN,
-    STATES,
     Key,
     Reserve,
     SegmentName,
     ShardLock,
     ShardLocked,
     StoreFull,
+    first_free_number,
     free_bytes,
     is_full,
     list_segments,
@@ -97,11 +98,13 @@ class ShardWriter:
         self._to_recover: list[SegmentName] = []
         self._unsynced_bytes = 0
         self._is_closed = False
+        self.claims = Claims()
+        """Sealed segments that somebody is about to remove or to replace."""
         self._shard_lock = ShardLock(self.store, shard)
         try:
             self.recovery: Recovery = recover_shard(self.store, shard)
             """What a writer of this shard that died had left behind."""
-            self._next_number = self._first_free_number()
+            self._next_number = first_free_number(self.store, shard)
             self._reserve = Reserve(self.store, shard)
             if not self._reserve.take(SLACK_BYTES):
                 raise self._no_room()
@@ -145,8 +148,7 @@ class ShardWriter:
         segment = self._open.get(batch.table)
         try:
             if segment is None:
-                name = SegmentName(batch.table, self.shard, self._next_number)
-                self._next_number += 1
+                name = SegmentName(batch.table, self.shard, self._take_number())
                 segment = self._open[batch.table] = OpenSegment(self.store, name, batch.spec, now)
             segment.append(batch, now)
         except OSError as error:
@@ -159,11 +161,28 @@ class ShardWriter:
         if segment.num_bytes >= self._limits.max_bytes:
             self._retiring.append(self._open.pop(batch.table))
 
+    def _take_number(self) -> int:
+        self._next_number += 1
+        return self._next_number - 1
+
+    def take_number(self) -> int:
+        """Return a number for a segment that somebody else in this process makes out of those of this shard."""
+        with self._lock:
+            return self._take_number()
+
+    def seal_open(self) -> None:
+        """Have the next sync seal every open file, however young."""
+        with self._lock:
+            self._retire_all()
+
+    def _retire_all(self) -> None:
+        self._retiring += self._open.values()
+        self._open.clear()
+
     def _make_room(self) -> None:
         """Give back the reserve, so that the next sync can seal every open file."""
         self._reserve.release()
-        self._retiring += self._open.values()
-        self._open.clear()
+        self._retire_all()
 
     def _no_room(self) -> StoreFull:
         return StoreFull(errno.ENOSPC, "no room left for records", str(self.store))
@@ -243,10 +262,6 @@ class ShardWriter:
                     self._to_recover.append(name)
             except OSError as error:
                 _log.warning("insitu: %s stays open until the next start (%s)", name, error)
-
-    def _first_free_number(self) -> int:
-        names = (name for state in STATES for name in list_segments(self.store, state))
-        return 1 + max((name.number for name in names if name.shard == self.shard), default=-1)
 
     def close(self) -> Synced:
         """Sync and seal everything, let go of the shard. Safe to call twice."""
