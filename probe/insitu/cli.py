@@ -81,6 +81,11 @@ COMMANDS: Final[dict[str, Entry]] = {
     "export": Entry(
         "insitu_collector.export.command:export", "Write a run for Perfetto, or its tables as files.", "collector"
     ),
+    "store": Entry(
+        "insitu_collector.keeping.command:store",
+        "Keep a store: see what is in it, check, repair, merge, expire, copy, erase.",
+        "collector",
+    ),
     "simulate": Entry(
         "insitu_collector.simulate.command:simulate",
         "Write a store as a run would have left it.",

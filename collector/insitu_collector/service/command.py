@@ -57,6 +57,7 @@ _log = logging.getLogger("insitu")
 @click.option("--judge", is_flag=True, help="Also run `insitu judge` on the store.")
 @click.option("--keep-bytes", metavar="SIZE", help="Most of what is received to keep, or none.  [default: 2GiB]")
 @click.option("--keep-for", metavar="TIME", help="How long to keep it, or none.  [default: 24h]")
+@click.option("--compact/--no-compact", default=True, show_default=True, help="Merge small files, with Parquet twins.")
 @access_options
 @alert_options
 def collect(
@@ -66,6 +67,7 @@ def collect(
     judge: bool,
     keep_bytes: str | None,
     keep_for: str | None,
+    compact: bool,
     webhooks: tuple[str, ...],
     otlp_logs: str | None,
     metrics_port: int | None,
@@ -92,7 +94,7 @@ def collect(
     keep, access = config.keep, access_of(config, host, insecure=insecure)
     if judge:
         _check_receivers(config)
-    server = _start(store, host, port, keep, access, judge)
+    server = _start(store, host, port, keep, access, has_judge=judge, compact=compact)
     if said := open_to(access, host, server.port, store):
         click.echo(said, err=True)
     click.echo(f"keeps {keep}; --keep-bytes and --keep-for change it", err=True)
@@ -125,10 +127,12 @@ def _stop_on_signals(stop: threading.Event) -> None:
         signal.signal(number, ask)
 
 
-def _start(store: Path, host: str, port: int, keep: Keep, access: Access, has_judge: bool) -> CollectorServer:
+def _start(
+    store: Path, host: str, port: int, keep: Keep, access: Access, *, has_judge: bool, compact: bool
+) -> CollectorServer:
     """Return the running server. Raises ClickException: one line that names the thing and the remedy."""
     try:
-        return CollectorServer(store, host, port, keep, access, has_children=has_judge)
+        return CollectorServer(store, host, port, keep, access, has_children=has_judge, compact=compact)
     except (BadTokens, BadCertificate) as error:
         raise BadConfig(str(error)) from None
     except PortInUse as error:

@@ -113,6 +113,7 @@ class Ingest:
             lambda rows: self.write_own("gaps", rows),
             own_epoch=self._source.epoch,
             clock=clock,
+            claims=writer.claims,
         )
         self._is_failing = False
         self._unsure: list[tuple[float, Damage]] = []
@@ -230,6 +231,12 @@ class Ingest:
             data = pa.RecordBatch.from_pylist(full, schema=schema_of(table))
             self._writer.append(Batch(source.epoch, seq, data, table))
             self._own_rows[table] = (seq + 1, row_seq + len(rows))
+
+    def has_durable(self, table: str) -> bool:
+        """Return whether every row that `write_own` took for a table is on disk."""
+        with self._lock:
+            seq, _ = self._own_rows.get(table, (0, 0))
+            return self._stream(self._source.epoch, table_spec(table).stream).durable == seq - 1
 
     def account(self) -> dict[str, Any]:
         """Return what the collector itself wrote, in the form of `insitu.session.accounts.Stats.to_json`."""

@@ -37,6 +37,9 @@ from insitu_collector.access.children import Child, let_in
 from insitu_collector.access.gate import Access, Caller, Gate, Role
 from insitu_collector.access.tenants import Tenants, owners_in
 from insitu_collector.flight.relay import FlightRelay
+from insitu_collector.keeping.keeper import Keeper
+from insitu_collector.keeping.merge_plan import IN_BACKGROUND
+from insitu_collector.keeping.places import warn_of_remote
 from insitu_collector.service.connection import Connection, Rejected
 from insitu_collector.service.ingest import MAX_FRAME_BYTES, SHARD, Ingest
 from insitu_collector.service.rule_desk import RuleDesk, RulesRefused
@@ -101,15 +104,18 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         access: Access | None = None,
         *,
         has_children: bool = False,
+        compact: bool = True,
     ) -> None:
         """access: who may call; None: anybody may ship, and callers on this host may do everything.
 
-        has_children: there will be processes for `child`.
+        has_children: there will be processes for `child`. compact: merge small segments now and then, and write
+        twins of them.
         """
         self.store = Path(store)
         self.gate = Gate(access, partial(self._write_event, "audit"))
         _check_port(host, port)  # before the store is touched
         writer = ShardWriter(self.store, SHARD)
+        warn_of_remote(self.store)
         try:
             self.ingest = Ingest(writer, keep=keep)
             _report(writer.recovery)
@@ -135,6 +141,8 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self._is_stopping = False
         self._committer = threading.Thread(target=self._commit_loop, name="insitu-commit", daemon=True)
         self._committer.start()
+        self._keeper = Keeper(writer, self.ingest, self._appended, rules=IN_BACKGROUND if compact else None)
+        self._keeper.start()
         self._grpc.start()
 
     def _make_grpc(self) -> grpc.Server:
@@ -267,6 +275,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         if self._is_stopping:
             return
         stopped = self._grpc.stop(STOP_S)
+        self._keeper.stop()
         self._is_stopping = True
         self._appended()
         self._committer.join()

@@ -246,12 +246,16 @@ def compatible_schema(stored: pa.Schema, spec: TableSpec) -> pa.Schema:
 
     Anything else is damage, and the known schema is tried: the checksums decide.
     """
-    num_shared = min(len(stored), len(spec.schema))
-    shared = all(stored.field(i).equals(spec.schema.field(i)) for i in range(num_shared))
+    return stored.remove_metadata() if is_known(stored, spec.name) else spec.schema
+
+
+def is_known(stored: pa.Schema, table: str) -> bool:
+    """Return whether a schema is a table's: today's, an older one's, or a newer one's with further nullable columns."""
+    schema = table_spec(table).schema
+    num_shared = min(len(stored), len(schema))
+    shared = all(stored.field(i).equals(schema.field(i)) for i in range(num_shared))
     added = [stored.field(i) for i in range(num_shared, len(stored))]
-    if shared and num_shared and all(field.nullable for field in added):
-        return stored.remove_metadata()
-    return spec.schema
+    return shared and num_shared > 0 and all(field.nullable for field in added)
 
 
 def _identity_of_lost(data: memoryview, at: int, end: int) -> tuple[int | None, int | None, int | None]:

@@ -71,15 +71,24 @@ class Epochs:
 
 
 def expired(
-    held: Sequence[Held], keep: Keep, now_unix_ns: int, busy: Busy, epochs_of: Callable[[SegmentName], Epochs]
+    held: Sequence[Held],
+    keep: Keep,
+    now_unix_ns: int,
+    busy: Busy,
+    epochs_of: Callable[[SegmentName], Epochs],
+    *,
+    keep_last: bool = True,
 ) -> list[Held]:
     """Return which sealed segments of one shard are to be unlinked, oldest first.
 
     Rows go by age, then by bytes (those of `busy` count too). `epochs_of` is asked only when a small table has come
-    of age. The segment with the highest number always stays, so that no number is used twice.
+    of age. The segment with the highest number always stays, so that no number is used twice (`keep_last`; without it,
+    held may be of several shards, and somebody else sees to that).
     """
     last = max((segment.name.number for segment in held), default=-1)
-    ordered = sorted((s for s in held if s.name.number != last), key=lambda s: (s.unix_ns, s.name.number))
+    ordered = sorted(
+        (s for s in held if not keep_last or s.name.number != last), key=lambda s: (s.unix_ns, s.name.number)
+    )
     rows = [segment for segment in ordered if segment.name.table not in (*NOTES, *NAMES)]
     oldest_ns = -math.inf if keep.max_age_s is None else now_unix_ns - keep.max_age_s * 1e9
     gone = [segment for segment in rows if segment.unix_ns < oldest_ns]

@@ -1,0 +1,87 @@
+"""Taking out what is too old or too much of shards whose writers have gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from insitu.segments.expiry import gap_rows, read_epochs
+from insitu.segments.layout import SEALED, SegmentName, is_full, keep_number
+from insitu.segments.retention import Busy, Epochs, Held, Keep, expired
+from insitu.vocabulary import EXPIRED
+from insitu_collector.keeping.shards import DeadShard, Tell, dead_shard, held_by, shards_of, told_to_go
+from insitu_collector.keeping.twins import remove_twin
+
+
+@dataclass
+class Expired:
+    """What went, or would go."""
+
+    segments: list[Held] = field(default_factory=list)
+    num_rows: int = 0
+    in_use: list[str] = field(default_factory=list)
+    """Shards whose writers are at work: they keep themselves within bounds."""
+
+
+def expire(store: Path, keep: Keep, tell: Tell, *, dry_run: bool) -> Expired:
+    """Take out of the shards whose writers have gone what is beyond `keep`: all of them together, oldest first.
+
+    Told first, then unlinked; on a full disk the other way round. Raises OSError.
+    """
+    result = Expired()
+    with ExitStack() as stack:
+        shards: list[DeadShard] = []
+        for name in shards_of(store):
+            shard = stack.enter_context(dead_shard(store, name))
+            if shard is None:
+                result.in_use.append(name)
+            else:
+                shards.append(shard)
+        held = [segment for shard in shards for segment in held_by(store, shard.shard)]
+        told = told_to_go(store, (EXPIRED,))
+        result.segments = _chosen(store, held, keep, told)
+        rows = [row for s in result.segments if s.name not in told for row in _rows(store, s.name)]
+        result.num_rows = sum(row["num_rows"] for row in rows)
+        if not dry_run and result.segments:
+            _remove(store, [s.name for s in result.segments], rows, tell)
+    return result
+
+
+def _chosen(store: Path, held: Sequence[Held], keep: Keep, told: set[SegmentName]) -> list[Held]:
+    known: dict[SegmentName, Epochs] = {}
+
+    def epochs_of(name: SegmentName) -> Epochs:
+        if name not in known:
+            known[name] = read_epochs(store, name)
+        return known[name]
+
+    left = [segment for segment in held if segment.name not in told]
+    gone = expired(left, keep, time.time_ns(), Busy(), epochs_of, keep_last=False)
+    return [*(segment for segment in held if segment.name in told), *gone]
+
+
+def _rows(store: Path, name: SegmentName) -> list[dict[str, Any]]:
+    return gap_rows(store, name, time.time_ns(), EXPIRED)
+
+
+def _remove(store: Path, names: Sequence[SegmentName], rows: Sequence[dict[str, Any]], tell: Tell) -> None:
+    for shard in sorted({name.shard for name in names}):
+        keep_number(store, shard)
+    try:
+        tell(rows)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _unlink(store, names)
+        tell(rows)
+    _unlink(store, names)
+
+
+def _unlink(store: Path, names: Sequence[SegmentName]) -> None:
+    for name in names:
+        name.path(store, SEALED).unlink(missing_ok=True)
+        remove_twin(store, name)

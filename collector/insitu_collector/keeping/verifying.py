@@ -1,0 +1,185 @@
+"""Is a store whole: every checksum, footer and schema, the catalog, the twins, and what was left unfinished."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from insitu.records import TABLES
+from insitu.segments.erased_file import ErasedFile
+from insitu.segments.layout import (
+    OPEN,
+    QUARANTINE,
+    REPLACING,
+    SEALED,
+    SegmentName,
+    ShardLock,
+    ShardLocked,
+    files_in,
+    list_segments,
+)
+from insitu.segments.reader import TailReader, is_known
+from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
+from insitu_collector.keeping.catalog import anchors_of, catalog_path, read_catalog
+from insitu_collector.keeping.facts import Anchors, SegmentFacts, facts_of
+from insitu_collector.keeping.orders import still_there
+from insitu_collector.keeping.shards import shards_of
+from insitu_collector.keeping.twins import list_twins, twin_problem
+
+SERIOUS: Final = ("damaged", "catalog", "twin", "unfinished", "not_erased")
+"""Kinds of problems that `insitu store repair` or `compact` sees to. `newer` and `quarantined` are for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is not as it should be."""
+
+    kind: str
+    file: str
+    text: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"kind": self.kind, "file": self.file, "text": self.text}
+
+
+@dataclass
+class Verified:
+    """What was looked at, and what was found."""
+
+    num_segments: int = 0
+    num_rows: int = 0
+    num_bytes: int = 0
+    num_twins: int = 0
+    has_catalog: bool = False
+    problems: list[Problem] = field(default_factory=list)
+    in_use: list[str] = field(default_factory=list)
+    """Shards that are being written: their open files are looked at as far as they go."""
+
+    @property
+    def is_whole(self) -> bool:
+        return not any(problem.kind in SERIOUS for problem in self.problems)
+
+    def add(self, kind: str, file: Any, text: str) -> None:
+        self.problems.append(Problem(kind, str(file), text))
+
+
+def verify(store: Path) -> Verified:
+    """Read everything in a store and compare it with what it says of itself. Changes nothing. Raises OSError."""
+    result = Verified()
+    dead = _sort_shards(store, result)
+    anchors, known = anchors_of(store), read_catalog(store)
+    result.has_catalog = known is not None
+    if known is None and catalog_path(store).exists():
+        result.add("catalog", catalog_path(store).name, "it cannot be read")
+    facts = {name: _look(store, name, anchors, result) for name in list_segments(store, SEALED)}
+    _look_at_catalog(store, known or {}, facts, result)
+    _look_at_open(store, dead, result)
+    for name in list_twins(store):
+        of = facts.get(name)
+        text = "its segment has gone" if of is None else twin_problem(store, name, of.num_rows)
+        result.num_twins += 1
+        if text:
+            result.add("twin", f"twins/{name.file}", text)
+    for name in files_in(store, QUARANTINE, ".arrow"):
+        result.add("quarantined", name, "damaged; what was whole of it is in a sealed segment")
+    _look_at_erasures(store, result)
+    return result
+
+
+def _sort_shards(store: Path, result: Verified) -> set[str]:
+    """Note which shards are in use; return the others."""
+    dead = set()
+    for shard in shards_of(store):
+        try:
+            ShardLock(store, shard).release()
+        except ShardLocked:
+            result.in_use.append(shard)
+        else:
+            dead.add(shard)
+    return dead
+
+
+def _look(store: Path, name: SegmentName, anchors: Anchors, result: Verified) -> SegmentFacts | None:
+    try:
+        facts = facts_of(store, name, anchors)
+    except FileNotFoundError:  # expired since
+        return None
+    result.num_segments += 1
+    result.num_rows += facts.num_rows
+    result.num_bytes += facts.num_bytes
+    if facts.state != "sealed":
+        result.add(facts.state, name, _why(store, name))
+        return facts
+    text = _footer_problem(name.path(store, SEALED), name.table, facts.num_batches)
+    if text:
+        result.add("damaged", name, text)
+    return facts
+
+
+def _why(store: Path, name: SegmentName) -> str:
+    if name.table not in TABLES:
+        return f"there is no table {name.table!r} here: update insitu to read it"
+    try:
+        for _ in WholeSegment(name.path(store, SEALED), name.table).batches():
+            pass
+    except (NewerFormat, NotWhole) as error:
+        return str(error)
+    return "it was damaged a moment ago"
+
+
+def _footer_problem(path: Path, table: str, num_batches: int) -> str:
+    """Compare the footer, by which other programs read a file, with the batches in it."""
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as found:
+            if found.num_record_batches != num_batches:
+                return f"its footer names {found.num_record_batches} batches, of {num_batches}"
+            if not is_known(found.schema, table):
+                return "its columns are not those of its table"
+    except (pa.ArrowException, OSError) as error:
+        return f"its footer cannot be read: {str(error).splitlines()[0]}"
+    return ""
+
+
+def _look_at_catalog(
+    store: Path,
+    known: dict[SegmentName, SegmentFacts],
+    facts: dict[SegmentName, SegmentFacts | None],
+    result: Verified,
+) -> None:
+    for name, entry in known.items():
+        found = facts.get(name)
+        if found is None:
+            result.add("catalog", name, "the catalog has it, and it has gone")
+        elif (entry.crc32, entry.num_bytes, entry.num_rows) != (found.crc32, found.num_bytes, found.num_rows):
+            result.add("catalog", name, "the catalog tells otherwise of it")
+
+
+def _look_at_open(store: Path, dead: set[str], result: Verified) -> None:
+    for name in list_segments(store, OPEN):
+        if name.shard in dead:
+            result.add("unfinished", name, "its writer has gone and left it open")
+        elif name.table in TABLES:
+            try:
+                reader = TailReader(store, name, OPEN)
+            except FileNotFoundError:  # sealed since
+                continue
+            result.num_rows += sum(batch.num_rows for batch in reader.read())
+            reader.close()
+            for damage in reader.damage:
+                result.add("damaged", name, f"{damage.num_bytes} bytes at {damage.offset} cannot be read")
+    for name in files_in(store, REPLACING, ".json"):
+        if name.shard in dead:
+            result.add("unfinished", name, "it was taking the place of others when its writer went")
+
+
+def _look_at_erasures(store: Path, result: Verified) -> None:
+    erased = ErasedFile(store).read()
+    now = time.time_ns()
+    overdue = [order for order in erased.erasures if order.due_unix_ns < now]
+    if overdue:
+        for name in still_there(store, erased, shards_of(store)):
+            result.add("not_erased", name, "it still holds what was to be erased by now")
