@@ -27,7 +27,7 @@ from insitu_collector.keeping.words import DRY_RUN, STORE, json_option, opened, 
 @json_option("repair")
 @click.pass_context
 def repair(ctx: click.Context, store: Path, dry_run: bool, as_json: bool) -> None:
-    """Make STORE whole: recover what dead writers left, keep what is whole of damaged segments, make derived files anew.
+    """Make STORE whole: recover what dead writers left, keep what is whole of damaged segments, make the rest anew.
 
     Damaged originals go to quarantine; what is lost is counted in `gaps`. Shards that are being written are left to
     their writers.

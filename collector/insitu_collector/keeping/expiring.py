@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from insitu.segments.expiry import gap_rows, read_epochs
-from insitu.segments.layout import SEALED, SegmentName, is_full, keep_number
+from insitu.segments.layout import SEALED, SegmentName, is_full, keep_number, remove
 from insitu.segments.retention import Busy, Epochs, Held, Keep, expired
 from insitu.vocabulary import EXPIRED
 from insitu_collector.keeping.shards import DeadShard, Tell, dead_shard, held_by, shards_of, told_to_go
@@ -83,5 +83,5 @@ def _remove(store: Path, names: Sequence[SegmentName], rows: Sequence[dict[str, 
 
 def _unlink(store: Path, names: Sequence[SegmentName]) -> None:
     for name in names:
-        name.path(store, SEALED).unlink(missing_ok=True)
+        remove(name.path(store, SEALED))
         remove_twin(store, name)

@@ -58,9 +58,7 @@ def contents(store: Path) -> Contents:
 
 
 def _facts(store: Path) -> dict[SegmentName, SegmentFacts]:
-    with contextlib.suppress(
-        OSError, sqlite3.Error, CatalogBusy
-    ):  # a store that cannot be written is read all the same
+    with contextlib.suppress(OSError, sqlite3.Error, CatalogBusy):  # one that cannot be written is read all the same
         refresh(store)
         known = read_catalog(store)
         if known is not None:

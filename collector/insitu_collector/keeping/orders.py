@@ -45,7 +45,7 @@ def _head(order: Erasure) -> tuple[Kind, str, int, int, str]:
 
 def _traces(store: Path, salt: bytes, request: str) -> tuple[str, ...]:
     """Return the digests of the traces that a request was part of, as its events say."""
-    found = set()
+    found: set[str] = set()
     for rows in open_store(store).scan("requests"):
         of = rows.filter(pc.equal(rows["request"], request))
         found.update(trace for trace in of["trace_id"].to_pylist() if trace)

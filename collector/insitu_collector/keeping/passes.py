@@ -8,7 +8,7 @@ from pathlib import Path
 
 from insitu.records import TABLES
 from insitu.segments.erasure import Erased
-from insitu.segments.layout import SEALED, SegmentName
+from insitu.segments.layout import SEALED, SegmentName, remove
 from insitu.segments.replacement import Reached
 from insitu.segments.retention import Held
 from insitu.segments.whole import NotWhole
@@ -65,7 +65,7 @@ def erase_shard(
 def _finish_expiry(store: Path, shard: OwnShard, name: SegmentName) -> None:
     """Unlink what was told to have expired by a writer that died before it did so."""
     if shard.claims.take([name]):
-        name.path(store, SEALED).unlink(missing_ok=True)
+        remove(name.path(store, SEALED))
         shard.claims.give([name])
 
 

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from insitu.records import TABLES
 from insitu.segments.erasure import Erased
-from insitu.segments.file import make_folder
-from insitu.segments.layout import FORMAT, SEALED, SegmentName, files_in, list_segments, sync_folder
+from insitu.segments.layout import FORMAT, SEALED, SegmentName, files_in, list_segments, make_folder, sync_folder
 from insitu.segments.whole import WholeSegment
 
 TWINS: Final = "twins"

@@ -51,6 +51,8 @@ class Uploader:
         """uri: `file:///...`, `s3://...`, or whatever else `pyarrow.fs` reads. place: what it means, if known."""
         self._store = store
         self._uri = uri
+        self._fs: pafs.FileSystem
+        self._root: str
         try:
             self._fs, self._root = place or pafs.FileSystem.from_uri(uri)
         except (ValueError, OSError, pa.ArrowException) as error:

@@ -129,7 +129,7 @@ class Erased:
 
     def _without_words(self, row: dict[str, Any]) -> dict[str, Any]:
         named = [name for name in row.get("requests") or () if self._is_erased(name)]
-        found = {name: self._told(value, named) for name, value in row.items() if name in ("text", "remedy")}
+        found: dict[str, Any] = {name: self._told(row[name], named) for name in ("text", "remedy") if name in row}
         if row.get("further"):
             found["further"] = [self._told(text, named) for text in row["further"]]
         if named:
@@ -140,7 +140,7 @@ class Erased:
         if not text:
             return text
         for name in named:
-            text = text.replace(name, INSTEAD)
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", INSTEAD, text)
         return _WORD.sub(self._word, text)
 
     def _word(self, found: re.Match[str]) -> str:
@@ -173,7 +173,7 @@ class Erased:
 
 
 def strings_in(message: bytes, depth: int = 16) -> Iterator[bytes]:
-    """Yield each length-delimited field of a protobuf message, and what those hold in turn. What is none yields less."""
+    """Yield each length-delimited field of a protobuf message, and what those hold in turn."""
     at = 0
     while depth and at < len(message):
         tag, at = _varint(message, at)

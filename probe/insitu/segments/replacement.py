@@ -1,8 +1,8 @@
 """One sealed segment takes the place of others: old or new is there at each moment, never both, never neither.
 
 What makes it so is one rename. Before it a note says what the new segment replaces; readers who find note and segment
-leave out what it names (`list_segments`). Then the old files are unlinked, whoever still reads them goes on undisturbed,
-and last the note goes. A crash in between is finished by the next who has the shard. Torch-free.
+leave out what it names (`list_segments`). Then the old files are unlinked, and whoever still reads them goes on
+undisturbed; last the note goes. A crash in between is finished by the next who has the shard. Torch-free.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def replace(
 
 
 def finish_replacements(store: Path, shard: str) -> None:
-    """Finish what a crash interrupted: forward where the new segment is there, else back. The caller holds the shard."""
+    """Finish what a crash interrupted: forward where the new segment is there, else back. The shard is held."""
     for name in files_in(store, REPLACING, ".json"):
         if name.shard != shard:
             continue
