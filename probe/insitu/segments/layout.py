@@ -121,18 +121,28 @@ def first_free_number(store: Path, shard: str) -> int:
     """Return the number of a shard's next segment: higher than any it ever had. The caller holds its lock."""
     files = [name for state in STATES for name in files_in(store, state, ".arrow")]
     files += files_in(store, REPLACING, ".json")
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        files.append(SegmentName("", shard, int(read_file(_number_path(store, shard)))))
-    return 1 + max((name.number for name in files if name.shard == shard), default=-1)
+    numbers = [name.number for name in files if name.shard == shard]
+    return 1 + max([*numbers, *(number for _, number in _kept_numbers(store, shard))], default=-1)
 
 
 def keep_number(store: Path, shard: str) -> None:
-    """Write down the highest number of a shard all of whose segments may now go. The caller holds its lock."""
-    write_file(_number_path(store, shard), f"{first_free_number(store, shard) - 1}\n".encode())
+    """Write down the highest number of a shard all of whose segments may now go. The caller holds its lock.
+
+    An empty file whose name says it: there is room for that on a full disk.
+    """
+    earlier = [path for path, _ in _kept_numbers(store, shard)]
+    path = store / FORMAT / f"{shard}-{first_free_number(store, shard) - 1:010}.last"
+    disk.close(disk.open(path, os.O_CREAT | os.O_RDWR))
+    sync_folder(path.parent)
+    for other in earlier:
+        if other != path:
+            remove(other)
 
 
-def _number_path(store: Path, shard: str) -> Path:
-    return store / FORMAT / f"{shard}.last"
+def _kept_numbers(store: Path, shard: str) -> list[tuple[Path, int]]:
+    found = re.compile(re.escape(shard) + r"-(\d{10})\.last")
+    names = [match for name in names_in(store / FORMAT) if (match := found.fullmatch(name))]
+    return [(store / FORMAT / match[0], int(match[1])) for match in names]
 
 
 def names_in(folder: Path) -> list[str]:
