@@ -12,6 +12,7 @@ from typing import Any
 from insitu.segments.expiry import gap_rows, read_epochs
 from insitu.segments.layout import SEALED, SegmentName, is_full, keep_number, remove
 from insitu.segments.retention import Busy, Epochs, Held, Keep, expired
+from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 from insitu.vocabulary import EXPIRED
 from insitu_collector.keeping.shards import DeadShard, Tell, dead_shard, held_by, shards_of, told_to_go
 from insitu_collector.keeping.twins import remove_twin
@@ -59,9 +60,20 @@ def _chosen(store: Path, held: Sequence[Held], keep: Keep, told: set[SegmentName
             known[name] = read_epochs(store, name)
         return known[name]
 
-    left = [segment for segment in held if segment.name not in told]
+    left = [segment for segment in held if segment.name not in told and _is_known(store, segment.name)]
     gone = expired(left, keep, time.time_ns(), Busy(), epochs_of, keep_last=False)
     return [*(segment for segment in held if segment.name in told), *gone]
+
+
+def _is_known(store: Path, name: SegmentName) -> bool:
+    """Tell whether a segment is of a table and a format that are known here: what is not is for a newer insitu."""
+    try:
+        WholeSegment(name.path(store, SEALED), name.table)
+    except (NewerFormat, KeyError):
+        return False
+    except (NotWhole, OSError):
+        pass
+    return True
 
 
 def _rows(store: Path, name: SegmentName) -> list[dict[str, Any]]:
