@@ -7,13 +7,14 @@ import zlib
 from pathlib import Path
 
 import pytest
+from store_kit import batch, damage, events, run, seal, source
 
+from insitu.records import VERSION
 from insitu.segments.layout import SEALED
 from insitu_collector.keeping import catalog
 from insitu_collector.keeping.catalog import CatalogBusy, catalog_path, read_catalog, refresh
 from insitu_collector.keeping.facts import SegmentFacts
 from insitu_collector.store import open_store
-from store_kit import batch, damage, events, run, seal, source
 
 
 def test_it_says_what_is_in_each_segment(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_it_says_what_is_in_each_segment(tmp_path: Path) -> None:
     known = read_catalog(tmp_path)
     assert known is not None
     facts = known[second]
-    assert (facts.state, facts.num_rows, facts.num_batches, facts.version) == ("sealed", 3, 1, "1.1")
+    assert (facts.state, facts.num_rows, facts.num_batches, facts.version) == ("sealed", 3, 1, VERSION)
     assert (facts.unix_ns, facts.steps) == ((1003, 1005), (3, 5))
     assert facts.crc32 == zlib.crc32(second.path(tmp_path, SEALED).read_bytes())
     assert [(e, x.first_seq, x.last_seq, x.num_rows) for e, x in facts.epochs.items()] == [(7, 1, 1, 3)]

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from store_kit import batch, damage, rows_in, run, seal, source
 
-from insitu.records import schema_of
 from insitu.segments.erased_file import ErasedFile, ErasedUnreadable
 from insitu.segments.layout import OPEN, QUARANTINE, SEALED, list_segments
 from insitu.segments.reader import recent_keys
@@ -21,7 +21,6 @@ from insitu_collector.keeping.rewriting import Rewritten
 from insitu_collector.keeping.shards import dead_shard
 from insitu_collector.keeping.twins import list_twins
 from insitu_collector.store import open_store
-from store_kit import batch, damage, rows_in, run, seal, source
 
 SECRET = "patient-4711"
 TRACE = "00112233445566778899aabbccddeeff"
@@ -222,7 +221,6 @@ def test_one_of_request_and_tenant_is_given_and_a_tenant_is_known(tmp_path: Path
     assert "no store at" in run("erase", tmp_path / "nowhere", "--request", "a").output
 
 
-@pytest.mark.skipif("tenant" not in schema_of("sources").names, reason="sources have no tenant yet")
 def test_of_a_tenant_all_that_its_processes_wrote_and_write_goes(tmp_path: Path) -> None:
     seal(tmp_path, source(7, tenant="acme"), source(8, tenant="other"))
     captures = [{"request": "one"}, {"request": "two"}]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-
 from disk_kit import fill, small_disk
+from store_kit import batch, damage, events, rows_in, run, seal, source
+
 from insitu.segments.layout import OPEN, QUARANTINE, SEALED, ShardLock, files_in, list_segments
 from insitu.segments.replacement import Replacement, Step, replace
 from insitu.segments.shard import ShardWriter
@@ -22,7 +23,6 @@ from insitu_collector.keeping.rewriting import Rewritten
 from insitu_collector.keeping.shards import dead_shard, shards_of
 from insitu_collector.keeping.twins import list_twins, twin_path
 from insitu_collector.store import open_store
-from store_kit import batch, damage, events, rows_in, run, seal, source
 
 
 def said(store: Path, *words: object) -> dict[str, object]:

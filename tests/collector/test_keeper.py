@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from store_kit import EPOCH, batch, events, rows_in, run, seal
 
 from insitu.exporters.base import Batch
 from insitu.records import table_spec
@@ -28,7 +29,6 @@ from insitu_collector.keeping.twins import list_twins
 from insitu_collector.service.ingest import SHARD, Ingest
 from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
-from store_kit import EPOCH, batch, events, rows_in, run, seal
 
 RULES = MergeRules(min_inputs=4)
 

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from insitu.records import schema_of
+from insitu_collector.keeping.command import store as store_commands
 from insitu_collector.ledger.words import BAR
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
@@ -137,6 +138,22 @@ def test_expired_rows_are_said_and_not_missing(tables: dict[str, pa.Table], tmp_
     answer = json.loads(found.stdout)
     assert (found.exit_code, answer["missing"], answer["records"]["expired"]) == (0, {}, {"steps": 20})
     assert "20 older rows of this run have expired" in run(tmp_path / "store").stdout
+
+
+def test_erased_rows_are_said_from_the_order_on_and_counted_once(tables: dict[str, pa.Table], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_store(tables, str(store))
+    request = tables["requests"]["request"][0].as_py()
+    num_rows = tables["requests"]["request"].to_pylist().count(request)
+    before = json.loads(run(store, "--json").stdout)["records"]
+    assert before["erased"] == {}
+    for words in (["erase", str(store), "--request", request, "--yes"], ["compact", str(store)]):
+        assert CliRunner().invoke(store_commands, words).exit_code == 0
+        found = run(store, "--json")
+        records = json.loads(found.stdout)["records"]
+        assert (found.exit_code, records["erased"]) == (0, {"requests": num_rows}), words[0]
+        assert records["stored"]["requests"] + num_rows == before["stored"]["requests"]
+    assert f"{num_rows} rows of this run have been erased on demand" in run(store).stdout
 
 
 @pytest.mark.parametrize("make", [False, True])

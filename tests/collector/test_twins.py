@@ -6,11 +6,11 @@ from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
+from store_kit import batch, events, seal
 
 from insitu.segments.erasure import Erased, Erasure, Kind, digest
 from insitu.segments.layout import SEALED
 from insitu_collector.keeping.twins import list_twins, missing_twins, sweep_twins, twin_path, twin_problem, write_twin
-from store_kit import batch, events, seal
 
 CAPTURES = [{"step_id": n, "site": 1, "request": f"req-{n % 2}", "row": 0, "data": b"secret" * 10} for n in range(6)]
 
@@ -28,8 +28,8 @@ def test_a_twin_has_every_row_and_no_payload(tmp_path: Path) -> None:
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
     assert (missing_twins(tmp_path), list_twins(tmp_path)) == ([], [name])
     assert twin_problem(tmp_path, name, 6) == ""
-    rows = duckdb.sql(f"select request, count(*) from '{tmp_path}/v1/twins/captures/*.parquet' group by 1 order by 1")
-    assert rows.fetchall() == [("req-0", 3), ("req-1", 3)]
+    counts = f"select request, count(*) from '{tmp_path}/v1/twins/captures/*.parquet' group by 1 order by 1"
+    assert duckdb.execute(counts).fetchall() == [("req-0", 3), ("req-1", 3)]
 
 
 def test_what_is_erased_is_not_in_a_twin(tmp_path: Path) -> None:

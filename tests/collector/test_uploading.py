@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
+from store_kit import batch, damage, events, rows_in, run, seal
 
 from insitu.segments.layout import QUARANTINE, SEALED, list_segments
 from insitu_collector.keeping.uploading import CannotExport, Uploader
 from insitu_collector.store import open_store
-from store_kit import batch, damage, events, rows_in, run, seal
 
 
 def copies(folder: Path) -> set[str]:

@@ -48,7 +48,7 @@ class Keeper:
         self,
         writer: ShardWriter,
         own_rows: OwnRows,
-        commit: Callable[[], None],
+        commit: Callable[[], object],
         *,
         rules: MergeRules | None = IN_BACKGROUND,
         clock: Callable[[], float] = time.monotonic,
