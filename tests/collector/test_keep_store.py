@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from disk_kit import fill, small_disk
 from store_kit import batch, damage, events, rows_in, run, seal, source
 
+from insitu.records import schema_of
 from insitu.segments.layout import OPEN, QUARANTINE, SEALED, ShardLock, files_in, list_segments
 from insitu.segments.replacement import Replacement, Step, replace
 from insitu.segments.shard import ShardWriter
@@ -229,6 +231,19 @@ def test_expire_takes_shards_of_the_dead_within_bounds_and_counts_what_goes(tmp_
     assert [name.number for name in seal(tmp_path, events(2, epoch=120), shard="x")] == [2], "no number twice"
 
 
+def test_what_commands_wrote_themselves_is_kept_in_order_too(tmp_path: Path) -> None:
+    for n in range(3):
+        seal(tmp_path, events(n), shard=f"x{n}", age_s=100)
+        assert said(tmp_path, "expire", "--keep-for", "50s")["rows"] == 3
+    assert len(list_segments(tmp_path, SEALED, "gaps")) == 3
+    made = said(tmp_path, "compact")["made"]
+    assert len(list_segments(tmp_path, SEALED, "gaps")) == 1 and len(made) == 2  # type: ignore[arg-type]
+    for name in list_segments(tmp_path, SEALED):
+        os.utime(name.path(tmp_path, SEALED), ns=(0, 0))
+    said(tmp_path, "expire", "--keep-for", "50s")
+    assert said(tmp_path, "verify")["exit"] == 0
+
+
 def test_expire_by_bytes_is_of_all_dead_shards_together_oldest_first(tmp_path: Path) -> None:
     seal(tmp_path, events(0), shard="x", age_s=30)
     seal(tmp_path, events(1), shard="y", age_s=20)
@@ -326,6 +341,27 @@ def test_row_29_what_a_newer_version_wrote_is_left_out_with_a_clear_word_and_nev
     run("erase", tmp_path, "--request", "a", "--yes", "--now")
     assert path.read_bytes() == before
     assert [epoch for epoch, _ in rows_in(tmp_path, "events")].count(7) == 9
+
+
+def test_row_29_columns_that_a_later_minor_version_added_survive_a_merge(tmp_path: Path) -> None:
+    schema = schema_of("events").append(pa.field("later", pa.utf8()))
+    for number in range(2):
+        path = tmp_path / "v1" / "sealed" / "events" / f"z-{number:010}.arrow"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"epoch": 7, "rank": 0, "stage": 0, "row_seq": number, "later": f"kept {number}"}]
+        data = pa.RecordBatch.from_pylist(rows, schema=schema)
+        told = {"insitu.table": "events", "insitu.version": "1.99"}
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema.with_metadata(told)) as file:
+            numbers = {"epoch": 7, "stream": 9, "seq": number, "crc32": zlib.crc32(data.serialize())}
+            file.write_batch(data, {name: str(value) for name, value in numbers.items()})
+    seal(tmp_path, events(3), shard="z")
+    inputs = ["events/z-0000000000.arrow", "events/z-0000000001.arrow"]
+    assert said(tmp_path, "compact")["made"] == {"events/z-0000000003.arrow": inputs}, "one format at a time"
+    (merged,) = [name for name in list_segments(tmp_path, SEALED) if name.number == 3]
+    with pa.ipc.open_file(merged.path(tmp_path, SEALED)) as file:
+        assert file.read_all()["later"].to_pylist() == ["kept 0", "kept 1"]
+        assert file.schema.metadata[b"insitu.version"] == b"1.99"
+    assert len(rows_in(tmp_path, "events")) == 5
 
 
 def test_row_29_an_open_file_of_a_newer_version_stays_as_it_is(tmp_path: Path) -> None:

@@ -51,16 +51,17 @@ def catalog_path(store: Path) -> Path:
     return store / FORMAT / "catalog.sqlite"
 
 
-def refresh(store: Path) -> Refreshed:
+def refresh(store: Path, most_bytes: int | None = None) -> Refreshed:
     """Bring the catalog up to date with the files; make it where there is none that can be read.
 
-    Only segments that it does not know are read. Raises CatalogBusy, OSError.
+    Only segments that it does not know are read, and no more once they come to `most_bytes`. Raises CatalogBusy,
+    OSError.
     """
     path = catalog_path(store)
     known = _load(path)
     there = list_segments(store, SEALED)
     fresh = [name for name in there if known is None or not _is_current(store, name, known.get(name))]
-    facts = list(_facts(store, fresh))
+    facts = list(_facts(store, fresh, most_bytes))
     gone = set(known or ()) - set(there)
     if known is None:
         path.unlink(missing_ok=True)
@@ -106,12 +107,17 @@ def anchors_of(store: Path) -> Anchors:
     }
 
 
-def _facts(store: Path, names: Iterable[SegmentName]) -> Iterator[SegmentFacts]:
+def _facts(store: Path, names: Iterable[SegmentName], most_bytes: int | None) -> Iterator[SegmentFacts]:
     anchors: Anchors | None = None
+    num_bytes = 0
     for name in names:
+        if most_bytes is not None and num_bytes >= most_bytes:
+            return
         anchors = anchors_of(store) if anchors is None else anchors
         with contextlib.suppress(FileNotFoundError):  # gone since
-            yield facts_of(store, name, anchors)
+            facts = facts_of(store, name, anchors)
+            num_bytes += facts.num_bytes
+            yield facts
 
 
 def _is_current(store: Path, name: SegmentName, known: SegmentFacts | None) -> bool:

@@ -16,9 +16,9 @@ from insitu_collector.keeping.merge_plan import ON_DEMAND
 from insitu_collector.keeping.passes import Clean, erase_shard, merge_shard, write_twins
 from insitu_collector.keeping.recorder import Recorder
 from insitu_collector.keeping.rewriting import Rewritten
-from insitu_collector.keeping.shards import dead_shard, shards_of
+from insitu_collector.keeping.shards import shards_of
 from insitu_collector.keeping.twins import missing_twins, sweep_twins
-from insitu_collector.keeping.words import DRY_RUN, STORE, json_option, opened, refresh_catalog, say, tell_nobody
+from insitu_collector.keeping.words import DRY_RUN, STORE, json_option, opened, refresh_catalog, say
 
 
 @click.command("repair")
@@ -86,7 +86,7 @@ def compact(ctx: click.Context, store: Path, as_json: bool) -> None:
     with opened(store) as path, Recorder(path) as recorder:
         erased, clean = ErasedFile(path).read(), Clean()
         for shard in shards_of(path):
-            with dead_shard(path, shard, recorder.tell) as held:
+            with recorder.hold(shard) as held:
                 if held is None:
                     in_use.append(shard)
                 else:
@@ -136,10 +136,10 @@ def expire(store: Path, keep_bytes: str | None, keep_for: str | None, dry_run: b
     keep = load_for_command(keep_bytes=keep_bytes, keep_for=keep_for).keep
     with opened(store) as path:
         if dry_run:
-            done = expire_in(path, keep, tell_nobody, dry_run=True)
+            done = expire_in(path, keep, None)
         else:
             with Recorder(path) as recorder:
-                done = expire_in(path, keep, recorder.tell, dry_run=False)
+                done = expire_in(path, keep, recorder)
                 refresh_catalog(path)
     num_bytes = sum(segment.num_bytes for segment in done.segments)
     document = {

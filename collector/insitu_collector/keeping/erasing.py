@@ -23,7 +23,7 @@ from insitu_collector.keeping.orders import NothingKnown, order_for, remove_copi
 from insitu_collector.keeping.passes import Clean, erase_shard, write_twins
 from insitu_collector.keeping.recorder import Recorder
 from insitu_collector.keeping.rewriting import Rewritten
-from insitu_collector.keeping.shards import dead_shard, shards_of
+from insitu_collector.keeping.shards import shards_of
 from insitu_collector.keeping.twins import missing_twins, sweep_twins
 from insitu_collector.keeping.words import STORE, json_option, opened, refresh_catalog, say
 
@@ -72,7 +72,7 @@ def rewrite_now(store: Path, recorder: Recorder, timeout_s: float) -> list[str]:
     erased, clean = ErasedFile(store).read(), Clean()
     in_use = []
     for shard in shards_of(store):
-        with dead_shard(store, shard, recorder.tell) as held:
+        with recorder.hold(shard) as held:
             if held is None:
                 in_use.append(shard)
             else:

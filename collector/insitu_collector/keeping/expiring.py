@@ -14,7 +14,8 @@ from insitu.segments.layout import SEALED, SegmentName, is_full, keep_number, re
 from insitu.segments.retention import Busy, Epochs, Held, Keep, expired
 from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 from insitu.vocabulary import EXPIRED
-from insitu_collector.keeping.shards import DeadShard, Tell, dead_shard, held_by, shards_of, told_to_go
+from insitu_collector.keeping.recorder import SHARD, Recorder
+from insitu_collector.keeping.shards import OwnShard, Tell, dead_shard, held_by, shards_of, told_to_go
 from insitu_collector.keeping.twins import remove_twin
 
 
@@ -28,16 +29,17 @@ class Expired:
     """Shards whose writers are at work: they keep themselves within bounds."""
 
 
-def expire(store: Path, keep: Keep, tell: Tell, *, dry_run: bool) -> Expired:
+def expire(store: Path, keep: Keep, recorder: Recorder | None) -> Expired:
     """Take out of the shards whose writers have gone what is beyond `keep`: all of them together, oldest first.
 
-    Told first, then unlinked; on a full disk the other way round. Raises OSError.
+    Told first, then unlinked; on a full disk the other way round. recorder: None changes nothing. Raises OSError.
     """
     result = Expired()
     with ExitStack() as stack:
-        shards: list[DeadShard] = []
+        shards: list[OwnShard] = []
         for name in shards_of(store):
-            shard = stack.enter_context(dead_shard(store, name))
+            hold = recorder.hold(name) if recorder and name == SHARD else dead_shard(store, name)
+            shard = stack.enter_context(hold)
             if shard is None:
                 result.in_use.append(name)
             else:
@@ -47,8 +49,8 @@ def expire(store: Path, keep: Keep, tell: Tell, *, dry_run: bool) -> Expired:
         result.segments = _chosen(store, held, keep, told)
         rows = [row for s in result.segments if s.name not in told for row in _rows(store, s.name)]
         result.num_rows = sum(row["num_rows"] for row in rows)
-        if not dry_run and result.segments:
-            _remove(store, [s.name for s in result.segments], rows, tell)
+        if recorder is not None and result.segments:
+            _remove(store, [s.name for s in result.segments], rows, recorder.tell)
     return result
 
 

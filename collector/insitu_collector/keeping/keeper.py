@@ -19,6 +19,7 @@ from insitu.segments.shard import ShardWriter
 from insitu_collector.keeping.catalog import CatalogBusy, refresh
 from insitu_collector.keeping.merge_plan import IN_BACKGROUND, MergeRules, merges
 from insitu_collector.keeping.passes import Clean, erase_shard, merge_shard, write_twins
+from insitu_collector.keeping.recorder import SHARD as COMMANDS
 from insitu_collector.keeping.rewriting import Rewritten
 from insitu_collector.keeping.shards import dead_shard, held_by, shards_of
 from insitu_collector.keeping.twins import missing_twins, sweep_twins
@@ -27,6 +28,8 @@ TICK_S: Final = 2.0
 """How often it asks whether anything is to be erased at once."""
 LOOK_S: Final = 60.0
 NICE: Final = 10
+MOST_BYTES: Final = 1 << 30
+"""Of new segments that go into the catalog at one look: each is read from end to end."""
 TELL_S: Final = 10.0
 """How long it waits for its rows of `gaps` to be durable before it leaves a segment as it is."""
 
@@ -115,7 +118,9 @@ class Keeper:
         finish_replacements(self._store, self._writer.shard)
         self._pass_over_own(erased, result)
         for shard in shards_of(self._store):
-            if shard != self._writer.shard and not self._stopping.is_set() and self._has_work(shard, erased):
+            if self._stopping.is_set():
+                break
+            if shard not in (self._writer.shard, COMMANDS) and self._has_work(shard, erased):
                 with dead_shard(self._store, shard, self._tell) as held:
                     if held is not None:
                         erase_shard(self._store, held, erased, self._tell, self._clean, result)
@@ -126,7 +131,7 @@ class Keeper:
             write_twins(self._store, self._due_twins(self._rules), erased)
         sweep_twins(self._store)
         with suppress(CatalogBusy):
-            refresh(self._store)
+            refresh(self._store, MOST_BYTES)
         return result
 
     def _pass_over_own(self, erased: Erased, result: Rewritten) -> None:

@@ -78,9 +78,11 @@ def merge_shard(
     reached: Reached = nothing,
 ) -> None:
     """Merge the small segments of a shard as long as that is worth it. Raises OSError, NotWhole."""
+    held = held_by(store, shard.shard)
+    if not merges(held, rules, left_alone):
+        return
     rewriter = Rewriter(store, shard, reached)
-    left_alone = {*left_alone, *told_to_go(store)}
-    for group in merges(held_by(store, shard.shard), rules, left_alone):
+    for group in merges(held, rules, {*left_alone, *told_to_go(store)}):
         made = set(result.made)
         rewriter.merge(group, result)
         for name in set(result.made) - made:

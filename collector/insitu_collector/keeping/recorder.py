@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,9 +15,10 @@ import pyarrow as pa
 from insitu.exporters.base import Batch
 from insitu.identity import Source
 from insitu.records import schema_of
-from insitu.segments.layout import ShardLock
+from insitu.segments.layout import ShardLock, StoreFull
 from insitu.segments.shard import ShardWriter
 from insitu.vocabulary import Role
+from insitu_collector.keeping.shards import OwnShard, dead_shard
 
 SHARD: Final = "keeper"
 LOCK: Final = "keeping"
@@ -47,6 +49,19 @@ class Recorder:
         finally:
             self._lock.release()
 
+    @contextmanager
+    def hold(self, shard: str) -> Iterator[OwnShard | None]:
+        """Hold a shard whose writer has gone, made whole, as `dead_shard` does; the command's own is held already."""
+        if shard != SHARD:
+            with dead_shard(self._store, shard, self.tell) as held:
+                yield held
+            return
+        try:
+            own = self._opened()
+        except StoreFull:
+            own = None
+        yield own
+
     def tell(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write rows of `gaps`; they are durable when this returns. Raises OSError when they are not."""
         if rows:
@@ -57,12 +72,17 @@ class Recorder:
         self._write("events", [{"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}])
 
     def _write(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
-        if self._writer is None:
-            self._writer = ShardWriter(self._store, SHARD)
+        writer = self._opened()
+        if not self._num_rows["sources"]:
             self._append("sources", [self._source.row()])
         self._append(table, rows)
-        if self._writer.sync().failed:
+        if writer.sync().failed:
             raise OSError(f"{self._store}: what was done could not be written down")
+
+    def _opened(self) -> ShardWriter:
+        if self._writer is None:
+            self._writer = ShardWriter(self._store, SHARD)
+        return self._writer
 
     def _append(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
         assert self._writer is not None, "opened by the first row"

@@ -11,7 +11,7 @@ from insitu_collector.keeping.catalog import catalog_path, refresh
 from insitu_collector.keeping.passes import write_twins
 from insitu_collector.keeping.recorder import Recorder
 from insitu_collector.keeping.rewriting import Rewriter, Rewritten
-from insitu_collector.keeping.shards import dead_shard, shards_of
+from insitu_collector.keeping.shards import shards_of
 from insitu_collector.keeping.twins import list_twins, remove_twin, sweep_twins
 from insitu_collector.keeping.verifying import Verified, verify
 
@@ -56,7 +56,7 @@ def repair(store: Path, recorder: Recorder) -> Repaired:
     result = plan(store)
     erased = ErasedFile(store).read()
     for shard in shards_of(store):
-        with dead_shard(store, shard, recorder.tell) as held:
+        with recorder.hold(shard) as held:
             if held is None:
                 continue
             rewritten = Rewritten()

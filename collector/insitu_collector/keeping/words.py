@@ -48,7 +48,3 @@ def refresh_catalog(store: Path) -> None:
         refresh(store)
     except CatalogBusy:
         click.echo("the catalog is written by another process just now: left to it", err=True)
-
-
-def tell_nobody(rows: Sequence[dict[str, Any]]) -> None:
-    """A dry run writes nothing."""
