@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from insitu.credentials import Credentials
 from insitu.destinations import one_destination
 from insitu.flight.settings import Flight, flight_text, parse_flight
+from insitu.intake import IntakeLimits, Quotas, limits_text, parse_limits, parse_quotas, quotas_text
 from insitu.segments.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
 
 if TYPE_CHECKING:
@@ -248,6 +249,26 @@ SETTINGS: Final = (
         "otlp_logs",
         _without_secret,
     ),
+    Setting(
+        "limits",
+        IntakeLimits(),
+        "what a collector takes at most: like streams=64,idle=30s",
+        parse_limits,
+        "INSITU_LIMITS",
+        "limits",
+        limits_text,
+        is_checked=True,
+    ),
+    Setting(
+        "quotas",
+        Quotas(),
+        "what each tenant may send: like bytes_per_s=8MiB",
+        parse_quotas,
+        "INSITU_QUOTAS",
+        "quotas",
+        quotas_text,
+        is_checked=True,
+    ),
     Setting("plugins_off", (), "plug-ins that are not loaded", _names, "INSITU_PLUGINS_OFF", "plugins_off", list),
 )
 ONLY_ARGUMENTS: Final = (
@@ -292,6 +313,8 @@ class Config:
     tokens: str | None = None
     webhooks: tuple[str, ...] = ()
     otlp_logs: str | None = None
+    limits: IntakeLimits = field(default_factory=IntakeLimits)
+    quotas: Quotas = field(default_factory=Quotas)
     plugins_off: tuple[str, ...] = ()
     """Names of entry points (`insitu plugins list`)."""
     origins: Mapping[str, Origin] = field(default_factory=dict)

@@ -26,12 +26,14 @@ import click
 
 from insitu.cli import ExitCode
 from insitu.config import ConfigError, is_on, load
+from insitu.config_show import BadConfig
 from insitu.credentials import CredentialError, Credentials
 from insitu.identity import boot_id, package_version
 
 SCHEMA: Final = "insitu.doctor/1"
 COLLECTOR_PORT: Final = 4317
 MIN_FREE_BYTES: Final = 1 << 30
+LOCAL_S: Final = 0.5
 MAX_TICK_NS: Final = 1_000_000
 """Intervals are recorded to the nanosecond; a clock that moves in steps over a millisecond cannot tell them apart."""
 
@@ -185,8 +187,22 @@ def _secret(credentials: Credentials) -> Check | None:
     return None
 
 
-def run_checks(folder: Path) -> list[Check]:
-    """Look at everything, in the order a reader wants it."""
+def collector_address(asked: str | None) -> str | None:
+    """Return the URL of the collector to ask: the one that is named, that of `to`, or one on the usual port.
+
+    None: there is none of these. Raises ConfigError.
+    """
+    named = asked if asked is not None else load().to
+    if isinstance(named, str) and (asked is not None or named.startswith(("grpc://", "grpcs://"))):
+        return named if "://" in named else f"grpc://{named}"
+    with socket.socket() as probe:
+        probe.settimeout(LOCAL_S)
+        is_there = probe.connect_ex(("127.0.0.1", COLLECTOR_PORT)) == 0
+    return f"grpc://127.0.0.1:{COLLECTOR_PORT}" if is_there else None
+
+
+def run_checks(folder: Path, collector: str | None = None) -> list[Check]:
+    """Look at everything, in the order a reader wants it. collector: URL of one to ask."""
     packages = (
         ("pyarrow", "23.0.1", None),
         ("grpcio", "1.81", None),
@@ -195,18 +211,31 @@ def run_checks(folder: Path) -> list[Check]:
         ("transformers", "5.20", "engine"),
         ("duckdb", "1.3", "collector"),
     )
-    return [
+    checks = [
         check_python(),
         *(check_package(*package) for package in packages),
         check_taps(),
         check_fork(os.environ),
         check_writable(folder),
         check_space(folder),
-        check_port(),
+        check_port() if collector is None else None,
         check_credentials(folder),
         check_clock(),
         check_cores(),
+        *_asked(folder, collector),
     ]
+    return [check for check in checks if check is not None]
+
+
+def _asked(folder: Path, collector: str | None) -> list[Check]:
+    if collector is None:
+        return []
+    from insitu.collector_checks import collector_checks
+
+    try:
+        return collector_checks(collector, load(folder).credentials)
+    except ConfigError:  # `check_credentials` has said it
+        return []
 
 
 def next_command(checks: list[Check]) -> str:
@@ -234,22 +263,28 @@ def table(checks: list[Check]) -> str:
     """Return the checks as aligned lines: check, status, why, and the fix below where there is one."""
     lines = []
     for check in checks:
-        lines.append(f"{check.check:<13} {check.status:<8} {check.why}")
+        lines.append(f"{check.check:<17} {check.status:<8} {check.why}")
         if check.fix:
-            lines.append(f"{'':<22} -> {check.fix}")
+            lines.append(f"{'':<26} -> {check.fix}")
     return "\n".join(lines)
 
 
 @click.command()
+@click.option("--collector", metavar="URL", help="Ask this one too.  [default: that of `to`, or a local one]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of the table.")
-def doctor(as_json: bool) -> None:
-    """Check this machine and environment, and say what to fix. Exits with 3 when there is a problem.
+def doctor(collector: str | None, as_json: bool) -> None:
+    """Check this machine and environment, and a collector, and say what to fix. Exits with 3 when there is a problem.
 
     \b
     insitu doctor
     insitu doctor --json | python -m json.tool
+    insitu doctor --collector 127.0.0.1:4317
     """
-    checks = run_checks(Path.cwd())
+    try:
+        address = collector_address(collector)
+    except ConfigError as error:
+        raise BadConfig(str(error)) from None
+    checks = run_checks(Path.cwd(), address)
     report = document(checks)
     click.echo(json.dumps(report, indent=2) if as_json else f"{table(checks)}\n\nnext: {report['next']}")
     if report["num_problems"]:

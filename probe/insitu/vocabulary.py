@@ -93,6 +93,48 @@ class DropReason(StrEnum):
     TORN_TAIL = "torn_tail"
     EXPIRED_UNSENT = "expired_unsent"
     PROBE_ERROR = "probe_error"
+    STORE_FAILED = "store_failed"
+    """The store cannot be written, and not for want of room."""
+
+
+class FrameDefect(StrEnum):
+    """What is wrong with a frame that is refused as invalid."""
+
+    TOO_LONG = "too_long"
+    CHECKSUM = "checksum"
+    COMPRESSED = "compressed"
+    NOT_A_BATCH = "not_a_batch"
+    UNKNOWN_SCHEMA = "unknown_schema"
+    NUM_ROWS = "num_rows"
+    IDENTITY = "identity"
+    """Nulls where none may be, rows of another process, a negative `row_seq`."""
+    SEQ = "seq"
+    UNKNOWN_KIND = "unknown_kind"
+    """A message that this version does not know."""
+
+
+class HangUp(StrEnum):
+    """Why a collector ended a stream, or did not let it begin."""
+
+    STARTING = "starting"
+    """It recovers its store."""
+    NUM_STREAMS = "num_streams"
+    """As many as may be are connected already."""
+    MADE_ROOM = "made_room"
+    """It was silent, and another had no place."""
+    HANDSHAKE = "handshake"
+    """No Hello in time."""
+    IDLE = "idle"
+    PROTOCOL = "protocol"
+    """Another version, or not the order of messages that the protocol asks for."""
+    LABELS = "labels"
+    """Too many, or too large."""
+    REVOKED = "revoked"
+    """What let its caller in stands no longer."""
+    OTHER_TENANT = "other_tenant"
+    """The process is another tenant's."""
+    REFUSALS = "refusals"
+    """So many frames were refused, and it did not read that."""
 
 
 EXPIRED = "expired"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from insitu.exporters.base import Batch, Refused
+from insitu.intake import MAX_FRAME_BYTES
 from insitu.records import schema_of, table_spec
 from insitu.segments.expiry import SWEEP_S
 from insitu.segments.gaps import gap_row
@@ -20,7 +21,7 @@ from insitu.segments.retention import Keep
 from insitu.segments.shard import Damage, Key, Limits, SegmentName, ShardWriter, list_segments
 from insitu.vocabulary import DropReason
 from insitu.wire.insitu_pb2 import Frame
-from insitu_collector.service.ingest import MAX_FRAME_BYTES, SENT_AGAIN_S, SHARD, Ingest, checked_batch
+from insitu_collector.service.ingest import SENT_AGAIN_S, SHARD, Ingest, checked_batch
 from insitu_collector.store import open_store
 
 EPOCH = 7

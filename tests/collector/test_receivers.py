@@ -112,7 +112,7 @@ def test_a_collector_hands_addresses_to_its_judge_where_nobody_sees_them(store: 
         (["--judge", "--webhook", "ftp://there"], "'ftp://there' is no http:// or https:// URL"),
         (["--judge", "--otlp-logs", "there:4317"], "is no http:// or https:// URL"),
         (["--webhook", "http://there"], "add --judge"),
-        (["--metrics-port", "0"], "add --judge"),
+        (["--judge-metrics-port", "0"], "add --judge"),
     ],
 )
 def test_an_option_that_cannot_work_is_said_at_once(args: list[str], why: str, tmp_path: Path) -> None:

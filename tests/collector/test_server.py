@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,88 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pyarrow as pa
 import pytest
 from disk_kit import fill, small_disk
+from wire_kit import STREAM, Client, events, frame, hello, row_seqs, ship
 
-from insitu.exporters import Batch, Retry
+from insitu.exporters import Retry
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
-from insitu.records import schema_of, table_spec
 from insitu.segments.retention import Keep
 from insitu.segments.shard import ShardLocked, ShardWriter, list_segments
 from insitu.vocabulary import DropReason
-from insitu.wire.insitu_pb2 import DURABLE, RECEIVED, Frame, Hello, ToCollector, ToProbe
-from insitu.wire.insitu_pb2_grpc import CollectorStub
-from insitu_collector.service.connection import WINDOW_BYTES
+from insitu.wire.insitu_pb2 import DURABLE, RECEIVED, Frame, ToCollector
+from insitu_collector.admission.admission import WINDOW_BYTES
 from insitu_collector.service.server import CollectorServer, PortInUse
 from insitu_collector.store import open_store
-
-STREAM = table_spec("events").stream
-
-
-def events(seq: int, *, epoch: int = 7, text: str = "") -> Batch:
-    rows = [{"epoch": epoch, "rank": 0, "stage": 0, "row_seq": seq, "t_ns": 0, "kind": "incident", "text": text}]
-    return Batch(epoch, seq, pa.RecordBatch.from_pylist(rows, schema=schema_of("events")), "events")
-
-
-def frame(batch: Batch) -> ToCollector:
-    return ToCollector(
-        frame=Frame(
-            stream=batch.stream,
-            seq=batch.seq,
-            schema=batch.spec.digest,
-            num_rows=batch.num_rows,
-            crc32=batch.crc32,
-            body=batch.body,
-        )
-    )
-
-
-def hello(epoch: int = 7, protocol: int = 1) -> ToCollector:
-    return ToCollector(hello=Hello(protocol=protocol, epoch=epoch, source={"role": "rank", "rank": "0"}))
-
-
-class Client:
-    """A bare connection: what is sent and what comes back."""
-
-    def __init__(self, server: CollectorServer) -> None:
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
-        self._messages: queue.Queue[ToCollector | None] = queue.Queue()
-        self.replies: Iterator[ToProbe] = CollectorStub(self._channel).Ship(iter(self._messages.get, None), timeout=60)
-
-    def send(self, *messages: ToCollector) -> None:
-        for message in messages:
-            self._messages.put(message)
-
-    def until_durable(self, seq: int) -> list[ToProbe]:
-        """Return what comes back up to the acknowledgement of `seq` as durable."""
-        got: list[ToProbe] = []
-        for reply in self.replies:
-            got.append(reply)
-            if reply.ack.level == DURABLE and reply.ack.seq >= seq:
-                return got
-        raise AssertionError(f"the call ended before {seq} was durable: {got}")
-
-    def rest(self) -> list[ToProbe]:
-        """Stop sending and return everything that still comes."""
-        self._messages.put(None)
-        return list(self.replies)
-
-    def close(self) -> None:
-        self._messages.put(None)
-        self._channel.close()
-
-
-def ship(exporter: CollectorExporter, *batches: Batch) -> None:
-    """Export as the drain does: again after a while when the exporter asks for it."""
-    for batch in batches:
-        while True:
-            try:
-                exporter.export(batch)
-                break
-            except Retry as retry:
-                threading.Event().wait(retry.after_s)
 
 
 @pytest.fixture
@@ -107,11 +38,6 @@ def client(server: CollectorServer) -> Iterator[Client]:
     made = Client(server)
     yield made
     made.close()
-
-
-def row_seqs(store: Path) -> list[int]:
-    found: list[int] = open_store(store).table("events").column("row_seq").to_pylist()
-    return found
 
 
 def test_frames_are_received_at_once_and_durable_after_a_commit(server: CollectorServer, client: Client) -> None:
@@ -129,7 +55,9 @@ def test_a_peer_that_stops_sending_still_gets_its_last_acknowledgement(client: C
     assert (replies[-1].ack.seq, replies[-1].ack.level) == (0, DURABLE)
 
 
-def test_a_frame_sent_twice_is_acknowledged_twice_and_stored_once(server: CollectorServer, client: Client) -> None:
+def test_row_13_a_frame_sent_twice_is_acknowledged_twice_and_stored_once(
+    server: CollectorServer, client: Client
+) -> None:
     client.send(hello(), frame(events(0)))
     client.until_durable(0)
     again = Client(server)
@@ -139,7 +67,9 @@ def test_a_frame_sent_twice_is_acknowledged_twice_and_stored_once(server: Collec
     assert row_seqs(server.store) == [0, 1]
 
 
-def test_frames_out_of_order_are_acknowledged_when_the_row_is_whole(server: CollectorServer, client: Client) -> None:
+def test_row_13_frames_out_of_order_are_acknowledged_when_the_row_is_whole(
+    server: CollectorServer, client: Client
+) -> None:
     client.send(hello(), frame(events(0)), frame(events(2)))
     client.until_durable(0)
     client.send(frame(events(1)))
@@ -268,7 +198,7 @@ def test_shards_of_dead_processes_are_recovered_and_their_losses_stored(tmp_path
     assert (gap["reason"], gap["file"]) == ("torn_tail", "events/h-1-0000000000.arrow")
 
 
-def test_a_full_disk_gives_no_false_acknowledgement_and_service_goes_on(tmp_path: Path) -> None:
+def test_row_05_a_full_disk_gives_no_false_acknowledgement_and_service_goes_on(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 4 << 20) as disk, CollectorServer(disk / "store", port=0) as server:
         client = Client(server)
         client.send(hello(), frame(events(0)))
@@ -295,7 +225,7 @@ def test_a_full_disk_gives_no_false_acknowledgement_and_service_goes_on(tmp_path
         assert row_seqs(disk / "store") == [0, 1, 2]
 
 
-def test_a_failed_sync_is_not_acknowledged_and_the_probe_sends_again(
+def test_row_06_a_failed_sync_is_not_acknowledged_and_the_probe_sends_again(
     server: CollectorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_once = threading.Event()

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Final
 
 import pytest
 import torch
 from live_system import collecting, free_port
+from test_processes import CHILDREN, kinds, run
 from torch import nn
+from wait_kit import until
 
 import insitu
 from insitu.session.live import Session
+from insitu.vocabulary import DropReason
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
 pytestmark = pytest.mark.timeout(240)
@@ -75,7 +83,7 @@ def test_a_collector_that_comes_later_gets_everything(tmp_path: Path, caplog: py
     assert_stored_once(session, store)
 
 
-def test_a_collector_that_is_killed_and_started_again_has_every_row_once(tmp_path: Path) -> None:
+def test_row_12_a_collector_that_is_killed_and_started_again_has_every_row_once(tmp_path: Path) -> None:
     port, store, net, x = free_port(), tmp_path / "store", nn.Linear(4, 4), torch.zeros(1, 4)
     over = threading.Event()
 
@@ -105,3 +113,91 @@ def test_a_collector_that_is_killed_and_started_again_has_every_row_once(tmp_pat
         over.set()
     assert session.stats().dropped == {}
     assert_stored_once(session, store)
+
+
+def test_row_10_while_no_collector_is_there_a_bounded_queue_drops_and_counts_and_steps_cost_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour in seconds: the queue is as small as it may be, and many times what it holds is made."""
+    port, store, net, x = free_port(), tmp_path / "store", nn.Linear(256, 256), torch.zeros(64, 256)
+    monkeypatch.setenv("INSITU_MAX_QUEUE_BYTES", "1MiB")
+    session = insitu.attach(net, to=f"grpc://127.0.0.1:{port}")
+    took: dict[bool, list[float]] = {False: [], True: []}
+    deadline = time.monotonic() + 60
+    with torch.no_grad():
+        while not (took[True] and session.stats().dropped.get("events", {})) or len(took[True]) < 300:
+            assert time.monotonic() < deadline, session.stats()
+            is_full = bool(session.stats().dropped)
+            began = time.thread_time()
+            net(x)
+            took[is_full].append(time.thread_time() - began)
+            session.event("filler", "x" * 4000)
+            threading.Event().wait(0.0005)  # the drain shares the interpreter
+    stats = session.stats()
+    assert stats.queue_bytes <= stats.max_queue_bytes == 1 << 20
+    assert set(stats.dropped["events"]) <= {DropReason.COLLECTOR_UNREACHABLE, DropReason.RING_FULL}
+    assert stats.dropped["events"][DropReason.COLLECTOR_UNREACHABLE] > 0
+    medians = {is_full: statistics.median(times) for is_full, times in took.items()}
+    assert medians[True] < 2 * medians[False], f"CPU time of a step, with room and without: {medians}"
+    with collecting(store, port):
+        assert session.flush(60).pending == 0
+        session.close(30)
+    assert_stored_once(session, store)
+
+
+@pytest.mark.parametrize(("method", "num_children"), [("fork", 3), ("spawn", 1), ("forkserver", 1)])
+def test_row_14_children_ship_over_connections_of_their_own_and_the_parent_goes_on(
+    tmp_path: Path, method: str, num_children: int
+) -> None:
+    with CollectorServer(tmp_path / "store", port=0) as server:
+        epochs = [int(line) for line in run(CHILDREN, tmp_path, server.address, method, str(num_children)).split()]
+        hung_up = server.health.report().totals.hung_up
+    found = kinds(tmp_path / "store")
+    (parent,) = [epoch for epoch in found if found[epoch] == {"parent": 1}]
+    assert len({parent, *epochs}) == num_children + 1
+    assert all(found[epoch].total() == 3 for epoch in epochs)
+    assert hung_up == {}
+
+
+ENDS: Final = """
+import os, sys, threading, torch
+from torch import nn
+import insitu
+
+net, x = nn.Linear(4, 4), torch.zeros(1, 4)
+session = insitu.attach(net, to=sys.argv[1])
+with torch.no_grad():
+    for _ in range(50):
+        net(x)
+    assert session.flush(30).pending == 0
+    print(session.source.epoch, session.stats().durable["steps"], flush=True)
+    over = threading.Event()
+    while not over.wait(0.001):
+        net(x)
+        if sys.argv[2] == "os._exit" and session.stats().num_steps > 100:
+            os._exit(7)
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "os._exit"])
+def test_row_15_however_a_process_ends_what_it_had_shipped_is_whole_and_its_place_is_free(
+    tmp_path: Path, how: str
+) -> None:
+    with CollectorServer(tmp_path / "store", port=0) as server:
+        with subprocess.Popen(
+            [sys.executable, "-c", ENDS, server.address, how], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            epoch, num_durable = map(int, process.stdout.readline().split())
+            began = time.monotonic()
+            if how != "os._exit":
+                process.send_signal(getattr(signal, how))
+            status = process.wait(30)
+        assert status == (7 if how == "os._exit" else -getattr(signal, how))
+        assert time.monotonic() - began < 15, "what it still does is bounded"
+        until(lambda: server.health.load().num_streams == 0, "its place")
+        steps = open_store(server.store).table("steps").to_pylist()
+        mine = [row["row_seq"] for row in steps if row["epoch"] == epoch]
+        assert num_durable == 50
+        assert mine == list(range(len(mine))), "in order, each once"
+        assert len(mine) >= num_durable

@@ -184,7 +184,7 @@ def test_a_sitecustomize_that_fails_is_told_as_always_and_the_model_is_observed(
     assert len(program.rows("steps")) == 1
 
 
-def test_sigterm_kills_it_with_its_last_rows_durable(program: Program) -> None:
+def test_row_15_sigterm_kills_it_with_its_last_rows_durable(program: Program) -> None:
     program.write("""
         import time
         model = Net().eval()

@@ -39,3 +39,17 @@ def fill(disk: Path) -> Path:
         while True:
             os.write(file.fileno(), bytes(65536))
     return disk / "ballast"
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Make a folder read-only for everybody, root too, by a mount over it; skips, saying why, where none can be."""
+    for options in (["--bind", str(folder), str(folder)], ["-o", "remount,bind,ro", str(folder)]):
+        ran = subprocess.run(["mount", *options], capture_output=True, text=True)
+        if ran.returncode:
+            subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+            pytest.skip(f"a folder cannot be mounted read-only here: {ran.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -100,8 +100,23 @@ def test_the_last_line_is_what_to_do_next() -> None:
 
 def test_a_problem_sets_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Check("write", Status.PROBLEM, "cannot write", "pass --store DIR")
-    monkeypatch.setattr(doctor, "run_checks", lambda folder: [broken])
+    monkeypatch.setattr(doctor, "run_checks", lambda *_: [broken])
     result = CliRunner().invoke(doctor.doctor, [])
     assert result.exit_code == ExitCode.PROBLEMS_FOUND
-    assert "write         problem  cannot write\n" in result.output
+    assert "write             problem  cannot write\n" in result.output
     assert result.output.endswith("next: pass --store DIR\n")
+
+
+def test_a_collector_is_the_one_that_is_named_or_where_records_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert doctor.collector_address("there:1") == "grpc://there:1"
+    assert doctor.collector_address("grpcs://there:1") == "grpcs://there:1"
+    monkeypatch.setenv("INSITU_TO", "grpc://here:2")
+    assert doctor.collector_address(None) == "grpc://here:2"
+    monkeypatch.setenv("INSITU_TO", "file://store")
+    with socket.create_server(("127.0.0.1", 0)) as usual:
+        monkeypatch.setattr(doctor, "COLLECTOR_PORT", usual.getsockname()[1])
+        assert doctor.collector_address(None) == f"grpc://127.0.0.1:{doctor.COLLECTOR_PORT}"
+    assert doctor.collector_address(None) is None

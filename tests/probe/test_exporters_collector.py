@@ -315,7 +315,7 @@ exporter.close(5)
 """
 
 
-def test_parent_and_forked_child_both_ship(peer: Peer) -> None:
+def test_row_14_parent_and_forked_child_both_ship(peer: Peer) -> None:
 
     def acknowledge() -> None:
         for _ in range(3):

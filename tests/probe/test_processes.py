@@ -117,7 +117,9 @@ def kinds(store: Path) -> dict[int, Counter[str]]:
 
 
 @pytest.mark.parametrize(("method", "num_children"), [("fork", 3), ("spawn", 2), ("forkserver", 2)])
-def test_each_child_writes_as_itself_and_the_parent_goes_on(method: str, num_children: int, tmp_path: Path) -> None:
+def test_row_14_each_child_writes_as_itself_and_the_parent_goes_on(
+    method: str, num_children: int, tmp_path: Path
+) -> None:
     said = run(CHILDREN, tmp_path, f"file://{tmp_path}/store", method, str(num_children))
     epochs = [int(line) for line in said.split()]
     found = kinds(tmp_path / "store")

@@ -238,7 +238,7 @@ def test_a_forked_child_neither_harms_nor_holds_the_shard(tmp_path: Path) -> Non
     assert [batch.seq for batch in read_all(tmp_path)] == [0, 1]
 
 
-def test_a_failed_sync_reports_its_batches_and_leaves_the_file_for_good(
+def test_row_06_a_failed_sync_reports_its_batches_and_leaves_the_file_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = ShardWriter(tmp_path, "shard")
@@ -334,7 +334,7 @@ assert [batch.seq for batch in read_all(store)] == list(range(seq + 1))
 """
 
 
-def test_a_short_write_tears_no_batch_that_was_kept(tmp_path: Path) -> None:
+def test_row_05_a_short_write_tears_no_batch_that_was_kept(tmp_path: Path) -> None:
     script = [sys.executable, "-c", TORN, str(tmp_path), str(Path(__file__).parent)]
     ran = subprocess.run(script, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -60,6 +60,7 @@ def _run(judge: Judge, stop: threading.Event, parent: int | None, metrics: Judge
 @click.option("--once", is_flag=True, help="Judge what is there, write it, and end.")
 @click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")
 @alert_options
+@click.option("--metrics-port", metavar="N", type=click.IntRange(0, 65535), help="Serve /metrics. 0: any.")
 def judge(
     store: Path,
     to: str | None,

@@ -23,9 +23,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def alert_options(command: Command) -> Command:
-    """Add --webhook, --otlp-logs and --metrics-port to a command."""
+    """Add --webhook and --otlp-logs to a command."""
     for option in (
-        click.option("--metrics-port", metavar="N", type=click.IntRange(0, 65535), help="Serve /metrics. 0: any."),
         click.option("--otlp-logs", metavar="URL", help="OTLP endpoint that gets incidents as logs."),
         click.option("--webhook", "webhooks", metavar="URL", multiple=True, help="POST incidents there. Repeatable."),
     ):

@@ -22,13 +22,16 @@ import click
 
 from insitu.config import Config, ConfigError
 from insitu.config_show import BadConfig, load_for_command
-from insitu.segments.retention import Keep
+from insitu.intake import Intake
 from insitu.segments.shard import ShardLocked, StoreFull
 from insitu_collector.access.certificates import BadCertificate
 from insitu_collector.access.children import Child
 from insitu_collector.access.gate import Access, Role
 from insitu_collector.access.options import access_of, access_options, open_to
 from insitu_collector.access.tokens import BadTokens
+from insitu_collector.health.health import Health
+from insitu_collector.health.pages import HOST as PAGES_HOST
+from insitu_collector.health.pages import HealthPages
 from insitu_collector.notify.receivers import alert_options, receivers_of
 from insitu_collector.service.allocator import reuse_freed_blocks
 from insitu_collector.service.server import CollectorServer, PortInUse
@@ -59,7 +62,19 @@ _log = logging.getLogger("insitu")
 @click.option("--keep-for", metavar="TIME", help="How long to keep it, or none.  [default: 24h]")
 @click.option("--compact/--no-compact", default=True, show_default=True, help="Merge small files, with Parquet twins.")
 @access_options
+@click.option("--limits", metavar="TEXT", help="What to take at most, like streams=64,idle=30s.")
+@click.option(
+    "--quota",
+    "quotas",
+    metavar="TEXT",
+    multiple=True,
+    help="What a tenant may send, like a:bytes_per_s=8MiB. Repeatable.",
+)
+@click.option(
+    "--metrics-port", metavar="N", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz. 0: any."
+)
 @alert_options
+@click.option("--judge-metrics-port", metavar="N", type=click.IntRange(0, 65535), help="The judge's /metrics. 0: any.")
 def collect(
     store: Path,
     port: int,
@@ -68,9 +83,12 @@ def collect(
     keep_bytes: str | None,
     keep_for: str | None,
     compact: bool,
+    limits: str | None,
+    quotas: tuple[str, ...],
+    metrics_port: int | None,
     webhooks: tuple[str, ...],
     otlp_logs: str | None,
-    metrics_port: int | None,
+    judge_metrics_port: int | None,
     insecure: bool,
     **access_files: str | None,
 ) -> None:
@@ -81,33 +99,43 @@ def collect(
     \b
     insitu collect --store ./insitu-store --port 0
     insitu collect --store ./insitu-store --port 0 --judge --keep-bytes 500MiB --keep-for 1h
-    insitu collect --store ./insitu-store --port 0 --judge --metrics-port 0 --webhook http://127.0.0.1:9/alerts
+    insitu collect --store ./insitu-store --port 0 --metrics-port 0 --limits streams=64 --quota bytes_per_s=64MiB
+    insitu collect --store ./insitu-store --port 0 --judge --judge-metrics-port 0 --webhook http://127.0.0.1:9/alerts
     """
-    if (webhooks or otlp_logs or metrics_port is not None) and not judge:
-        raise click.UsageError("--webhook, --otlp-logs and --metrics-port are the judge's; add --judge")
+    if (webhooks or otlp_logs or judge_metrics_port is not None) and not judge:
+        raise click.UsageError("--webhook, --otlp-logs and --judge-metrics-port are the judge's; add --judge")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     stop = threading.Event()
     _stop_on_signals(stop)
     reuse_freed_blocks()
-    told = {"keep_bytes": keep_bytes, "keep_for": keep_for, "webhooks": webhooks or None, "otlp_logs": otlp_logs}
-    config = load_for_command(**told, **access_files)
-    keep, access = config.keep, access_of(config, host, insecure=insecure)
+    told = {"keep_bytes": keep_bytes, "keep_for": keep_for, "limits": limits, "quotas": quotas or None}
+    config = load_for_command(**told, webhooks=webhooks or None, otlp_logs=otlp_logs, **access_files)
+    access, health = access_of(config, host, insecure=insecure), Health(store, config.keep)
     if judge:
         _check_receivers(config)
-    server = _start(store, host, port, keep, access, has_judge=judge, compact=compact)
+    pages = None if metrics_port is None else _pages(metrics_port, health)
+    server = _start(store, host, port, config, access, health, has_judge=judge, compact=compact)
     if said := open_to(access, host, server.port, store):
         click.echo(said, err=True)
-    click.echo(f"keeps {keep}; --keep-bytes and --keep-for change it", err=True)
+    click.echo(f"keeps {config.keep}; --keep-bytes and --keep-for change it", err=True)
     click.echo(f"collecting on {server.address} into {store}", err=True)
     try:
         if judge:
             with server.child("judge", Role.SHIP) as child:
-                _keep_judge(partial(_start_judge, store, child, config, metrics_port), stop)
+                _keep_judge(partial(_start_judge, store, child, config, judge_metrics_port), stop)
         else:
             stop.wait()
     finally:
         server.stop()
+        if pages is not None:
+            pages.close()
     click.echo(json.dumps({"schema": "insitu.collect/1", "sources": [server.ingest.account()]}))
+
+
+def _pages(port: int, health: Health) -> HealthPages:
+    pages = HealthPages(port, health)
+    click.echo(f"health on http://{PAGES_HOST}:{pages.port}/readyz, /healthz and /metrics", err=True)
+    return pages
 
 
 def _check_receivers(config: Config) -> None:
@@ -128,11 +156,22 @@ def _stop_on_signals(stop: threading.Event) -> None:
 
 
 def _start(
-    store: Path, host: str, port: int, keep: Keep, access: Access, *, has_judge: bool, compact: bool
+    store: Path,
+    host: str,
+    port: int,
+    config: Config,
+    access: Access,
+    health: Health,
+    *,
+    has_judge: bool,
+    compact: bool,
 ) -> CollectorServer:
     """Return the running server. Raises ClickException: one line that names the thing and the remedy."""
+    intake = Intake(config.limits, config.quotas)
     try:
-        return CollectorServer(store, host, port, keep, access, has_children=has_judge, compact=compact)
+        return CollectorServer(
+            store, host, port, config.keep, access, intake, health, has_children=has_judge, compact=compact
+        )
     except (BadTokens, BadCertificate) as error:
         raise BadConfig(str(error)) from None
     except PortInUse as error:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from insitu.exporters.base import Batch, Refused
 from insitu.identity import Source
+from insitu.intake import MAX_FRAME_BYTES
 from insitu.records import TABLES, schema_of, spec_by_digest, table_spec, with_todays_columns
 from insitu.segments.expiry import Expiry
 from insitu.segments.gaps import gap_row
@@ -21,38 +22,56 @@ from insitu.segments.message import RECORD_BATCH, read_head
 from insitu.segments.reader import Damage, recent_keys
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, ShardWriter
-from insitu.vocabulary import DropReason, Role
+from insitu.vocabulary import DropReason, FrameDefect, Role
 from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.access.tenants import SOURCES, with_tenant
+from insitu_collector.health.health import Health
 from insitu_collector.service.progress import StreamProgress
 
 SHARD: Final = "collector"
 SENT_AGAIN_S: Final = 30.0
 """How long after a restart a probe may take to send again what the last collector had torn off."""
-MAX_FRAME_BYTES: Final = 32 << 20
-"""Largest body of a frame; also the limit of a received message, with some room for its other fields."""
+MAX_SEQ: Final = (1 << 63) - 1
+"""The highest that `gaps` can tell of."""
 
 _log = logging.getLogger("insitu")
 
 
-def checked_batch(epoch: int, frame: Frame) -> Batch:
-    """Return the batch in a frame. Raises Refused, for good, with what is wrong.
+class Invalid(Refused):
+    """A frame that is wrong, and what of it."""
+
+    def __init__(self, defect: FrameDefect, detail: str) -> None:
+        super().__init__(DropReason.REFUSED_INVALID, detail)
+        self.defect = defect
+
+
+def checked_batch(epoch: int, frame: Frame, body: bytes | None = None, max_bytes: int = MAX_FRAME_BYTES) -> Batch:
+    """Return the batch in a frame of at most `max_bytes`. Raises Invalid, for good, with what is wrong.
+
+    body: the frame's, where somebody has looked at it already.
 
     The order matters: nothing is parsed before its length and checksum are right, nothing inside is looked at
     before it is validated (unvalidated Arrow bytes can end the process).
     """
-    body = frame.body  # once: each look at it is a copy
-    _check_bytes(body, frame.crc32)
+    if body is None:
+        body = frame.body  # once: each look at it is a copy
+    if frame.seq > MAX_SEQ:
+        raise Invalid(FrameDefect.SEQ, f"frame {frame.seq} of a stream; the highest is {MAX_SEQ}")
+    _check_bytes(body, frame.crc32, max_bytes)
     spec = spec_by_digest(frame.schema)
     if spec is None or spec.stream != frame.stream:
-        raise _invalid(f"stream {frame.stream} has no schema {frame.schema:#018x} here; update the collector")
+        raise Invalid(
+            FrameDefect.UNKNOWN_SCHEMA,
+            f"stream {frame.stream} has no schema {frame.schema:#018x} here; update the collector",
+        )
     try:
         data = pa.ipc.read_record_batch(pa.py_buffer(body), spec.schema)
         data.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _invalid(f"not a record batch of {spec.name}: {str(error).splitlines()[0]}") from None
+        detail = f"not a record batch of {spec.name}: {str(error).splitlines()[0]}"
+        raise Invalid(FrameDefect.NOT_A_BATCH, detail) from None
     if data.num_rows != frame.num_rows:
-        raise _invalid(f"{frame.num_rows} rows announced, {data.num_rows} came")
+        raise Invalid(FrameDefect.NUM_ROWS, f"{frame.num_rows} rows announced, {data.num_rows} came")
     _check_identity(epoch, data)
     batch = Batch(epoch, frame.seq, with_todays_columns(data, schema_of(spec.name)), spec.name)
     if batch.data is data:
@@ -60,34 +79,30 @@ def checked_batch(epoch: int, frame: Frame) -> Batch:
     return batch
 
 
-def _check_bytes(body: bytes, crc32: int) -> None:
+def _check_bytes(body: bytes, crc32: int, max_bytes: int) -> None:
     num_bytes = len(body)
-    if num_bytes > MAX_FRAME_BYTES:
-        raise _invalid(f"a frame of {num_bytes} bytes; the most is {MAX_FRAME_BYTES}")
+    if num_bytes > max_bytes:
+        raise Invalid(FrameDefect.TOO_LONG, f"a frame of {num_bytes} bytes; the most is {max_bytes}")
     if zlib.crc32(body) != crc32:
-        raise _invalid("the checksum is another one")
+        raise Invalid(FrameDefect.CHECKSUM, "the checksum is another one")
     try:
         head = read_head(memoryview(body))
     except ValueError as error:
-        raise _invalid(f"not an Arrow message: {error}") from None
+        raise Invalid(FrameDefect.NOT_A_BATCH, f"not an Arrow message: {error}") from None
     if head is None or head.num_bytes != num_bytes or head.kind != RECORD_BATCH:
-        raise _invalid("not exactly one record batch")
+        raise Invalid(FrameDefect.NOT_A_BATCH, "not exactly one record batch")
     if head.compressed:
-        raise _invalid("a compressed body; send it plain")
+        raise Invalid(FrameDefect.COMPRESSED, "a compressed body; send it plain")
 
 
 def _check_identity(epoch: int, data: pa.RecordBatch) -> None:
     for field, column in zip(data.schema, data.columns, strict=True):
         if not field.nullable and column.null_count:
-            raise _invalid(f"column {field.name} has nulls")
+            raise Invalid(FrameDefect.IDENTITY, f"column {field.name} has nulls")
     if data.num_rows and not bool((data.column("epoch").to_numpy() == epoch).all()):
-        raise _invalid("rows of another epoch than the connection's")
+        raise Invalid(FrameDefect.IDENTITY, "rows of another epoch than the connection's")
     if data.num_rows and int(data.column("row_seq").to_numpy().min()) < 0:
-        raise _invalid("a negative row_seq")
-
-
-def _invalid(detail: str) -> Refused:
-    return Refused(DropReason.REFUSED_INVALID, detail)
+        raise Invalid(FrameDefect.IDENTITY, "a negative row_seq")
 
 
 class Ingest:
@@ -98,8 +113,15 @@ class Ingest:
     """
 
     def __init__(
-        self, writer: ShardWriter, clock: Callable[[], float] = time.monotonic, keep: Keep | None = None
+        self,
+        writer: ShardWriter,
+        clock: Callable[[], float] = time.monotonic,
+        keep: Keep | None = None,
+        health: Health | None = None,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
     ) -> None:
+        self.health = health or Health(writer.store)
+        self._max_frame_bytes = max_frame_bytes
         self._writer = writer
         self._clock = clock
         self._lock = threading.Lock()
@@ -123,19 +145,22 @@ class Ingest:
         self.write_own("sources", [self._source.row()])
         self.lost(writer.recovery.damage, may_come_again=True)
 
-    def take(self, epoch: int, frame: Frame, tenant: str = "") -> None:
-        """Append a frame, unless it is stored already. tenant: whose it is, which its row of `sources` says.
+    def take(self, epoch: int, frame: Frame, tenant: str = "", body: bytes | None = None) -> Batch | None:
+        """Append a frame and return what is in it; None when it is stored already.
 
-        Raises Refused when it never will be, OSError when the disk does not take it now.
+        tenant: whose it is, which its row of `sources` says. body: as of `checked_batch`. Raises Refused when it never
+        will be stored, OSError when the disk does not take it now.
         """
-        batch = checked_batch(epoch, frame)
+        batch = checked_batch(epoch, frame, body, self._max_frame_bytes)
         if frame.stream == SOURCES.stream:
             batch = with_tenant(batch, tenant)
         with self._lock:
             progress = self._stream(epoch, frame.stream)
-            if frame.seq not in progress:
-                self._append(batch)
-                progress.take(frame.seq)
+            if frame.seq in progress:
+                return None
+            self._append(batch)
+            progress.take(frame.seq)
+        return batch
 
     def _append(self, batch: Batch) -> None:
         try:
@@ -148,6 +173,7 @@ class Ingest:
                     error.strerror or error,
                 )
             self._is_failing = True
+            self.health.readiness.append_failed(error)
             raise
         if self._is_failing:
             _log.warning("insitu: store %s takes records again", self._writer.store)
@@ -161,7 +187,10 @@ class Ingest:
 
     def commit(self) -> list[Key]:
         """Make what was appended durable; return what has to be sent again."""
+        began_s = time.monotonic()
         done = self._writer.sync()
+        self.health.committed(done, time.monotonic() - began_s)
+        self.health.look(self._writer.check)
         with self._lock:
             self._settle(done.durable, done.failed)
             now = self._clock()
@@ -231,6 +260,8 @@ class Ingest:
             data = pa.RecordBatch.from_pylist(full, schema=schema_of(table))
             self._writer.append(Batch(source.epoch, seq, data, table))
             self._own_rows[table] = (seq + 1, row_seq + len(rows))
+        if table == "gaps":
+            self.health.counts.told_gaps(rows)
 
     def has_durable(self, table: str) -> bool:
         """Return whether every row that `write_own` took for a table is on disk."""

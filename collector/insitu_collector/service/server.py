@@ -18,13 +18,17 @@ from typing import Any, Final, Self
 import grpc
 
 from insitu.identity import boot_id
+from insitu.intake import MAX_FRAME_BYTES, Intake
 from insitu.segments.recovery import Recovery, recover_store
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, ShardWriter
+from insitu.vocabulary import HangUp
 from insitu.wire.address import PLAIN, SECURE
 from insitu.wire.insitu_pb2 import (
     ClockQuery,
     ClockReading,
+    HealthAnswer,
+    HealthQuery,
     RulesAnswer,
     RulesOrder,
     RulesQuery,
@@ -36,12 +40,15 @@ from insitu_collector.access.audit import Why
 from insitu_collector.access.children import Child, let_in
 from insitu_collector.access.gate import Access, Caller, Gate, Role
 from insitu_collector.access.tenants import Tenants, owners_in
+from insitu_collector.admission.admission import Admission, Rejected
 from insitu_collector.flight.relay import FlightRelay
+from insitu_collector.health.health import Health
+from insitu_collector.health.service import StatusService, answer_of
 from insitu_collector.keeping.keeper import Keeper
 from insitu_collector.keeping.merge_plan import IN_BACKGROUND
 from insitu_collector.keeping.places import warn_of_remote
-from insitu_collector.service.connection import Connection, Rejected
-from insitu_collector.service.ingest import MAX_FRAME_BYTES, SHARD, Ingest
+from insitu_collector.service.connection import Connection
+from insitu_collector.service.ingest import SHARD, Ingest
 from insitu_collector.service.rule_desk import RuleDesk, RulesRefused
 from insitu_collector.store import Store
 
@@ -49,7 +56,8 @@ COMMIT_S: Final = 0.05
 COMMIT_BYTES: Final = 8 << 20
 IDLE_TICK_S: Final = 1.0
 """How often files are sealed by age when nothing arrives."""
-MAX_CONNECTIONS: Final = 256
+SPARE_CALLS: Final = 64
+"""Calls at once beyond the streams: clocks, rules, health, and streams that are told that there is no place."""
 STOP_S: Final = 3.0
 
 _OPTIONS: Final = (
@@ -57,7 +65,10 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES + (1 << 16)),
     ("grpc.keepalive_time_ms", 10_000),  # a peer that vanished without a word is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # a minute otherwise, whatever the line above says
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_connection_idle_ms", 300_000),  # one without a call
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message stays small
 )
 
 _log = logging.getLogger("insitu")
@@ -102,54 +113,78 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         port: int = 4317,
         keep: Keep | None = None,
         access: Access | None = None,
+        intake: Intake | None = None,
+        health: Health | None = None,
         *,
         has_children: bool = False,
         compact: bool = True,
     ) -> None:
         """access: who may call; None: anybody may ship, and callers on this host may do everything.
 
-        has_children: there will be processes for `child`. compact: merge small segments now and then, and write
-        twins of them.
+        health: where to tell how it goes, for somebody who watches from the very start. has_children: there will be
+        processes for `child`. compact: merge small segments now and then, and write twins of them.
         """
         self.store = Path(store)
         self.gate = Gate(access, partial(self._write_event, "audit"))
+        self.health = health or Health(self.store, keep or Keep())
+        self._admission = Admission(intake)
+        self.health.load = self._admission.load
+        self._is_started = self._is_stopping = self._has_uncommitted = False
+        self._connections: set[Connection] = set()
+        self._lock = threading.Lock()
+        self._due = threading.Condition()
+        self._boot_id = boot_id()
         _check_port(host, port)  # before the store is touched
+        self._grpc = self._make_grpc()
+        self.port = self._bind(host, port, self.gate.credentials())
+        is_guarded = has_children and self.gate.is_guarded
+        self._child_port = self._bind("127.0.0.1", 0, None) if is_guarded else None
+        self.address = f"{SECURE if self.gate.access.tls else PLAIN}://{host}:{self.port}"
+        self._grpc.start()  # says that it is not ready, until it is
+        try:
+            writer = self._recover(keep)
+        except BaseException:
+            self._grpc.stop(None).wait()
+            raise
+        self.relay = FlightRelay(self.ingest.write_own)
+        self._desk = RuleDesk(self._write_event)
+        self._committer = threading.Thread(target=self._commit_loop, name="insitu-commit", daemon=True)
+        self._committer.start()
+        self._keeper = Keeper(writer, self.ingest, self._appended, rules=IN_BACKGROUND if compact else None)
+        self._keeper.start()
+        self._is_started = True
+        self.health.readiness.started()
+
+    def _recover(self, keep: Keep | None) -> ShardWriter:
+        """Make the store whole, and what takes frames into it."""
         writer = ShardWriter(self.store, SHARD)
         warn_of_remote(self.store)
         try:
-            self.ingest = Ingest(writer, keep=keep)
+            max_bytes = self._admission.limits.frame
+            self.ingest = Ingest(writer, keep=keep, health=self.health, max_frame_bytes=max_bytes)
             _report(writer.recovery)
             others = recover_store(self.store)
             self.ingest.lost(others.damage)
             _report(others)
             self._tenants = Tenants(owners_in(Store(self.store)) if self.gate.access.tokens else None)
-            self._grpc = self._make_grpc()
-            self.port = self._bind(host, port, self.gate.credentials())
-            is_guarded = has_children and self.gate.is_guarded
-            self._child_port = self._bind("127.0.0.1", 0, None) if is_guarded else None
         except BaseException:
             writer.close()
             raise
-        self.relay = FlightRelay(self.ingest.write_own)
-        self.address = f"{SECURE if self.gate.access.tls else PLAIN}://{host}:{self.port}"
-        self._connections: set[Connection] = set()
-        self._desk = RuleDesk(self._write_event)
-        self._lock = threading.Lock()
-        self._due = threading.Condition()
-        self._boot_id = boot_id()
-        self._has_uncommitted = False
-        self._is_stopping = False
-        self._committer = threading.Thread(target=self._commit_loop, name="insitu-commit", daemon=True)
-        self._committer.start()
-        self._keeper = Keeper(writer, self.ingest, self._appended, rules=IN_BACKGROUND if compact else None)
-        self._keeper.start()
-        self._grpc.start()
+        return writer
 
     def _make_grpc(self) -> grpc.Server:
-        # A connection holds one worker for its life, so there are as many workers as connections: none starves.
-        pool = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="insitu-ship")
-        server = grpc.server(pool, options=_OPTIONS, maximum_concurrent_rpcs=MAX_CONNECTIONS)
+        limits = self._admission.limits
+        # A stream holds one worker for its life, so there are more workers than streams: nobody else starves.
+        num_calls = limits.streams + SPARE_CALLS
+        pool = ThreadPoolExecutor(num_calls, thread_name_prefix="insitu-ship")
+        options = (
+            *_OPTIONS,
+            ("grpc.server_handshake_timeout_ms", round(1000 * limits.handshake)),
+            ("grpc.max_concurrent_streams", num_calls),  # of one connection: its peer's further calls wait there
+        )
+        server = grpc.server(pool, options=options, maximum_concurrent_rpcs=num_calls)
         add_CollectorServicer_to_server(self, server)
+        self.health.readiness.tell(StatusService(server).on_change)
         return server
 
     def _bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
@@ -182,9 +217,10 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
     def Ship(self, messages: Iterator[ToCollector], context: Any) -> Iterator[ToProbe]:
         """Serve one probe (see insitu.proto)."""
         caller = self.gate.require(context, Role.SHIP, "records are for callers that may ship")
-        connection = Connection(self.ingest, self._appended, self.relay, self._desk, caller, self._tenants)
+        connection = self._let_in(context, caller)
         with self._lock:
             self._connections.add(connection)
+        connection.may_be_cut_by(context.cancel)
         context.add_callback(connection.end)
         threading.Thread(target=connection.read, args=(messages,), name="insitu-read", daemon=True).start()
         try:
@@ -195,17 +231,42 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         except Rejected as rejected:
             if rejected.code is grpc.StatusCode.PERMISSION_DENIED:
                 self.gate.refuse(caller, Why.OTHER_TENANT)
-            context.abort(rejected.code, rejected.text)
+            self._hang_up(context, rejected)
         finally:
+            connection.leave()
             self._desk.left(connection)
             with self._lock:
                 self._connections.discard(connection)
+
+    def _let_in(self, context: Any, caller: Caller) -> Connection:
+        try:
+            self._check_started()
+            return Connection(
+                self.ingest, self._appended, self.relay, self._desk, caller, self._tenants, self._admission
+            )
+        except Rejected as rejected:
+            self._hang_up(context, rejected)
+            raise  # abort has raised
+
+    def _check_started(self) -> None:
+        if not self._is_started:
+            text = "this collector recovers its store; it takes records in a moment"
+            raise Rejected(grpc.StatusCode.UNAVAILABLE, text, HangUp.STARTING)
+
+    def _hang_up(self, context: Any, rejected: Rejected) -> None:
+        self.health.counts.hung_up(rejected.why)
+        context.abort(rejected.code, rejected.text)
 
     def Clock(self, query: ClockQuery, context: Any) -> ClockReading:
         """Say what this host's clock shows."""
         came_ns = time.monotonic_ns()
         self.gate.caller(context)
         return ClockReading(boot_id=self._boot_id, came_ns=came_ns, left_ns=time.monotonic_ns())
+
+    def Health(self, query: HealthQuery, context: Any) -> HealthAnswer:
+        """Say whether records can be stored, and what was taken, refused and lost."""
+        self.gate.caller(context)
+        return answer_of(self.health.report())
 
     def ShowRules(self, query: RulesQuery, context: Any) -> RulesAnswer:
         """Say which rules the ranks of a run follow."""
@@ -219,8 +280,9 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         remedy = "rules are for callers on the collector's own host; run `insitu rules` there"
         caller = self.gate.require(context, Role.ADMIN, remedy)
         try:
+            self._check_started()
             return serve(caller)
-        except RulesRefused as refused:
+        except (RulesRefused, Rejected) as refused:
             context.abort(refused.code, refused.text)
             raise  # abort has raised
 
@@ -242,6 +304,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
                 self._has_uncommitted = False
             self._look()
             self._commit()
+            self._admission.sweep()
 
     def _look(self) -> None:
         try:
@@ -274,6 +337,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         """Stop accepting, commit and acknowledge what came, seal. Safe to call twice."""
         if self._is_stopping:
             return
+        self.health.readiness.stopping()
         stopped = self._grpc.stop(STOP_S)
         self._keeper.stop()
         self._is_stopping = True

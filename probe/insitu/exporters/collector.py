@@ -46,6 +46,7 @@ _OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),  # a new channel really dials anew
     ("grpc.keepalive_time_ms", 10_000),  # a collector that vanished without a word is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # a minute otherwise, whatever the line above says
     ("grpc.enable_retries", 0),
 )
 
@@ -109,6 +110,8 @@ class CollectorExporter:
         """Counts connections, so that the sender of an old one knows that it is old."""
         self._away_because: DropReason | None = None
         """Why the collector takes nothing now; None while it does, and before the first attempt."""
+        self._is_put_off = False
+        """Whether this connection is one of which the collector said that it takes no more now."""
         self._closing = threading.Event()
         self._last_said = ""
         self._barred = ""
@@ -239,6 +242,7 @@ class CollectorExporter:
             if self._closing.is_set():
                 return
             self._connection += 1
+            self._is_put_off = False
             self._unsent = deque(self._window.in_order())
             self._reports.clear()  # they answer the connection before
             number = self._connection
@@ -294,13 +298,16 @@ class CollectorExporter:
         if kind == "ack":
             self._say(logging.INFO, f"connected to collector {self._target}")
             with self._changed:
-                self._away_because, self._barred = None, ""
+                self._barred = ""
+                if not self._is_put_off:  # else it is of what came before that
+                    self._away_because = None
                 if reply.ack.window_bytes:
                     self._window_bytes = min(self._own_window_bytes, reply.ack.window_bytes)
                 self._window.acknowledge(reply.ack.stream, reply.ack.seq, Level(reply.ack.level))
                 self._changed.notify_all()
         elif kind == "refusal" and reply.refusal.retry:
             # The collector ends the call after this; everything not durable is sent again after a pause.
+            self._is_put_off = True
             self._away_because = _reason(reply.refusal.reason)
             self._say(logging.WARNING, f"collector {self._target} cannot store now ({reply.refusal.reason})")
         elif kind == "refusal":

@@ -215,6 +215,11 @@ def free_bytes(folder: Path) -> int:
     return room.f_bavail * room.f_frsize
 
 
+def is_read_only(folder: Path) -> bool:
+    """Return whether `folder` lies in a file system that takes no writes."""
+    return bool(disk.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
 class ShardLock:
     """`STORE/v1/<shard>.lock`, held by flock for the life of a writer.
 

@@ -31,6 +31,7 @@ from insitu.segments.layout import (
     first_free_number,
     free_bytes,
     is_full,
+    is_read_only,
     list_segments,
     shard_name,
 )
@@ -134,14 +135,24 @@ class ShardWriter:
         with self._lock:
             if self._is_closed:
                 raise OSError(errno.ESHUTDOWN, "this shard is closed", str(self.store))
-            must_seal_first = not self._reserve.held and bool(self._retiring)
-            if must_seal_first or not self._reserve.take(num_bytes + SLACK_BYTES):
-                raise self._no_room()
-            if free_bytes(self.store) < num_bytes + SLACK_BYTES:
-                self._make_room()
-                raise self._no_room()
+            self._check_room(num_bytes)
             self._write(batch)
             self._unsynced_bytes += num_bytes
+
+    def check(self) -> None:
+        """Look whether batches could be written now. Raises StoreFull or OSError when not."""
+        with self._lock:
+            self._check_room(0)
+
+    def _check_room(self, num_bytes: int) -> None:
+        if is_read_only(self.store):  # files that are open may still take bytes, and can never be sealed
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS).lower(), str(self.store))
+        must_seal_first = not self._reserve.held and bool(self._retiring)
+        if must_seal_first or not self._reserve.take(num_bytes + SLACK_BYTES):
+            raise self._no_room()
+        if free_bytes(self.store) < num_bytes + SLACK_BYTES:
+            self._make_room()
+            raise self._no_room()
 
     def _write(self, batch: Batch) -> None:
         now = self._clock()

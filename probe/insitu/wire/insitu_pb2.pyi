@@ -16,6 +16,68 @@ PENDING: Level
 RECEIVED: Level
 DURABLE: Level
 
+class HealthQuery(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HealthAnswer(_message.Message):
+    __slots__ = ("ready", "reason", "text", "version", "up_s", "free_bytes", "num_streams", "in_flight_bytes", "refused_frames", "ended_streams", "dropped_rows", "gap_rows", "num_sync_failures")
+    class RefusedFramesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class EndedStreamsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class DroppedRowsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class GapRowsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    READY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UP_S_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ENDED_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    GAP_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SYNC_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    ready: bool
+    reason: str
+    text: str
+    version: str
+    up_s: float
+    free_bytes: int
+    num_streams: int
+    in_flight_bytes: int
+    refused_frames: _containers.ScalarMap[str, int]
+    ended_streams: _containers.ScalarMap[str, int]
+    dropped_rows: _containers.ScalarMap[str, int]
+    gap_rows: _containers.ScalarMap[str, int]
+    num_sync_failures: int
+    def __init__(self, ready: _Optional[bool] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ..., version: _Optional[str] = ..., up_s: _Optional[float] = ..., free_bytes: _Optional[int] = ..., num_streams: _Optional[int] = ..., in_flight_bytes: _Optional[int] = ..., refused_frames: _Optional[_Mapping[str, int]] = ..., ended_streams: _Optional[_Mapping[str, int]] = ..., dropped_rows: _Optional[_Mapping[str, int]] = ..., gap_rows: _Optional[_Mapping[str, int]] = ..., num_sync_failures: _Optional[int] = ...) -> None: ...
+
 class ClockQuery(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -56,6 +56,11 @@ class CollectorStub:
                 request_serializer=insitu_dot_wire_dot_insitu__pb2.RulesOrder.SerializeToString,
                 response_deserializer=insitu_dot_wire_dot_insitu__pb2.RulesAnswer.FromString,
                 _registered_method=True)
+        self.Health = channel.unary_unary(
+                '/insitu.v1.Collector/Health',
+                request_serializer=insitu_dot_wire_dot_insitu__pb2.HealthQuery.SerializeToString,
+                response_deserializer=insitu_dot_wire_dot_insitu__pb2.HealthAnswer.FromString,
+                _registered_method=True)
 
 
 class CollectorServicer:
@@ -89,6 +94,13 @@ class CollectorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Health(self, request, context):
+        """Whether the collector can store durably, and what it took, refused and lost: for `insitu doctor`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CollectorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_CollectorServicer_to_server(servicer, server):
                     servicer.SetRules,
                     request_deserializer=insitu_dot_wire_dot_insitu__pb2.RulesOrder.FromString,
                     response_serializer=insitu_dot_wire_dot_insitu__pb2.RulesAnswer.SerializeToString,
+            ),
+            'Health': grpc.unary_unary_rpc_method_handler(
+                    servicer.Health,
+                    request_deserializer=insitu_dot_wire_dot_insitu__pb2.HealthQuery.FromString,
+                    response_serializer=insitu_dot_wire_dot_insitu__pb2.HealthAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +240,33 @@ class Collector:
             '/insitu.v1.Collector/SetRules',
             insitu_dot_wire_dot_insitu__pb2.RulesOrder.SerializeToString,
             insitu_dot_wire_dot_insitu__pb2.RulesAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Health(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/insitu.v1.Collector/Health',
+            insitu_dot_wire_dot_insitu__pb2.HealthQuery.SerializeToString,
+            insitu_dot_wire_dot_insitu__pb2.HealthAnswer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""How much is taken, of whom, and when a stream is ended."""

@@ -1,0 +1,86 @@
+"""What `insitu doctor` asks a collector: is it there, can it store, what did it refuse, what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from insitu.credentials import NONE, Credentials
+from insitu.doctor import MIN_FREE_BYTES, Check, Status
+from insitu.wire.address import Address
+
+if TYPE_CHECKING:
+    from insitu.wire.insitu_pb2 import HealthAnswer
+
+ANSWER_S: Final = 3.0
+CHECK: Final = "collector"
+
+
+def collector_checks(url: str, credentials: Credentials = NONE, timeout_s: float = ANSWER_S) -> list[Check]:
+    """Ask the collector at `grpc://HOST:PORT`, or `grpcs://`, and return what it says; raises nothing."""
+    import grpc
+
+    from insitu.wire.channel import open_channel
+    from insitu.wire.insitu_pb2 import HealthQuery
+    from insitu.wire.insitu_pb2_grpc import CollectorStub
+
+    try:
+        with open_channel(Address.of(url), credentials, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            answer = CollectorStub(channel).Health(HealthQuery(), timeout=timeout_s)
+    except ValueError as error:  # the address, or a credential
+        why, _, fix = str(error).partition("; ")
+        return [Check(CHECK, Status.PROBLEM, why, fix or "name another with --collector URL")]
+    except grpc.RpcError as error:
+        return [_unreachable(url, error)]
+    return checks_of(url, answer)
+
+
+def _unreachable(url: str, error: Any) -> Check:
+    """error: what a call raised, which is itself the call."""
+    code = error.code().name
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        why, _, fix = str(error.details()).partition("; ")
+        return Check(CHECK, Status.PROBLEM, f"{url} lets this caller not ask: {why}", fix or "use another token")
+    if code == "UNIMPLEMENTED":
+        why = f"{url} answers, and is no collector of this version: another program listens there, or an older one"
+        return Check(CHECK, Status.WARN, why, "update it, or name another with --collector URL")
+    why = f"no collector answers at {url} ({code.lower()})"
+    fix = f"insitu collect --store DIR --port {url.rpartition(':')[2]}"
+    return Check(CHECK, Status.PROBLEM, why, fix)
+
+
+def checks_of(url: str, answer: HealthAnswer) -> list[Check]:
+    """Return what an answer tells."""
+    checks = [_ready(url, answer), *_space(answer)]
+    refused, dropped = dict(answer.refused_frames), dict(answer.dropped_rows)
+    lost = {reason: num_rows for reason, num_rows in answer.gap_rows.items() if reason != "expired"}
+    checks.append(_counted("collector refused", "frames", refused, "nothing was refused"))
+    checks.append(_counted("collector ended", "streams", dict(answer.ended_streams), "no stream was ended"))
+    checks.append(_counted("rows dropped", "rows", dropped, "its probes dropped nothing"))
+    checks.append(_counted("rows lost", "rows", lost, "nothing that it had is lost"))
+    return checks
+
+
+def _ready(url: str, answer: HealthAnswer) -> Check:
+    seen = f"{url}, {answer.version}, up {answer.up_s:.0f} s, {answer.num_streams} streams"
+    if not answer.ready:
+        what, _, remedy = answer.text.partition("; ")
+        return Check(CHECK, Status.PROBLEM, f"{seen}; not ready ({answer.reason}): {what}", remedy or "wait")
+    return Check(CHECK, Status.OK, f"{seen}; ready: it can store durably")
+
+
+def _space(answer: HealthAnswer) -> list[Check]:
+    if not answer.HasField("free_bytes"):
+        return []
+    seen = f"{answer.free_bytes / 2**30:.1f} GiB free where its store lies"
+    if answer.free_bytes < MIN_FREE_BYTES:
+        return [Check("collector disk", Status.WARN, seen, "make room there, or keep less (--keep-bytes)")]
+    return [Check("collector disk", Status.OK, seen)]
+
+
+def _counted(name: str, unit: str, counts: Mapping[str, int], none: str) -> Check:
+    found = ", ".join(f"{reason} {num}" for reason, num in sorted(counts.items()) if num)
+    if not found:
+        return Check(name, Status.OK, none)
+    why = f"{unit} by reason, since it started: {found}"
+    return Check(name, Status.WARN, why, 'see "Limits" and "Health" in docs/collector.md')
