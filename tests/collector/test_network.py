@@ -23,7 +23,12 @@ from insitu_collector.service.server import CollectorServer
 MIB: Final = 1 << 20
 WINDOW: Final = MIB
 BIG: Final = "x" * (64 << 10)
-QUICK: Final = {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 500, "grpc.http2.ping_timeout_ms": 500}
+QUICK: Final = {
+    "grpc.keepalive_time_ms": 1000,
+    "grpc.keepalive_timeout_ms": 500,
+    "grpc.http2.ping_timeout_ms": 500,
+    "grpc.min_reconnect_backoff_ms": 1000,
+}
 
 
 @pytest.fixture

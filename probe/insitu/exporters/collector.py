@@ -47,6 +47,7 @@ _OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 10_000),  # a collector that vanished without a word is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),  # a minute otherwise, whatever the line above says
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # the longest that one attempt to connect takes: 20 s otherwise
     ("grpc.enable_retries", 0),
 )
 
