@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from insitu.vocabulary import NO_RANK, Role
 RUN_VARIABLE = "INSITU_RUN"
 
 
+@cache
 def package_version() -> str:
     """Return the installed version of insitu, or "unknown" where it runs from a bare source tree."""
     try:

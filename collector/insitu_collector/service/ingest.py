@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from insitu.records import TABLES, schema_of, spec_by_digest, table_spec, with_t
 from insitu.segments.expiry import Expiry
 from insitu.segments.gaps import gap_row
 from insitu.segments.message import RECORD_BATCH, read_head
-from insitu.segments.reader import Damage, recent_keys
+from insitu.segments.reader import Damage, key_of, recent_keys
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, ShardWriter
 from insitu.vocabulary import DropReason, FrameDefect, Role
@@ -128,11 +129,14 @@ class Ingest:
         self._streams: dict[tuple[int, int], StreamProgress] = {}
         self._source = Source.without_rank(Role.CLIENT)
         self._own_rows: dict[str, tuple[int, int]] = {}
+        self._own_unsynced: dict[Key, Batch] = {}
+        self._own_failed: list[Key] = []
+        """Of those, what could not be synced: nobody but us can send it again."""
         self._expiry = Expiry(
             writer.store,
             SHARD,
             keep or Keep(),
-            lambda rows: self.write_own("gaps", rows),
+            lambda rows: self.write_own("gaps", rows, use_reserve=True),
             own_epoch=self._source.epoch,
             clock=clock,
             claims=writer.claims,
@@ -187,6 +191,7 @@ class Ingest:
 
     def commit(self) -> list[Key]:
         """Make what was appended durable; return what has to be sent again."""
+        self._write_own_again()
         began_s = time.monotonic()
         done = self._writer.sync()
         self.health.committed(done, time.monotonic() - began_s)
@@ -197,18 +202,20 @@ class Ingest:
             for progress in self._streams.values():
                 progress.close_old_holes(now)
         self._write_losses(before=now - SENT_AGAIN_S)
-        self._expiry.look(self._writer.busy)
+        if not self._own_failed:  # or what is to go has been told, but not durably
+            self._expiry.look(self._writer.busy)
         return done.failed
 
     def lost(self, damage: Sequence[Damage], *, may_come_again: bool = False) -> None:
         """Write down what recovery could not read.
 
-        `may_come_again`: a torn tail of our own was never acknowledged as durable, so its probe, if it lives, sends
-        it again; it counts as lost only when that has not happened after `SENT_AGAIN_S`, or by the end.
+        `may_come_again`: what was not yet acknowledged as durable in a file of our own, its probe, if it lives, sends
+        again; it counts as lost only when that has not happened after `SENT_AGAIN_S`, or by the end. Not only a torn
+        tail: a power loss may keep later writes and lose earlier ones.
         """
         since = self._clock() if may_come_again else -math.inf
         with self._lock:
-            self._unsure += [(since if stretch.torn else -math.inf, stretch) for stretch in damage]
+            self._unsure += [(since, stretch) for stretch in damage]
         self._write_losses(before=-1.0)
 
     def _write_losses(self, before: float) -> None:
@@ -230,8 +237,10 @@ class Ingest:
     def _settle(self, durable: Sequence[Key], failed: Sequence[Key]) -> None:
         for key in durable:
             self._stream(key.epoch, key.stream).commit(key.seq)
+            self._own_unsynced.pop(key, None)
         for key in failed:
             self._stream(key.epoch, key.stream).fail(key.seq)
+        self._own_failed += [key for key in failed if key in self._own_unsynced]
 
     def reached(self, epoch: int, stream: int) -> tuple[int, int]:
         """Return up to which seq a stream is received, and up to which it is durable."""
@@ -248,7 +257,7 @@ class Ingest:
     def unsynced_bytes(self) -> int:
         return self._writer.unsynced_bytes
 
-    def write_own(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
+    def write_own(self, table: str, rows: Sequence[dict[str, Any]], *, use_reserve: bool = False) -> None:
         """Append rows of the collector's own; identity columns are filled in."""
         if not rows:
             return
@@ -258,7 +267,9 @@ class Ingest:
             identity = {"epoch": source.epoch, "rank": source.rank, "stage": source.stage}
             full = [{**row, **identity, "row_seq": row_seq + i} for i, row in enumerate(rows)]
             data = pa.RecordBatch.from_pylist(full, schema=schema_of(table))
-            self._writer.append(Batch(source.epoch, seq, data, table))
+            batch = Batch(source.epoch, seq, data, table)
+            self._writer.append(batch, use_reserve=use_reserve)
+            self._own_unsynced[key_of(batch)] = batch
             self._own_rows[table] = (seq + 1, row_seq + len(rows))
         if table == "gaps":
             self.health.counts.told_gaps(rows)
@@ -268,6 +279,12 @@ class Ingest:
         with self._lock:
             seq, _ = self._own_rows.get(table, (0, 0))
             return self._stream(self._source.epoch, table_spec(table).stream).durable == seq - 1
+
+    def _write_own_again(self) -> None:
+        with self._lock, suppress(OSError):  # no room now: at the next commit, perhaps
+            while self._own_failed:
+                self._writer.append(self._own_unsynced[self._own_failed[0]])
+                self._own_failed.pop(0)
 
     def account(self) -> dict[str, Any]:
         """Return what the collector itself wrote, in the form of `insitu.session.accounts.Stats.to_json`."""
@@ -284,6 +301,7 @@ class Ingest:
 
     def close(self) -> None:
         """Commit and seal everything."""
+        self._write_own_again()
         self._write_losses(before=math.inf)
         done = self._writer.close()
         with self._lock:

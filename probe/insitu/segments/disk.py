@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CALLS: Final = (
     *("open", "close", "fstat", "stat", "statvfs", "listdir", "pread", "pwrite", "ftruncate", "fdatasync", "fsync"),
-    *("fchmod", "utime", "mkdir", "rename", "unlink", "posix_fallocate", "flock", "sink", "mapped", "buffer"),
+    *("fchmod", "utime", "mkdir", "rmdir", "rename", "unlink", "posix_fallocate", "flock", "sink", "mapped", "buffer"),
 )
 """What another file system has to bring."""
 
@@ -78,6 +78,10 @@ def utime(fd: int, unix_ns: int) -> None:
 
 def mkdir(folder: Path, mode: int) -> None:
     os.mkdir(folder, mode)
+
+
+def rmdir(folder: Path) -> None:
+    os.rmdir(folder)
 
 
 def rename(path: Path, target: Path) -> None:

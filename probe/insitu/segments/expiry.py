@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from insitu.segments import disk
 from insitu.segments.claims import Claims
-from insitu.segments.layout import SEALED, SegmentName, list_segments, remove
+from insitu.segments.layout import OPEN, SEALED, SegmentName, is_full, list_segments, remove, sync_folder
 from insitu.segments.reader import TailReader, batch_heads
 from insitu.segments.retention import Busy, Epochs, Held, Keep, expired
 from insitu.vocabulary import EXPIRED
@@ -81,7 +82,7 @@ class Expiry:
 
     def _unlink_told(self) -> None:
         while self._told:
-            remove(self._told[0].path(self._store, SEALED))
+            _remove_for_good(self._store, self._told[0])
             self._claims.give([self._told.pop(0)])
 
     def _condemn(self, busy: Busy) -> None:
@@ -96,7 +97,11 @@ class Expiry:
             owed, self._owed = self._owed, []
             if owed:
                 self._tell(owed)
-        except OSError:
+        except OSError as error:
+            if not is_full(error):
+                self._claims.give(self._told)
+                self._told.clear()  # condemned again at the next look
+                raise
             # No room to tell; unlinking makes some. What cannot be told now is told later.
             self._owed = owed
             self._unlink_told()
@@ -115,6 +120,14 @@ class Expiry:
         if name not in self._epochs:
             self._epochs[name] = read_epochs(self._store, name)
         return self._epochs[name]
+
+
+def _remove_for_good(store: Path, name: SegmentName) -> None:
+    """Unlink a segment so that no power loss brings it back, not even under the name it had while it was open."""
+    remove(name.path(store, SEALED))
+    for state in (SEALED, OPEN):
+        with contextlib.suppress(FileNotFoundError):
+            sync_folder(name.path(store, state).parent)
 
 
 def read_epochs(store: Path, name: SegmentName) -> Epochs:

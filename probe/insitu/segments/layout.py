@@ -168,7 +168,27 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         with contextlib.suppress(FileExistsError):
             disk.mkdir(folder, 0o700)
-        sync_folder(folder.parent)
+        try:
+            sync_folder(folder.parent)
+        except OSError:  # there, it would be taken for durable
+            with contextlib.suppress(OSError):
+                disk.rmdir(folder)
+            raise
+
+
+def sync_names(store: Path) -> None:
+    """Make all names in a store durable: who wrote before may have died between changing one and its sync."""
+    for state in STATES:
+        folder = store / FORMAT / state
+        for name in names_in(folder):
+            with contextlib.suppress(NotADirectoryError):
+                sync_folder(folder / name)
+        if is_there(folder):
+            sync_folder(folder)
+    sync_folder(store / FORMAT)
+    sync_folder(store)
+    with contextlib.suppress(PermissionError):  # where the store lies may be another's
+        sync_folder(store.parent)
 
 
 def is_there(path: Path) -> bool:
@@ -258,9 +278,11 @@ class ShardLock:
     def release(self) -> None:
         """Let go and remove the file. Safe to call twice."""
         if self._fd is not None:
-            remove(self.path)
-            disk.close(self._fd)
-            self._fd = None
+            try:
+                remove(self.path)
+            finally:
+                disk.close(self._fd)
+                self._fd = None
         _HELD.discard(self)
 
     def forget(self) -> None:

@@ -296,6 +296,11 @@ def _open_either(store: Path, segment: SegmentName) -> int:
         return _open(segment.path(store, SEALED))
 
 
+def key_of(batch: Batch) -> Key:
+    """Return which batch it is."""
+    return Key(batch.epoch, batch.stream, batch.seq)
+
+
 def recent_keys(store: Path, shard: str, max_bytes: int = 256 << 20) -> Iterator[Key]:
     """Yield which batches the newest sealed segments of a shard hold, `max_bytes` of them; only heads are read."""
     paths = [(name.number, name.path(store, SEALED)) for name in list_segments(store, SEALED) if name.shard == shard]

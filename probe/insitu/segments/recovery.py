@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,18 +21,21 @@ from insitu.segments.layout import (
     OPEN,
     QUARANTINE,
     REPLACING,
+    SEALED,
+    Key,
     Reserve,
     SegmentName,
     ShardLock,
     ShardLocked,
     files_in,
+    is_there,
     list_segments,
     make_folder,
     names_in,
     remove,
     sync_folder,
 )
-from insitu.segments.reader import Damage, TailReader, newer_text
+from insitu.segments.reader import Damage, TailReader, key_of, newer_text, recent_keys
 from insitu.segments.replacement import finish_replacements
 
 _log = logging.getLogger("insitu")
@@ -58,7 +62,7 @@ def recover_store(store: Path) -> Recovery:
         except ShardLocked:
             continue
         try:
-            _recover_into(total, store, shard)
+            _recover_into(total, store, shard, must=False)
             Reserve(store, shard).release()
         finally:
             lock.release()
@@ -72,46 +76,57 @@ def _shards(store: Path) -> set[str]:
 
 
 def recover_shard(store: Path, shard: str) -> Recovery:
-    """Recover one shard. The caller holds its lock."""
+    """Recover one shard. The caller holds its lock.
+
+    Raises OSError when the disk refuses: who goes on writing a shard must know what it holds, or stores it again.
+    """
     recovery = Recovery()
-    _recover_into(recovery, store, shard)
+    _recover_into(recovery, store, shard, must=True)
     return recovery
 
 
-def _recover_into(recovery: Recovery, store: Path, shard: str) -> None:
+def _recover_into(recovery: Recovery, store: Path, shard: str, *, must: bool) -> None:
     _remove_drafts(store, shard)
     finish_replacements(store, shard)
-    for name in list_segments(store, OPEN):
-        if name.shard != shard:
-            continue
+    names = [name for name in list_segments(store, OPEN) if name.shard == shard]
+    known = set(recent_keys(store, shard)) if names else set()
+    for name in names:
         if name.table not in TABLES:
             recovery.unreadable.append(name)
             continue
         try:
-            batches, damage = recover_segment(store, name)
+            batches, damage = recover_segment(store, name, known)
         except OSError as error:
+            if must:
+                raise
             _log.warning("insitu: %s is left as it is (%s)", name, error)
             recovery.unreadable.append(name)
             continue
+        known.update(map(key_of, batches))
         recovery.num_segments += 1
         recovery.num_batches += len(batches)
         recovery.num_rows += sum(batch.num_rows for batch in batches)
         recovery.damage += damage
 
 
-def recover_segment(store: Path, name: SegmentName) -> tuple[list[Batch], list[Damage]]:
-    """Seal what is whole of an open segment nobody writes any more; return that, and what was lost."""
+def recover_segment(store: Path, name: SegmentName, known: Collection[Key] = ()) -> tuple[list[Batch], list[Damage]]:
+    """Seal what is whole of an open segment nobody writes any more; return that, and what was lost.
+
+    known: batches to leave out, since they are stored elsewhere, or will be.
+    """
     path = name.path(store, OPEN)
     try:
         reader = TailReader(store, name, OPEN)
     except FileNotFoundError:
         return [], []
     try:
-        batches = reader.read(final=True)
+        batches = [batch for batch in reader.read(final=True) if key_of(batch) not in known]
     finally:
         reader.close()
     if reader.newer:
         raise OSError(newer_text(reader.newer))
+    if is_there(name.path(store, SEALED)):  # whole before it had its name; of its original the tail may be gone since
+        batches = []
     if batches:
         seal_batches(store, name, batches)
     if all(damage.torn for damage in reader.damage):

@@ -34,6 +34,7 @@ from insitu.segments.layout import (
     is_read_only,
     list_segments,
     shard_name,
+    sync_names,
 )
 from insitu.segments.reader import Damage, TailReader
 from insitu.segments.recovery import Recovery, recover_segment, recover_shard
@@ -96,13 +97,15 @@ class ShardWriter:
         """Whole, and to be sealed by the next sync."""
         self._torn: list[OpenSegment] = []
         """A write failed: what is whole is synced, then copied into a sealed segment."""
-        self._to_recover: list[SegmentName] = []
+        self._to_recover: dict[SegmentName, frozenset[Key]] = {}
+        """To be copied into sealed ones, without these batches: they are sent again."""
         self._unsynced_bytes = 0
         self._is_closed = False
         self.claims = Claims()
         """Sealed segments that somebody is about to remove or to replace."""
         self._shard_lock = ShardLock(self.store, shard)
         try:
+            sync_names(self.store)
             self.recovery: Recovery = recover_shard(self.store, shard)
             """What a writer of this shard that died had left behind."""
             self._next_number = first_free_number(self.store, shard)
@@ -124,9 +127,10 @@ class ShardWriter:
             segments = [*self._open.values(), *self._retiring, *self._torn]
             return Busy(sum(s.num_bytes for s in segments), frozenset().union(*(s.epochs for s in segments)))
 
-    def append(self, batch: Batch) -> None:
+    def append(self, batch: Batch, *, use_reserve: bool = False) -> None:
         """Write one batch. After StoreFull or OSError nothing of it counts, and a later call may do better.
 
+        use_reserve: also into the room that is kept for a full disk; for few rows, without which none can be made.
         Raises ValueError when the batch has not the columns of its table.
         """
         if not batch.data.schema.equals(batch.spec.schema):
@@ -135,22 +139,25 @@ class ShardWriter:
         with self._lock:
             if self._is_closed:
                 raise OSError(errno.ESHUTDOWN, "this shard is closed", str(self.store))
-            self._check_room(num_bytes)
+            if not use_reserve:
+                self._check_room(num_bytes + SLACK_BYTES)
+            elif free_bytes(self.store) < num_bytes + SLACK_BYTES:
+                self._make_room()
             self._write(batch)
             self._unsynced_bytes += num_bytes
 
     def check(self) -> None:
         """Look whether batches could be written now. Raises StoreFull or OSError when not."""
         with self._lock:
-            self._check_room(0)
+            self._check_room(SLACK_BYTES)
 
     def _check_room(self, num_bytes: int) -> None:
         if is_read_only(self.store):  # files that are open may still take bytes, and can never be sealed
             raise OSError(errno.EROFS, os.strerror(errno.EROFS).lower(), str(self.store))
         must_seal_first = not self._reserve.held and bool(self._retiring)
-        if must_seal_first or not self._reserve.take(num_bytes + SLACK_BYTES):
+        if must_seal_first or not self._reserve.take(num_bytes):
             raise self._no_room()
-        if free_bytes(self.store) < num_bytes + SLACK_BYTES:
+        if free_bytes(self.store) < num_bytes:
             self._make_room()
             raise self._no_room()
 
@@ -236,10 +243,12 @@ class ShardWriter:
             # The kernel forgets which pages failed, so a second sync of this file would prove nothing.
             _log.error("insitu: %s could not be synced (%s); a new file is begun", segment.name, error)
             with self._lock:
-                done.failed.extend(keys + self._take_unsynced(segment))
+                failed = keys + self._take_unsynced(segment)
                 if self._open.get(segment.name.table) is segment:
                     del self._open[segment.name.table]
             segment.close()
+            done.failed.extend(failed)
+            self._to_recover[segment.name] = frozenset(failed)
 
     def _seal(self, segment: OpenSegment) -> None:
         if segment.is_closed:
@@ -256,21 +265,21 @@ class ShardWriter:
         except OSError as error:
             _log.warning("insitu: %s stays open for now (%s)", segment.name, error)
             segment.close()
-            self._to_recover.append(segment.name)
+            self._to_recover[segment.name] = frozenset()
 
     def _copy_torn(self, torn: list[OpenSegment]) -> None:
         """Copy what is whole of torn files into sealed ones, once there is room."""
         for segment in torn:
             segment.close()
-            self._to_recover.append(segment.name)
-        names, self._to_recover = self._to_recover, []
-        for name in names:
+            self._to_recover.setdefault(segment.name, frozenset())
+        names, self._to_recover = self._to_recover, {}
+        for name, failed in names.items():
             try:
                 size = disk.stat(name.path(self.store, OPEN)).st_size
                 if self._reserve.held and free_bytes(self.store) > size + SLACK_BYTES:
-                    recover_segment(self.store, name)
+                    recover_segment(self.store, name, failed)
                 else:
-                    self._to_recover.append(name)
+                    self._to_recover[name] = failed
             except OSError as error:
                 _log.warning("insitu: %s stays open until the next start (%s)", name, error)
 
