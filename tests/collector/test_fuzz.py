@@ -1,0 +1,68 @@
+"""Row 17 of the failure matrix: hostile frames end no process, and what is accepted is read back as it came."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from frame_mutations import mutated
+from frame_target import FrameTarget
+from fuzz import MAX_RSS_BYTES, Result, run
+
+NUM_INPUTS = 16_000
+
+
+@pytest.fixture(scope="module")
+def sampled() -> Result:
+    return run("frame_target:FrameTarget", 0, NUM_INPUTS, 1)
+
+
+def test_row_17_no_frame_ends_the_process_or_is_stored_as_something_else(sampled: Result) -> None:
+    assert sampled.faults == []
+    assert sampled.refused.total() == NUM_INPUTS
+    assert 0 < sampled.max_rss_bytes < MAX_RSS_BYTES
+
+
+def test_row_17_the_inputs_come_deep_enough_to_prove_something(sampled: Result) -> None:
+    passed = sampled.passed(FrameTarget.CHECKS)
+    assert passed["schema"] > 0.1 * NUM_INPUTS, "what reaches the parser"
+    assert passed["identity"] > 0.01 * NUM_INPUTS, "what is accepted"
+    assert passed["schema"] - passed["parse"] > 0.01 * NUM_INPUTS, "what the parser finds wrong"
+
+
+def test_an_input_is_that_of_its_number() -> None:
+    frames = [mutated(number).SerializeToString(deterministic=True) for number in range(50)]
+    assert frames == [mutated(number).SerializeToString(deterministic=True) for number in range(50)]
+    assert len(set(frames)) > 45
+
+
+class Fragile:
+    """Does not survive 3 by a signal, raises at 5, and loses all that it takes."""
+
+    CHECKS: ClassVar[tuple[str, ...]] = ("one",)
+
+    def __init__(self, folder: Path) -> None:
+        self._is_empty = True
+
+    def take(self, number: int) -> str:
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        assert number != 5, "five is too much"
+        self._is_empty = False
+        return "accepted"
+
+    def read_back(self) -> None:
+        assert self._is_empty, "nothing is there"
+
+
+def test_what_does_not_survive_is_told_with_its_number() -> None:
+    result = run("test_fuzz:Fragile", 0, 8, 1)
+    told = [
+        "input 3: SIGSEGV",
+        "input 5: AssertionError: five is too much",
+        "input 7: AssertionError: nothing is there",
+    ]
+    assert result.faults == told
