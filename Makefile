@@ -20,10 +20,10 @@ PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboa
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 PYTEST = $(BIN)/python -m pytest --section=$(@:test-%=%)
 
-.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak check format bench bench-probe bench-collector bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
+.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak fuzz check format bench bench-probe bench-collector bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
 
 help:
-	@echo "make demo | test | soak | check | format | bench | recall | trials | clean | venv"
+	@echo "make demo | test | soak | fuzz | check | format | bench | recall | trials | clean | venv"
 	@echo "     test-probe, test-engine, test-collector, test-dashboard, test-e2e are parts of test"
 	@echo "     ARGS=... goes to the command: make demo ARGS='--seconds 60', make test ARGS='-k ledger'"
 
@@ -44,6 +44,9 @@ test-probe test-engine test-collector test-dashboard test-e2e: $(READY)
 
 soak: $(READY)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+fuzz: $(READY)
+	@$(BIN)/python tests/collector/fuzz.py $(ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff check .

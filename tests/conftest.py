@@ -59,6 +59,8 @@ def section_of(path: Path) -> str | None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--section", choices=sorted({*SECTIONS.values(), OTHERS}), help="Tests of one section of CI only.")
+    parser.addoption("--soak-s", type=float, default=300.0, help="How long the soak of row 30 is; 86400 for a day.")
+    parser.addoption("--soak-log", type=Path, help="A file for its log, to be kept in docs/soak.")
     parser.addoption(
         "--alone", action="store_true", help="Read no file without a test marked e2e: with -m e2e, quicker."
     )

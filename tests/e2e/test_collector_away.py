@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -201,3 +202,39 @@ def test_row_15_however_a_process_ends_what_it_had_shipped_is_whole_and_its_plac
         assert num_durable == 50
         assert mine == list(range(len(mine))), "in order, each once"
         assert len(mine) >= num_durable
+
+
+@pytest.mark.parametrize("num_kills", [3, pytest.param(40, marks=pytest.mark.soak)])
+def test_row_01_a_collector_killed_at_random_moments_of_a_load_has_every_row_once(
+    num_kills: int, tmp_path: Path
+) -> None:
+    """Also prints how long a collector took to be there again, and how much the one before it had left open."""
+    port, store, net, x = free_port(), tmp_path / "store", nn.Linear(64, 64), torch.zeros(16, 64)
+    chance, over = random.Random(num_kills), threading.Event()
+
+    def serve() -> None:
+        with torch.no_grad():
+            while not over.is_set():
+                net(x)
+
+    session = insitu.attach(net, to=f"grpc://127.0.0.1:{port}")
+    serving = threading.Thread(target=serve)
+    serving.start()
+    try:
+        for kill in range(num_kills):
+            left_bytes = sum(file.stat().st_size for file in (store / "v1/open").rglob("*.arrow"))
+            began = time.monotonic()
+            with collecting(store, port) as collect:
+                print(f"start {kill}: {time.monotonic() - began:.2f} s, {left_bytes / 2**20:.1f} MiB left open")
+                threading.Event().wait(chance.uniform(0.0, 1.5))
+                collect.process.kill()
+                collect.process.wait()
+        with collecting(store, port):
+            over.set()
+            serving.join()
+            assert session.close(60).pending == 0
+    finally:
+        over.set()
+    assert_stored_once(session, store)
+    assert open_store(store).table("steps").num_rows > 100 * num_kills, "it was killed under load"
+    assert not (store / "v1/quarantine").exists(), "nothing changed once it was written"

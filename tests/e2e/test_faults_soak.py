@@ -1,4 +1,4 @@
-"""`make soak`: collectors and judges killed again and again under traffic, and not one row without an account."""
+"""Faults again and again under traffic (`make soak`), and not one row without an account."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import random
 from pathlib import Path
 
 import pytest
+from disk_kit import small_disk
 from fault_kit import Traffic, accounts_in, dropped_in, unbalanced
 from fault_rig import Rig
+from soak_kit import Soak
 from wait_kit import until
 
 from insitu.vocabulary import DropReason
 
-pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(600)]
 NUM_KILLS = 20
 
 
+@pytest.mark.e2e
+@pytest.mark.soak
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_again_and_again_it_loses_nothing(tmp_path: Path, model: Path, seed: int) -> None:
     chance = random.Random(seed)
@@ -39,3 +43,37 @@ def test_killed_again_and_again_it_loses_nothing(tmp_path: Path, model: Path, se
     assert unbalanced(rig.store, sources + rig.sources) == {}
     assert dropped_in(sources) == {}
     assert set(dropped_in(rig.sources)) <= {DropReason.COLLECTOR_UNREACHABLE, DropReason.SHUTDOWN}, "orphaned judges"
+
+
+@pytest.fixture
+def log_to(request: pytest.FixtureRequest) -> Path | None:
+    """Where the log of a soak goes."""
+    path: Path | None = request.config.getoption("soak_log")
+    return path
+
+
+def soaked(disk: Path, seed: int, seconds: float, log_to: Path | None) -> None:
+    with Soak(disk, seed) as soak:
+        try:
+            soak.run(seconds)
+            assert soak.unaccounted() == {}
+            assert soak.grown() == []
+            soak.log.append("not one row without an account; memory, descriptors and disk flat")
+        finally:
+            if log_to is not None:
+                log_to.write_text("\n".join([*soak.log, ""]))
+
+
+def test_row_30_some_faults_at_a_rated_load_leave_no_row_uncounted(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 160 << 20) as disk:
+        soaked(disk, seed=1, seconds=15.0, log_to=None)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_row_30_a_soak_leaves_no_row_uncounted_and_all_flat(
+    tmp_path: Path, request: pytest.FixtureRequest, log_to: Path | None
+) -> None:
+    """As long as `--soak-s` says: 24 hours are 86400."""
+    with small_disk(tmp_path / "disk", 160 << 20) as disk:
+        soaked(disk, seed=30, seconds=request.config.getoption("soak_s"), log_to=log_to)
