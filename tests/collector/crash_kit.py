@@ -10,7 +10,7 @@ import errno
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from simulated_disk import Killed, SimulatedDisk
 from insitu.exporters.base import Batch
 from insitu.exporters.window import Pending
 from insitu.records import schema_of, table_spec
-from insitu.segments.expiry import SWEEP_S
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, list_segments
 from insitu.segments.reader import TailReader
 from insitu.segments.retention import Keep
@@ -38,19 +37,6 @@ EPOCHS: Final = (7, 8)
 ROOM: Final = 64 << 20
 LIMITS: Final = Limits(max_bytes=6_000)
 KEEP: Final = Keep(max_bytes=24_000, max_age_s=None)
-
-CALLS: Final = (
-    *("create", "write", "fdatasync", "fsync folder", "chmod", "mkdir", "rename", "unlink"),
-    *("allocate", "truncate"),
-)
-"""What a collector does to a disk, as `SimulatedDisk` names it."""
-LIVES: Final[Mapping[str, Mapping[str, int]]] = {
-    "kill": {"send": 40, "commit": 20, "wait": 10, "poll": 8, "kill": 12, "crash": 3},
-    "full": {"send": 40, "commit": 20, "wait": 10, "poll": 8, "kill": 2, "crash": 2, "fill": 6, "room": 6},
-    "error": {"send": 40, "commit": 20, "wait": 10, "poll": 8, "kill": 2, "crash": 2, "fail": 12},
-}
-"""What may happen in a life, and how likely."""
-MOMENTS: Final = ("before", "after")
 
 Row = tuple[str, int, int]
 """Table, epoch, row_seq."""
@@ -312,28 +298,3 @@ class World:
             self._batches[data] = reader.read(final=True)
             reader.close()
         return self._batches[data]
-
-
-def random_step(world: World, chance: random.Random, lives: Mapping[str, int], kill_at: Sequence[str]) -> None:
-    """Let something happen, as likely as `lives` says; a kill is at one of these calls."""
-    kind = chance.choices(list(lives), list(lives.values()))[0]
-    if kind == "send":
-        world.send(chance.randrange(4), chance.randint(1, 4))
-    elif kind == "commit":
-        world.commit()
-    elif kind == "wait":
-        world.wait(chance.choice([0.5, 2.0, 11.0, SWEEP_S]))
-    elif kind == "poll":
-        world.poll()
-    elif kind == "fail":
-        call = chance.choice(CALLS)
-        world.fail_at(f"before {call}", chance.randint(1, 9 if call == "write" else 3))
-    elif kind == "kill":
-        label = chance.choice(kill_at)
-        world.kill_at(label, chance.randint(1, 30 if "write" in label else 3))
-    elif kind == "crash":
-        world.crash(power=chance.random() < 0.5 if world.power is None else world.power)
-    elif kind == "fill":
-        world.fill(chance.randrange(200_000))
-    else:
-        world.make_room()

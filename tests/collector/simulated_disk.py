@@ -14,16 +14,15 @@ import os
 import random
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pytest
+from volatile_nodes import Change, Node, after_a_loss, apply, put
 
 from insitu.segments import disk
 
-SECTOR_BYTES: Final = 512
 BLOCK_BYTES: Final = 4096
 FIRST_FD: Final = 1 << 20
 """No descriptor of the real process."""
@@ -31,34 +30,6 @@ FIRST_FD: Final = 1 << 20
 
 class Killed(BaseException):
     """The process ends here, as by SIGKILL: nothing may catch this and go on."""
-
-
-@dataclass(eq=False)
-class Node:
-    """A file or a folder."""
-
-    number: int
-    is_folder: bool
-    data: bytearray = field(default_factory=bytearray)
-    durable: bytearray = field(default_factory=bytearray)
-    unsynced: list[tuple[int, bytes]] = field(default_factory=list)
-    """Writes since the last sync, each where and what."""
-    allocated: int = 0
-    names: dict[str, Node] = field(default_factory=dict)
-    durable_names: dict[str, Node] = field(default_factory=dict)
-    mode: int = 0
-    mtime_ns: int = 0
-
-
-@dataclass(eq=False)
-class Change:
-    """A name that was set or removed, and is not durable yet."""
-
-    folder: Node
-    name: str
-    node: Node | None
-    after: Change | None = None
-    """Never durable without this one: a rename removes the old name only once there is the new one."""
 
 
 class SimulatedDisk:
@@ -98,7 +69,7 @@ class SimulatedDisk:
         self.kill()
         self._open.clear()
         for change in self._kept_changes():
-            _apply(change)
+            apply(change)
         self._changes.clear()
         self._remount(self._root)
         self._used = sum(len(node.data) + node.allocated for node in self._files(self._root))
@@ -122,31 +93,13 @@ class SimulatedDisk:
             if node.is_folder:
                 self._remount(node)
             elif node.unsynced or node.data != node.durable:
-                node.durable = self._after_a_loss(node)
+                node.durable = after_a_loss(node, self.chance)
                 node.data, node.unsynced, node.allocated = bytearray(node.durable), [], 0
-
-    def _after_a_loss(self, node: Node) -> bytearray:
-        """Return what a power loss may leave of a file's bytes."""
-        found = bytearray(node.durable)
-        if self.chance.random() < 0.2:
-            _extend(found, len(node.data))
-        how = self.chance.choice(["none", "all", "some", "sectors", "torn"])
-        stop_at = self.chance.randint(len(node.durable), max(len(node.durable), len(node.data)))
-        for at, data in node.unsynced:
-            if how == "all" or (how == "some" and self.chance.random() < 0.5):
-                _put(found, at, data)
-            elif how == "torn" and at < stop_at:
-                _put(found, at, data[: stop_at - at])
-            elif how == "sectors":
-                for start, part in _sectors(at, data):
-                    if self.chance.random() < 0.5:
-                        _put(found, start, part)
-        return found
 
     def fail_writeback(self, fd: int) -> None:
         """A sync failed: some of the bytes are on disk, all count as clean, and the cache may be dropped."""
         node = self._open[fd]
-        node.durable, node.unsynced = self._after_a_loss(node), []
+        node.durable, node.unsynced = after_a_loss(node, self.chance), []
         if self.chance.random() < 0.5:
             node.data = bytearray(node.durable)
 
@@ -272,7 +225,7 @@ class SimulatedDisk:
 
     def _put(self, node: Node, data: bytes, at: int) -> None:
         self._used += max(0, at + len(data) - len(node.data))
-        _put(node.data, at, data)
+        put(node.data, at, data)
         node.unsynced.append((at, data))
         node.mtime_ns = self.now_ns
 
@@ -293,7 +246,7 @@ class SimulatedDisk:
     def _make_durable(self, change: Change) -> None:
         if change.after is not None and change.after in self._changes:
             self._make_durable(change.after)
-        _apply(change)
+        apply(change)
         self._changes.remove(change)
 
     def fdatasync(self, fd: int) -> None:
@@ -377,28 +330,3 @@ class _Sink(io.RawIOBase):
 
     def writable(self) -> bool:
         return True
-
-
-def _apply(change: Change) -> None:
-    if change.node is None:
-        change.folder.durable_names.pop(change.name, None)
-    else:
-        change.folder.durable_names[change.name] = change.node
-
-
-def _extend(data: bytearray, num_bytes: int) -> None:
-    data.extend(bytes(max(0, num_bytes - len(data))))
-
-
-def _put(data: bytearray, at: int, part: bytes) -> None:
-    _extend(data, at)
-    data[at : at + len(part)] = part
-
-
-def _sectors(at: int, data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield a write cut where sectors of the file begin."""
-    start = 0
-    while start < len(data):
-        end = start + SECTOR_BYTES - (at + start) % SECTOR_BYTES
-        yield at + start, data[start:end]
-        start = end

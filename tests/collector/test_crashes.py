@@ -7,10 +7,11 @@ import random
 from collections.abc import Iterator, Mapping
 
 import pytest
-from crash_kit import CALLS, LIVES, MOMENTS, World, random_step
+from crash_kit import World
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from random_lives import CALLS, LIVES, MOMENTS, random_step
 
 from insitu.segments import disk
 from insitu.segments.expiry import SWEEP_S

@@ -65,6 +65,18 @@ def test_a_right_frame_is_a_batch_with_the_bytes_that_came() -> None:
     assert batch.data.equals(rows())
 
 
+def test_a_frame_whose_bytes_are_not_as_we_write_them_is_read_as_it_came(tmp_path: Path) -> None:
+    body = frame(rows()).body
+    assert body[-1] == 0, "padding"
+    sent = with_body(body[:-1] + b"x")
+    ingest = Ingest(ShardWriter(tmp_path, SHARD))
+    ingest.take(EPOCH, sent)
+    ingest.close()
+    store = open_store(tmp_path)
+    assert store.table("events").to_batches() == [rows()]
+    assert store.damage == []
+
+
 def changed(**fields: int) -> Frame:
     result = frame(rows())
     for name, value in fields.items():

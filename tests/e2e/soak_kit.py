@@ -42,7 +42,7 @@ WATCHED: Final = (
     ("descriptors of the collector", 1.0, 16),
     ("descriptors of the probe", 1.0, 16),
 )
-"""What must stay flat; from the middle third of a run to its last it may become so many times as much, and so much more."""
+"""What must stay flat, and how many times as much, and how much more, its last third may be than its middle one."""
 
 
 class Soak:

@@ -111,6 +111,24 @@ def test_a_crash_between_copy_and_removal_of_the_original_stores_nothing_twice(l
     assert list(left_open.parent.iterdir()) == []
 
 
+def test_an_original_that_a_power_loss_cut_takes_nothing_from_its_copy(left_open: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    whole = left_open.read_bytes()
+    recover_store(store)
+    left_open.write_bytes(whole[:-1])  # its unlinking was lost, and the tail, which no sync had been asked for
+    recover_store(store)
+    assert sealed_seqs(store) == [0, 1, 2]
+    assert list(left_open.parent.iterdir()) == []
+
+
+def test_a_batch_that_came_again_is_kept_once(left_open: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    again = SegmentName("events", "dead", 1).path(store, "open")
+    again.write_bytes(left_open.read_bytes())
+    recover_store(store)
+    assert sealed_seqs(store) == [0, 1, 2]
+
+
 def test_a_shard_in_use_is_left_alone(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "living")
     writer.append(events(0))
