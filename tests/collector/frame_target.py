@@ -44,7 +44,9 @@ class FrameTarget:
 
     def take(self, number: int) -> str:
         """Take the frame of this number; return the check it failed, or `accepted`."""
-        frame = mutated(number)
+        return self._take(mutated(number))
+
+    def _take(self, frame: Frame) -> str:
         try:
             batch = checked_batch(EPOCH, frame)
         except Refused as refused:
@@ -71,6 +73,15 @@ class FrameTarget:
             reader.close()
         for key, frame in self._accepted.items():
             assert found[key].serialize().equals(_as_today(frame)), f"{key}: not what came"
+
+
+class CorpusTarget(FrameTarget):
+    """The frames that one version or another did not survive, as they are kept beside this file, by their place."""
+
+    PATHS: ClassVar = sorted((Path(__file__).parent / "crashers").glob("*.bin"))
+
+    def take(self, number: int) -> str:
+        return self._take(Frame.FromString(self.PATHS[number].read_bytes()))
 
 
 def _as_today(frame: Frame) -> pa.Buffer:

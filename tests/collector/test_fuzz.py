@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 from frame_mutations import mutated
-from frame_target import FrameTarget
+from frame_target import CorpusTarget, FrameTarget
 from fuzz import MAX_RSS_BYTES, Result, run
 
 NUM_INPUTS = 16_000
@@ -31,6 +31,13 @@ def test_row_17_the_inputs_come_deep_enough_to_prove_something(sampled: Result) 
     assert passed["schema"] > 0.1 * NUM_INPUTS, "what reaches the parser"
     assert passed["identity"] > 0.01 * NUM_INPUTS, "what is accepted"
     assert passed["schema"] - passed["parse"] > 0.01 * NUM_INPUTS, "what the parser finds wrong"
+
+
+def test_row_17_frames_that_were_once_too_much_are_survived() -> None:
+    """To keep another: `mutated(NUMBER).SerializeToString()` in tests/collector/crashers, named for what is wrong."""
+    result = run("frame_target:CorpusTarget", 0, len(CorpusTarget.PATHS), 1)
+    assert result.faults == []
+    assert result.refused.total() == len(CorpusTarget.PATHS) > 0
 
 
 def test_an_input_is_that_of_its_number() -> None:

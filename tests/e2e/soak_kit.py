@@ -32,8 +32,8 @@ from insitu.wire.insitu_pb2 import Hello, ToCollector
 from insitu.wire.insitu_pb2_grpc import CollectorStub
 from insitu_collector.store import open_store
 
-KEEP: Final = "32MiB"
-KEEP_BYTES: Final = 32 << 20
+KEEP: Final = "1MiB"
+KEEP_BYTES: Final = 1 << 20
 OPEN_BYTES: Final = 32 << 20
 """More than is written in the minute between two looks at what is kept, at this load."""
 WATCHED: Final = (

@@ -76,10 +76,28 @@ def checked_batch(epoch: int, frame: Frame, body: bytes | None = None, max_bytes
     _check_identity(epoch, data)
     batch = Batch(epoch, frame.seq, with_todays_columns(data, schema_of(spec.name)), spec.name)
     if batch.data is data and data.serialize().equals(pa.py_buffer(body)):
-        # Both are known: not computed again. Only where the bytes are those that we write: other padding, or another
-        # order of buffers, is no less valid, but the segment would hold bytes that its checksum is not of.
-        batch.__dict__.update(body=body, crc32=frame.crc32)
+        batch.__dict__.update(body=body, crc32=frame.crc32)  # both are known: not computed again
+    else:
+        _check_written(batch)
     return batch
+
+
+def _check_written(batch: Batch) -> None:
+    """Refuse what does not come back from a segment as it is.
+
+    A valid batch may be written as other bytes than came: with other padding, say, so its checksum is another one. And
+    an empty column with wild offsets passes as valid, but Arrow writes it as bytes that it cannot read.
+    """
+    try:
+        head = read_head(memoryview(batch.body))
+        again = pa.ipc.read_record_batch(pa.py_buffer(batch.body), batch.data.schema)
+        again.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        detail = f"not a record batch of {batch.table}: {str(error).splitlines()[0]}"
+        raise Invalid(FrameDefect.NOT_A_BATCH, detail) from None
+    if head is None or head.num_bytes != len(batch.body) or again.serialize() != pa.py_buffer(batch.body):
+        detail = f"not a record batch of {batch.table}: it is not read as it is written"
+        raise Invalid(FrameDefect.NOT_A_BATCH, detail)
 
 
 def _check_bytes(body: bytes, crc32: int, max_bytes: int) -> None:
