@@ -8,12 +8,13 @@ from typing import ClassVar, Final
 import pyarrow as pa
 from frame_mutations import EPOCH, mutated
 
-from insitu.exporters.base import Refused
+from insitu.exporters.base import Batch, Refused
 from insitu.records import schema_of, spec_by_digest, with_todays_columns
 from insitu.segments.layout import SEALED, Key, list_segments
 from insitu.segments.reader import TailReader
 from insitu.segments.shard import ShardWriter
 from insitu.wire.insitu_pb2 import Frame
+from insitu_collector.access.tenants import SOURCES, with_tenant
 from insitu_collector.service.ingest import SHARD, Ingest, checked_batch
 
 
@@ -87,5 +88,7 @@ class CorpusTarget(FrameTarget):
 def _as_today(frame: Frame) -> pa.Buffer:
     spec = spec_by_digest(frame.schema)
     assert spec is not None, "it was accepted"
-    sent = pa.ipc.read_record_batch(pa.py_buffer(frame.body), spec.schema)
-    return with_todays_columns(sent, schema_of(spec.name)).serialize()
+    sent = with_todays_columns(pa.ipc.read_record_batch(pa.py_buffer(frame.body), spec.schema), schema_of(spec.name))
+    if spec.stream == SOURCES.stream:  # whose tenant is what the collector knows, not what the frame says
+        sent = with_tenant(Batch(EPOCH, frame.seq, sent, spec.name), "").data
+    return sent.serialize()
