@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import random
@@ -12,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,14 +49,17 @@ WATCHED: Final = (
 class Soak:
     """A session at a steady rate of steps, its collector on a small disk, and a log of what was done to them."""
 
-    def __init__(self, disk: Path, seed: int, steps_per_s: float = 200.0) -> None:
+    def __init__(self, disk: Path, seed: int, lives_s: Sequence[float], steps_per_s: float = 200.0) -> None:
+        """lives_s: how long each collector is left alive at least, in turn. What is kept is looked at once a minute."""
         self.disk, self.store = disk, disk / "store"
         self.chance = random.Random(seed)
         self.faults: Counter[str] = Counter()
+        self.num_expired = 0
         self.log = [f"{_machine()}; seed {seed}; {steps_per_s:.0f} steps/s"]
         self.samples: list[dict[str, int]] = []
         self._began = time.monotonic()
         self._port = free_port()
+        self._lives_s = itertools.cycle(lives_s)
         self._pause = threading.Event()
         self._over = threading.Event()
         self._collect = self._start()
@@ -73,6 +77,7 @@ class Soak:
         options = ["--store", str(self.store), "--port", str(self._port), "--keep-bytes", KEEP]
         collect = Process(["-m", "insitu", "collect", *options])
         collect.wait_for(r"collecting on (grpc://\S+)")
+        self._lives_until = time.monotonic() + next(self._lives_s)
         return collect
 
     def __enter__(self) -> Self:
@@ -87,7 +92,7 @@ class Soak:
         """Let faults happen for so long; then everything is sent, and both end in order."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            fault = self.chance.choice(FAULTS)
+            fault = self.chance.choice(FAULTS if time.monotonic() < self._lives_until else ENDS)
             self.faults[fault.__name__] += 1
             self._say(fault.__name__)
             fault(self)
@@ -175,6 +180,7 @@ class Soak:
         for table, produced in stats.produced.items():
             stored = opened.table(table)["epoch"].to_pylist().count(epoch)
             expired = sum(rows for (of, _), rows in gone.items() if of == table)
+            self.num_expired += expired
             dropped = sum(stats.dropped.get(table, {}).values())
             self._say(f"{table}: {produced} made, {stored} stored, {dropped} dropped, {expired} expired")
             if produced != stored + dropped + expired:
@@ -197,10 +203,9 @@ class Soak:
         return told
 
 
-FAULTS: Final[tuple[Callable[[Soak], None], ...]] = (
-    *(Soak.killed, Soak.restarted, Soak.stalled),
-    *(Soak.full, Soak.mute, Soak.hostile),
-)
+FAULTS: Final[tuple[Callable[[Soak], None], ...]] = (Soak.stalled, Soak.full, Soak.mute, Soak.hostile)
+ENDS: Final[tuple[Callable[[Soak], None], ...]] = (Soak.killed, Soak.restarted)
+"""What ends a collector."""
 
 
 def _machine() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,8 @@ def log_to(request: pytest.FixtureRequest) -> Path | None:
     return path
 
 
-def soaked(disk: Path, seed: int, seconds: float, log_to: Path | None) -> None:
-    with Soak(disk, seed) as soak:
+def soaked(disk: Path, seed: int, seconds: float, lives_s: Sequence[float], log_to: Path | None) -> Soak:
+    with Soak(disk, seed, lives_s) as soak:
         try:
             soak.run(seconds)
             assert soak.unaccounted() == {}
@@ -62,11 +63,12 @@ def soaked(disk: Path, seed: int, seconds: float, log_to: Path | None) -> None:
         finally:
             if log_to is not None:
                 log_to.write_text("\n".join([*soak.log, ""]))
+    return soak
 
 
 def test_row_30_some_faults_at_a_rated_load_leave_no_row_uncounted(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 160 << 20) as disk:
-        soaked(disk, seed=1, seconds=15.0, log_to=None)
+        soaked(disk, seed=1, seconds=15.0, lives_s=[3.0], log_to=None)
 
 
 @pytest.mark.soak
@@ -76,4 +78,5 @@ def test_row_30_a_soak_leaves_no_row_uncounted_and_all_flat(
 ) -> None:
     """As long as `--soak-s` says: 24 hours are 86400."""
     with small_disk(tmp_path / "disk", 160 << 20) as disk:
-        soaked(disk, seed=30, seconds=request.config.getoption("soak_s"), log_to=log_to)
+        soak = soaked(disk, 30, request.config.getoption("soak_s"), [180.0, 5.0, 30.0], log_to)
+    assert soak.num_expired > 0, "it kept all"
