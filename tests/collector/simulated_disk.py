@@ -265,6 +265,10 @@ class SimulatedDisk:
         with self._changing("chmod"):
             self._open[fd].mode = mode
 
+    def utime(self, fd: int, unix_ns: int) -> None:
+        with self._changing("utime"):
+            self._open[fd].mtime_ns = unix_ns
+
     def mkdir(self, folder: Path, mode: int) -> None:
         with self._changing("mkdir"):
             if folder.name in self._find(folder.parent).names:
@@ -312,6 +316,9 @@ class SimulatedDisk:
     @contextlib.contextmanager
     def mapped(self, path: Path) -> Iterator[memoryview]:
         yield memoryview(bytes(self._find(path).data))
+
+    def buffer(self, path: Path) -> memoryview:
+        return memoryview(self.bytes_of(path))
 
 
 class _Sink(io.RawIOBase):
