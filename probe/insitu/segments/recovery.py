@@ -41,6 +41,10 @@ from insitu.segments.replacement import finish_replacements
 _log = logging.getLogger("insitu")
 
 
+class NewerSegment(OSError):
+    """A later major version wrote it, and only that one can make it whole."""
+
+
 @dataclass(slots=True)
 class Recovery:
     """What was found and kept."""
@@ -97,7 +101,7 @@ def _recover_into(recovery: Recovery, store: Path, shard: str, *, must: bool) ->
         try:
             batches, damage = recover_segment(store, name, known)
         except OSError as error:
-            if must:
+            if must and not isinstance(error, NewerSegment):
                 raise
             _log.warning("insitu: %s is left as it is (%s)", name, error)
             recovery.unreadable.append(name)
@@ -124,7 +128,7 @@ def recover_segment(store: Path, name: SegmentName, known: Collection[Key] = ())
     finally:
         reader.close()
     if reader.newer:
-        raise OSError(newer_text(reader.newer))
+        raise NewerSegment(newer_text(reader.newer))
     if is_there(name.path(store, SEALED)):  # whole before it had its name; of its original the tail may be gone since
         batches = []
     if batches:
