@@ -78,12 +78,17 @@ COMMANDS: Final[dict[str, Entry]] = {
     "forward": Entry(
         "insitu.forwarding.command:forward", "Send the store of a machine without a connection to a collector."
     ),
+    "subscribe": Entry(
+        "insitu_collector.subscriber.command:subscribe",
+        "Send what a store holds on as OTLP, live.",
+        "collector",
+    ),
     "export": Entry(
         "insitu_collector.export.command:export", "Write a run for Perfetto, or its tables as files.", "collector"
     ),
     "store": Entry(
         "insitu_collector.keeping.command:store",
-        "Keep a store: see what is in it, check, repair, merge, expire, copy, erase.",
+        "Keep a store: see what is in it and was sent on, check, repair, merge, expire, copy, erase, replay.",
         "collector",
     ),
     "simulate": Entry(

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -68,6 +69,12 @@ class Source:
     def without_rank(cls, role: Role, **fields: Any) -> Source:
         """Return the source of a process outside the rank grid (driver, client)."""
         return cls(role=role, rank=NO_RANK, stage=NO_RANK, **fields)
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Source:
+        """Return the source that a row of the table `sources` describes; columns of later versions are left out."""
+        known = {name: row[name] for name in cls.__dataclass_fields__ if row.get(name) is not None}
+        return cls(**{**known, "role": Role(row["role"])})
 
     def after_fork(self) -> Source:
         """Return the identity of a forked child: the same place in the grid, a new epoch."""

@@ -31,7 +31,7 @@ from insitu_collector.service.server import CollectorServer
 
 pytestmark = pytest.mark.timeout(240)
 
-READY: Final = re.compile(r"^(ready after|insitu serve: ready on|collecting on|judging|.*dashboard on) ")
+READY: Final = re.compile(r"^(ready after|insitu serve: ready on|collecting on|judging|sending|.*dashboard on) ")
 """What a command that goes on until it is told to stop says once it works."""
 SERVER: Final = "http://127.0.0.1:8000"
 """The examples of `insitu load` speak to a server on the usual port; here it has a free one."""

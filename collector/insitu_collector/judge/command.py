@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Final
 
 import click
 
@@ -20,27 +17,8 @@ from insitu_collector.judge.metrics import HOST, JudgeMetrics
 from insitu_collector.judge.runs import Judge
 from insitu_collector.notify.receivers import alert_options, deliveries_to, receivers_of
 from insitu_collector.plugins import load_plugins
+from insitu_collector.stopping import be_nice, stopping
 from insitu_collector.store import open_store
-
-NICENESS: Final = 10
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Give an event that SIGTERM sets, and SIGINT too unless a parent that stops us by itself ignores it for us."""
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    old = {signal.SIGTERM: signal.signal(signal.SIGTERM, on_signal)}
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        old[signal.SIGINT] = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _run(judge: Judge, stop: threading.Event, parent: int | None, metrics: JudgeMetrics | None) -> None:
@@ -88,13 +66,12 @@ def judge(
         raise click.ClickException(str(error)) from None
     except ConfigError as error:
         raise BadConfig(str(error)) from None
-    with contextlib.suppress(OSError):
-        os.nice(max(0, NICENESS - os.nice(0)))
+    be_nice()
     try:
         session = insitu.start(to=to or f"file://{store.absolute()}", role="client")
     except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write verdicts to {to or store}: {error}; check the path or --to") from None
-    with _stopping() as stop, session, _serving(metrics_port) as metrics:
+    with stopping() as stop, session, _serving(metrics_port) as metrics:
         deliveries = deliveries_to(receivers, opened, session.event)
         with contextlib.closing(Judge(opened, session, plugins, deliveries)) as judge:
             if once:

@@ -14,7 +14,7 @@ from insitu.vocabulary import VerdictKind
 from insitu_collector.notify.alerts import Alert
 from insitu_collector.notify.delivery import Unsent
 from insitu_collector.notify.webhooks import name_of, shown
-from insitu_collector.verdicts.finding import OPEN
+from insitu_collector.verdicts.finding import OPEN, Verdict
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord
@@ -92,19 +92,26 @@ def record_of(alert: Alert) -> ReadableLogRecord:
 
 
 def severity_of(alert: Alert) -> str:
+    """Return the severity of an alert's log record."""
+    return severity_of_verdict(alert.verdict.kind, alert.state)
+
+
+def severity_of_verdict(kind: str, state: str) -> str:
     """Return ERROR for a wrong or missing output, INFO for what is over or concerns the record alone, else WARN."""
-    if alert.state != OPEN or alert.verdict.kind in _NOTES:
+    if state != OPEN or kind in _NOTES:
         return "INFO"
-    return "ERROR" if alert.verdict.kind in _ERRORS else "WARN"
+    return "ERROR" if kind in _ERRORS else "WARN"
 
 
 def attributes_of(alert: Alert) -> dict[str, Any]:
     """Return what a query asks for; names without a value are left out."""
-    verdict = alert.verdict
+    told = {names.INCIDENT: alert.incident, names.ALERT: alert.id, names.STATE: alert.state}
+    return told | verdict_attributes(alert.verdict)
+
+
+def verdict_attributes(verdict: Verdict) -> dict[str, Any]:
+    """Return what a verdict says of itself; names without a value are left out."""
     found = {
-        names.INCIDENT: alert.incident,
-        names.ALERT: alert.id,
-        names.STATE: alert.state,
         names.RUN: verdict.run,
         names.KIND: str(verdict.kind),
         names.STAGE: verdict.on_stage,

@@ -5,18 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final
 
 import click
 
@@ -34,23 +28,9 @@ from insitu_collector.health.pages import HOST as PAGES_HOST
 from insitu_collector.health.pages import HealthPages
 from insitu_collector.notify.receivers import alert_options, receivers_of
 from insitu_collector.service.allocator import reuse_freed_blocks
+from insitu_collector.service.companions import Companion, keep_running
 from insitu_collector.service.server import CollectorServer, PortInUse
-
-JUDGE_NICE: Final = 10
-JUDGE_RESTART_S: Final = 1.0
-JUDGE_STOP_S: Final = 8.0
-"""More than a session takes to give up what no store takes, so that the judge still gives its account."""
-RUN_JUDGE: Final = """
-import ctypes
-from insitu.cli import main
-
-prctl = getattr(ctypes.CDLL(None), "prctl", None)
-if prctl is not None:
-    prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM: a collector that is killed leaves no judge behind
-main()
-"""
-
-_log = logging.getLogger("insitu")
+from insitu_collector.subscriber.options import check_targets, subscriber_options, subscribers
 
 
 @click.command()
@@ -73,6 +53,7 @@ _log = logging.getLogger("insitu")
 @click.option(
     "--metrics-port", metavar="N", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz. 0: any."
 )
+@subscriber_options
 @alert_options
 @click.option("--judge-metrics-port", metavar="N", type=click.IntRange(0, 65535), help="The judge's /metrics. 0: any.")
 def collect(
@@ -89,6 +70,8 @@ def collect(
     webhooks: tuple[str, ...],
     otlp_logs: str | None,
     judge_metrics_port: int | None,
+    otlp_to: tuple[str, ...],
+    otlp_rate: str,
     insecure: bool,
     **access_files: str | None,
 ) -> None:
@@ -101,6 +84,7 @@ def collect(
     insitu collect --store ./insitu-store --port 0 --judge --keep-bytes 500MiB --keep-for 1h
     insitu collect --store ./insitu-store --port 0 --metrics-port 0 --limits streams=64 --quota bytes_per_s=64MiB
     insitu collect --store ./insitu-store --port 0 --judge --judge-metrics-port 0 --webhook http://127.0.0.1:9/alerts
+    insitu collect --store ./insitu-store --port 0 --otlp-to http://127.0.0.1:4318
     """
     if (webhooks or otlp_logs or judge_metrics_port is not None) and not judge:
         raise click.UsageError("--webhook, --otlp-logs and --judge-metrics-port are the judge's; add --judge")
@@ -113,6 +97,7 @@ def collect(
     access, health = access_of(config, host, insecure=insecure), Health(store, config.keep)
     if judge:
         _check_receivers(config)
+    check_targets(otlp_to, otlp_rate)
     pages = None if metrics_port is None else _pages(metrics_port, health)
     server = _start(store, host, port, config, access, health, has_judge=judge, compact=compact)
     if said := open_to(access, host, server.port, store):
@@ -120,11 +105,9 @@ def collect(
     click.echo(f"keeps {config.keep}; --keep-bytes and --keep-for change it", err=True)
     click.echo(f"collecting on {server.address} into {store}", err=True)
     try:
-        if judge:
-            with server.child("judge", Role.SHIP) as child:
-                _keep_judge(partial(_start_judge, store, child, config, judge_metrics_port), stop)
-        else:
-            stop.wait()
+        with server.child("judge", Role.SHIP) as judges, server.child("subscriber", Role.SHIP) as tellers:
+            beside = [_judge(store, judges, config, judge_metrics_port)] if judge else []
+            keep_running([*beside, *subscribers(store, otlp_to, otlp_rate, tellers)], stop)
     finally:
         server.stop()
         if pages is not None:
@@ -198,43 +181,7 @@ def _holder(error: ShardLocked) -> str:
     return "unknown"
 
 
-def _keep_judge(start: Callable[[], subprocess.Popen[bytes]], stop: threading.Event) -> None:
-    """Run the judge until `stop`; start it again when it dies."""
-    judge = start()
-    try:
-        while not stop.wait(0.2):
-            if judge.poll() is None:
-                continue
-            _log.warning("insitu: the judge ended with status %d; it is started again", judge.returncode)
-            if stop.wait(JUDGE_RESTART_S):
-                break
-            judge = start()
-    finally:
-        _stop_judge(judge)
-
-
-def _start_judge(store: Path, child: Child, config: Config, metrics_port: int | None) -> subprocess.Popen[bytes]:
-    # Addresses go by environment: a process list shows arguments to everybody, and a webhook's URL is a secret.
+def _judge(store: Path, child: Child, config: Config, metrics_port: int | None) -> Companion:
     told = {"INSITU_WEBHOOKS": " ".join(config.webhooks), "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": config.otlp_logs or ""}
     metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
-    # A session of its own: Ctrl-C in a terminal reaches the collector, which stops the judge in order.
-    judge = subprocess.Popen(
-        [sys.executable, "-c", RUN_JUDGE, "judge", str(store), "--to", child.address, *metrics],
-        env={**os.environ, **told, **child.environment},
-        pass_fds=child.fds,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, judge.pid, JUDGE_NICE)
-    return judge
-
-
-def _stop_judge(judge: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + JUDGE_STOP_S
-    judge.terminate()
-    try:
-        judge.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        judge.kill()
-        judge.wait()
+    return Companion("the judge", ["judge", str(store), "--to", child.address, *metrics], child, told)

@@ -31,12 +31,17 @@ class Cursor:
 
     def __init__(self, store: Path, to: str) -> None:
         self._to = to
-        self._path = store / FORMAT / "forward" / f"{hashlib.sha256(to.encode()).hexdigest()[:16]}.json"
+        self._path = folder_of(store) / f"{id_of(to)}.json"
+        self.account: dict[str, Any] = {}
+        """What its owner counts beside it; plain JSON, written by `save`."""
         self._streams = self._load()
 
     def _load(self) -> Streams:
         try:
-            return parse(json.loads(self._path.read_text()), self._to)
+            found = json.loads(self._path.read_text())
+            streams = parse(found, self._to)
+            self.account = dict(found.get("account", {}))
+            return streams
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -45,6 +50,17 @@ class Cursor:
 
     def __contains__(self, key: Key) -> bool:
         return any(first <= key.seq < end for first, end in self._streams.get((key.epoch, key.stream), ()))
+
+    def missing(self, epoch: int, stream: int, first: int, end: int) -> list[Range]:
+        """Return the seqs of [first, end) that are not there."""
+        found: list[Range] = []
+        for known_first, known_end in self._streams.get((epoch, stream), ()):
+            if first < known_first:
+                found.append((first, min(known_first, end)))
+            first = max(first, known_end)
+            if first >= end:
+                return [each for each in found if each[0] < each[1]]
+        return [*found, (first, end)]
 
     def note(self, keys: Iterable[Key]) -> None:
         """These batches are durable there."""
@@ -63,11 +79,22 @@ class Cursor:
         make_folder(self._path.parent)
         draft = self._path.with_suffix(".draft")
         with draft.open("w") as file:
-            json.dump(document(self._streams, self._to), file)
+            account = {"account": self.account} if self.account else {}
+            json.dump(document(self._streams, self._to) | account, file)
             file.flush()
             os.fdatasync(file.fileno())
         os.replace(draft, self._path)
         sync_folder(self._path.parent)
+
+
+def folder_of(store: Path) -> Path:
+    """Return where the cursors of a store lie."""
+    return store / FORMAT / "forward"
+
+
+def id_of(to: str) -> str:
+    """Return what a destination is called in names of files: 16 hex digits."""
+    return hashlib.sha256(to.encode()).hexdigest()[:16]
 
 
 def merged(ranges: Sequence[Range], seqs: Iterable[int]) -> list[Range]:

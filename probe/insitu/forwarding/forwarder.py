@@ -37,8 +37,6 @@ TIMEOUT_S: Final = 30.0
 
 _log = logging.getLogger("insitu")
 
-_SOURCE_FIELDS: Final = frozenset(Source.__dataclass_fields__)
-
 
 @dataclass
 class Forwarded:
@@ -165,7 +163,7 @@ class Forwarder:
         num_bytes, erased = 0, self._erased.read()
         for batch in sorted(batches, key=lambda batch: (batch.epoch, batch.seq)):
             if batch.table == "sources":
-                self._sources |= _sources(batch.data)
+                self._sources |= {row["epoch"]: Source.of_row(row) for row in batch.data.to_pylist()}
             left = erased.left(batch.table, batch.epoch, batch.data)
             if left is not batch.data:
                 batch = replace(batch, data=left)
@@ -254,12 +252,3 @@ class Forwarder:
             pa.RecordBatch.from_pylist(full, schema=schema_of(table)),
             table,
         )
-
-
-def _sources(data: pa.RecordBatch) -> dict[int, Source]:
-    """Return the sources that a batch of that table describes, by epoch."""
-    found = {}
-    for row in data.to_pylist():
-        known = {name: value for name, value in row.items() if name in _SOURCE_FIELDS and value is not None}
-        found[row["epoch"]] = Source(**{**known, "role": Role(row["role"])})
-    return found

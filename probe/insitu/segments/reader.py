@@ -99,12 +99,22 @@ class TailReader:
         """When the file was last written, Unix time."""
         return disk.fstat(self._fd).st_mtime_ns
 
-    def read(self, *, final: bool = False) -> list[Batch]:
+    def read(self, *, final: bool = False, max_bytes: int | None = None) -> list[Batch]:
         """Return the batches that are new since the last call.
 
-        `final`: nobody writes this file any more, so what is incomplete is lost and goes to `damage`.
+        `final`: nobody writes this file any more, so what is incomplete is lost and goes to `damage`. max_bytes: read
+        about so much at a time, or one batch where that is larger; call again until nothing comes.
         """
-        view = memoryview(self._new_bytes())
+        size = disk.fstat(self._fd).st_size
+        end = size if max_bytes is None else min(size, self._position + max_bytes)
+        while True:
+            batches = self._read(end, final=final and end == size)
+            if batches or self.finished or end == size:
+                return batches
+            end = min(size, end + (end - self._position) + (max_bytes or 0))
+
+    def _read(self, end: int, *, final: bool) -> list[Batch]:
+        view = memoryview(self._bytes_to(end))
         batches: list[Batch] = []
         at = 0
         while not self.finished:
@@ -123,8 +133,7 @@ class TailReader:
             disk.close(self._fd)
             self._fd = -1
 
-    def _new_bytes(self) -> bytes:
-        size = disk.fstat(self._fd).st_size
+    def _bytes_to(self, size: int) -> bytes:
         parts: list[bytes] = []
         at = self._position
         while at < size:

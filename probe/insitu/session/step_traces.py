@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from threading import Lock
-from typing import Final
+from typing import Final, Protocol
 
 from insitu.guard import Guard
 from insitu.session.row_map import Rows
@@ -36,6 +36,18 @@ class Served:
             if start <= row < start + count:
                 return entry.trace
         return None
+
+
+class Traces(Protocol):
+    """What spans and exemplars are made with: whom steps served, and where requests stand in their traces."""
+
+    def of(self, step_id: int) -> Served | None:
+        """Return what a step served, or None where no request of it has a trace."""
+        ...
+
+    def of_request(self, request: str) -> RequestContext | None:
+        """Return a request's trace, or None where it has none. Without `span_id`: who asked is not known."""
+        ...
 
 
 class StepTraces:

@@ -15,7 +15,7 @@ from insitu.exporters.otlp import names
 from insitu.exporters.otlp.points import Attributes, Points
 from insitu.exporters.otlp.requests import Ended, Requests
 from insitu.identity import Source
-from insitu.session.step_traces import StepTraces
+from insitu.session.step_traces import Traces
 from insitu.session.trace_context import RequestContext
 from insitu.statistics.columns import partials_of
 from insitu.statistics.parts import Count, Partials, combine, concat, finalise
@@ -24,6 +24,7 @@ from insitu.vocabulary import IntervalClass, Phase, Variant
 TABLES: Final = ("steps", "summaries", "statistics", "health", "requests", "sampling")
 """Whose rows are metrics and nothing else. Of `intervals` there are spans, and metrics beside them."""
 NO_PHASE: Final = 255
+_REQUEST: Final = ("request", "event", "t_ns", "num_tokens", "step_id")
 ALWAYS_OFF: Final = "always_off"
 ALWAYS_ON: Final = "always_on"
 TRACE_BASED: Final = "trace_based"
@@ -34,12 +35,19 @@ class Metrics:
     """Takes batches; gives metrics when an export is due."""
 
     def __init__(
-        self, source: Source, traces: StepTraces, *, delta: bool = False, exemplar_filter: str = TRACE_BASED
+        self,
+        source: Source,
+        traces: Traces,
+        *,
+        delta: bool = False,
+        exemplar_filter: str = TRACE_BASED,
+        began_unix_ns: int | None = None,
     ) -> None:
+        """began_unix_ns: since when counters count; None: since the process began."""
         self._source = source
         self._traces = traces
         self._filter = exemplar_filter
-        self._points = Points(source.unix_anchor_ns, delta=delta)
+        self._points = Points(source.unix_anchor_ns if began_unix_ns is None else began_unix_ns, delta=delta)
         self._base: Attributes = ((names.RANK, source.rank), (names.STAGE, source.stage))
         model: Attributes = () if source.model is None else ((names.MODEL, source.model),)
         self._served: Attributes = ((names.OPERATION, names.COMPLETION), (names.PROVIDER, names.SCOPE), *model)
@@ -113,12 +121,19 @@ class Metrics:
         """Return, once each, the requests that have ended, as far as rows told of them."""
         return self._requests.take_ended()
 
+    def remember(self, rows: pa.RecordBatch) -> None:
+        """Follow requests through rows that were told of before: what is still on its way is known, nothing counted."""
+        for row in rows.select(list(_REQUEST)).to_pylist():
+            for _ in self._requests.take(row):
+                pass
+        self._requests.take_ended()
+
     def spend(self, seconds: float) -> None:
         """Tell of the CPU time of the thread that makes requests of rows."""
         self._points.reach(names.PROBE_TIME, (*self._base, (names.KIND, "otlp")), seconds)
 
     def _take_requests(self, rows: pa.RecordBatch) -> None:
-        for row in rows.select(["request", "event", "t_ns", "num_tokens", "step_id"]).to_pylist():
+        for row in rows.select(list(_REQUEST)).to_pylist():
             for latency in self._requests.take(row):
                 error: Attributes = ((names.ERROR, names.OTHER_ERROR),) if latency.failed else ()
                 context = self._traces.of_request(latency.request)

@@ -69,6 +69,16 @@ class Limits:
         return cls(queue, batch, spans_s, number("OTEL_METRIC_EXPORT_INTERVAL", usual.metrics_s * 1e3) / 1e3)
 
 
+def wants_delta(environment: Mapping[str, str]) -> bool:
+    """Return whether counters and histograms are to be told as what came since the last export."""
+    return environment.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower() in _DELTA
+
+
+def exemplar_filter(environment: Mapping[str, str]) -> str:
+    """Return which measurements become exemplars."""
+    return environment.get("OTEL_METRICS_EXEMPLAR_FILTER", "").strip().lower() or TRACE_BASED
+
+
 class Shipper:
     """Used by one thread; `close` by any, and `away` and `num_waiting` read. `changed` guards the account."""
 
@@ -96,8 +106,8 @@ class Shipper:
         self._metrics = Metrics(
             source,
             traces,
-            delta=environment.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower() in _DELTA,
-            exemplar_filter=environment.get("OTEL_METRICS_EXEMPLAR_FILTER", "").strip().lower() or TRACE_BASED,
+            delta=wants_delta(environment),
+            exemplar_filter=exemplar_filter(environment),
         )
         self._targets = targets
         self._span_end = SpanEnd(targets[0])

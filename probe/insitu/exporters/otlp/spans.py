@@ -27,7 +27,7 @@ from insitu.exporters.otlp.metrics import class_name
 from insitu.exporters.otlp.requests import Ended, Mark
 from insitu.identity import Source
 from insitu.rules.sampling import hash64
-from insitu.session.step_traces import Served, StepTraces
+from insitu.session.step_traces import Served, Traces
 from insitu.session.trace_context import RequestContext
 
 _OPTIONAL: Final = (
@@ -58,7 +58,7 @@ class Spans:
         source: Source,
         resource: Resource,
         scope: InstrumentationScope,
-        traces: StepTraces,
+        traces: Traces,
         sampler: Sampler,
         max_links: int | None,
     ) -> None:
@@ -109,9 +109,10 @@ class Spans:
     def of_request(self, ended: Ended) -> ReadableSpan | None:
         """Return the span of a request: a child of whose trace it is in. None where sampling leaves it out."""
         source, context = self._source, self._traces.of_request(ended.request)
-        whose = f"{source.run}/{source.epoch:x}/request {ended.request}"
-        parent = None if context is None else span_context(context)
-        trace_id = _digest(whose) if parent is None else parent.trace_id
+        own = request_context_of(source, ended.request, None if context is None else context.trace_id)
+        assert own.trace_id is not None and own.span_id is not None, "a request's own span has both"
+        parent = None if context is None or context.span_id is None else span_context(context)
+        trace_id = int(own.trace_id, 16)
         if not self._is_wanted(trace_id, context, ()):
             return None
         told: dict[str, Any] = {
@@ -127,7 +128,7 @@ class Spans:
             told[names.ERROR] = names.OTHER_ERROR
         return ReadableSpan(
             name=names.request_span_name(source.model),
-            context=SpanContext(trace_id, _digest(f"{whose}/span") >> 64 or 1, False, TraceFlags(TraceFlags.SAMPLED)),
+            context=SpanContext(trace_id, int(own.span_id, 16), False, TraceFlags(TraceFlags.SAMPLED)),
             parent=parent,
             resource=self._resource,
             attributes=told,
@@ -160,7 +161,8 @@ class Spans:
 
     def _is_wanted(self, trace_id: int, parent: RequestContext | None, links: tuple[Link, ...]) -> bool:
         base = Context()
-        context = base if parent is None else set_span_in_context(NonRecordingSpan(span_context(parent)), base)
+        is_known = parent is not None and parent.span_id is not None
+        context = set_span_in_context(NonRecordingSpan(span_context(parent)), base) if parent and is_known else base
         told = self._sampler.should_sample(context, trace_id, names.SCOPE, SpanKind.INTERNAL, None, links)
         return told.decision is Decision.RECORD_AND_SAMPLE
 
@@ -168,6 +170,12 @@ class Spans:
 def trace_id_of(run: str, replica: int, step_id: int) -> int:
     """Return the trace id of a step, the same on every rank: 128 well-mixed bits, as ratio samplers want them."""
     return _digest(f"{run}/{replica}/step {step_id}")
+
+
+def request_context_of(source: Source, request: str, trace_id: str | None) -> RequestContext:
+    """Return where a request's own span stands: in the trace it came with, or in one that follows from its name."""
+    whose = f"{source.run}/{source.epoch:x}/request {request}"
+    return RequestContext(trace_id or f"{_digest(whose):032x}", f"{_digest(f'{whose}/span') >> 64 or 1:016x}", True)
 
 
 def _digest(text: str) -> int:
