@@ -81,8 +81,9 @@ class DeadLetters:
         )
         head = {"schema": SCHEMA, **asdict(letter)}
         del head["name"]
-        _write(self._folder / f"{name}{_SUFFIX}", json.dumps(head).encode() + b"\n" + body)
-        self._sizes[self._folder / f"{name}{_SUFFIX}"] = len(body)
+        path, content = self._folder / f"{name}{_SUFFIX}", json.dumps(head).encode() + b"\n" + body
+        _write(path, content)
+        self._sizes[path] = len(content)
         return self._make_room()
 
     def _make_room(self) -> int:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Final
+
+LEAST_S: Final = 1e-6
+"""A shorter pause is none: a clock might not show that it passed."""
 
 
 class Pace:
@@ -25,7 +29,8 @@ class Pace:
         now = self._clock()
         self._room = min(self._rate, self._room + (now - self._at_s) * self._rate)
         self._at_s = now
-        return max(0.0, -self._room / self._rate)
+        pause_s = -self._room / self._rate
+        return pause_s if pause_s > LEAST_S else 0.0
 
     def spend(self, num_bytes: int) -> None:
         """So many bytes left."""
