@@ -17,6 +17,7 @@ import pytest
 from alert_kit import verdict
 from click.testing import CliRunner
 from otlp_kit import attributes
+from feed_kit import BASE_NS, Writer, interval, source
 from target_kit import Receiver, Say, grpc_target, http_target
 
 from insitu.cli import insitu as command
@@ -25,10 +26,9 @@ from insitu.exporters.otlp.exporter import OtlpExporter
 from insitu.exporters.otlp.spans import request_context_of
 from insitu.forwarding.cursor import Cursor
 from insitu.identity import Source
-from insitu.records import schema_of
 from insitu.segments.layout import SEALED, list_segments
-from insitu.segments.shard import Limits, ShardWriter
-from insitu.vocabulary import EXPIRED, IntervalClass, RequestEvent, Role
+from insitu.segments.shard import ShardWriter
+from insitu.vocabulary import EXPIRED, RequestEvent, Role
 from insitu_collector.simulate.run import processes
 from insitu_collector.simulate.scenario import Scenario
 from insitu_collector.subscriber.delivery import GaveUp
@@ -37,8 +37,6 @@ from insitu_collector.subscriber.opened import opened
 from insitu_collector.subscriber.subscriber import Busy, Subscriber
 
 TRACE: Final = "ab" * 16
-BASE_NS: Final = 1_785_585_600_000_000_000
-"""Where the Unix time of written rows begins."""
 
 
 @pytest.fixture(autouse=True)
@@ -71,45 +69,6 @@ def send(store: Path, to: str) -> Subscriber:
     with subscribed(store, to) as found:
         assert found.look(final=True)
         return found
-
-
-def source(epoch: int, **more: Any) -> Source:
-    named = {"run": "feed" * 4, "host": "h", "boot_id": "b", "pid": 1, "rank": epoch, "stage": epoch}
-    return Source(**{"epoch": epoch, "unix_anchor_ns": BASE_NS, "mono_anchor_ns": 0, **named, **more})
-
-
-class Writer:
-    """Writes rows of processes into one shard, a batch a call."""
-
-    def __init__(self, store: Path, segment_bytes: int = 1 << 20) -> None:
-        self._store = store
-        self._limits = Limits(max_bytes=segment_bytes)
-        self._shard = ShardWriter(store, "collector", limits=self._limits)
-        self._next: dict[tuple[int, str], list[int]] = {}
-
-    def rows(self, of: Source, table: str, *rows: dict[str, Any]) -> Batch:
-        """Append rows, durably."""
-        place = self._next.setdefault((of.epoch, table), [0, 0])
-        identity = {"epoch": of.epoch, "rank": of.rank, "stage": of.stage}
-        full = [{**row, **identity, "row_seq": place[1] + number} for number, row in enumerate(rows)]
-        batch = Batch(of.epoch, place[0], pa.RecordBatch.from_pylist(full, schema=schema_of(table)), table)
-        place[0], place[1] = place[0] + 1, place[1] + len(rows)
-        self._shard.append(batch)
-        self._shard.sync()
-        return batch
-
-    def close(self) -> None:
-        self._shard.close()
-
-    def seal(self) -> None:
-        """Seal what is open, and go on."""
-        self.close()
-        self._shard = ShardWriter(self._store, "collector", limits=self._limits)
-
-
-def interval(step: int, **more: Any) -> dict[str, Any]:
-    at = {"t0_ns": step * 1_000_000, "t1_ns": step * 1_000_000 + 700_000, "cls": int(IntervalClass.COMPUTE)}
-    return {**at, "step_id": step, "mb": 0, "peer": -1, "bytes": 0, "cpu_ns": 5, **more}
 
 
 def request(event: RequestEvent, t_ns: int, num_tokens: int = 1, **more: Any) -> dict[str, Any]:
@@ -227,12 +186,12 @@ def test_verdicts_incidents_and_events_are_log_records(store: Path, receiver: Re
     send(store, receiver.url)
     told = [(record.event_name, record.severity_text, record.body.string_value) for record in receiver.records()]
     assert told == [
-        ("insitu.verdict", "ERROR", "rank 1 (stage 1) is stuck."),
-        ("insitu.verdict", "INFO", "rank 1 (stage 1) is stuck."),
         ("insitu.flight", "WARN", "slow"),
         ("insitu.event", "INFO", "warmup_end"),
+        ("insitu.verdict", "ERROR", "rank 1 (stage 1) is stuck."),
+        ("insitu.verdict", "INFO", "rank 1 (stage 1) is stuck."),
     ]
-    first, _, flight, event = receiver.records()
+    flight, event, first, _ = receiver.records()
     assert attributes(first) | {"insitu.requests": None} == {
         "insitu.verdict": "run-stuck-r1-1",
         "insitu.revision": 0,

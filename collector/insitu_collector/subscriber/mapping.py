@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
 from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 
 from insitu.exporters.base import Batch
@@ -21,10 +22,11 @@ from insitu.exporters.otlp.ship import exemplar_filter, wants_delta
 from insitu.exporters.otlp.spans import Spans
 from insitu.identity import Source
 from insitu.segments.layout import Key
+from insitu.segments.retention import NAMES
 from insitu_collector.subscriber import logs, passed_on
 from insitu_collector.subscriber.follower import Read
 from insitu_collector.subscriber.payloads import Payload, of_logs, of_metrics, of_spans
-from insitu_collector.subscriber.times import window_of
+from insitu_collector.subscriber.times import StepTimes, window_of
 from insitu_collector.subscriber.traces import StoredTraces
 
 TABLES: Final = (
@@ -39,6 +41,9 @@ _COUNTED: Final = frozenset((*METRIC_TABLES, "intervals"))
 """Tables whose rows are told of by metrics."""
 
 _log = logging.getLogger("insitu")
+
+Due = tuple[Payload | None, list[Key]]
+"""Metrics, and the batches they tell of; None: there was nothing to say of these."""
 
 
 @dataclass
@@ -57,6 +62,7 @@ class _Process:
     """One process whose rows are mapped."""
 
     source: Source
+    resource: Resource
     metrics: Metrics
     spans: Spans
     waiting: list[Key] = field(default_factory=list)
@@ -81,6 +87,9 @@ class Mapping:
         self._sampler = TracerProvider(shutdown_on_exit=False).sampler  # what OTEL_TRACES_SAMPLER says
         self._max_links = SpanLimits().max_links
         self._order = {table: place for place, table in enumerate(TABLES)}
+        self._step_times = StepTimes()
+        self._made: list[Due] = []
+        """Metrics that became due amid a `take`."""
         self._said: set[str] = set()
 
     @property
@@ -97,7 +106,7 @@ class Mapping:
         mapped = Mapped()
         spans: list[ReadableSpan] = []
         records: list[ReadableLogRecord] = []
-        for read in sorted(reads, key=lambda read: self._order[read.batch.table]):
+        for read in self._in_order(list(reads)):
             try:
                 self._take(read, spans, records, mapped)
             except Exception as error:  # one batch that cannot be mapped must not stop all others
@@ -107,12 +116,30 @@ class Mapping:
         mapped.payloads += [of_logs(records[at : at + size]) for at in range(0, len(records), size)]
         return mapped
 
+    def _in_order(self, reads: list[Read]) -> list[Read]:
+        """Return what names others first, then table by table of one stretch of time after another."""
+        for read in reads:
+            if read.batch.table == "sources":
+                self._sources |= {row["epoch"]: Source.of_row(row) for row in read.batch.data.to_pylist()}
+        for read in reads:
+            source = self._sources.get(read.batch.epoch)
+            if read.batch.table == "steps" and source is not None:
+                self._step_times.learn(read.batch, source)
+        return sorted(reads, key=lambda read: (self._stretch(read.batch), self._order[read.batch.table]))
+
+    def _stretch(self, batch: Batch) -> int:
+        if batch.table in NAMES:
+            return -1
+        window = window_of(batch, self._sources.get(batch.epoch))
+        at = self._step_times.of(batch) if window is None else window[0]
+        return 0 if at is None else max(0, at // self._metrics_ns)
+
     def _take(self, read: Read, spans: list[ReadableSpan], records: list[ReadableLogRecord], mapped: Mapped) -> None:
         batch, table = read.batch, read.batch.table
-        if table == "sources":
-            self._sources |= {row["epoch"]: Source.of_row(row) for row in batch.data.to_pylist()}
-        elif table == "sites":
+        if table == "sites":
             self._name_sites(batch)
+        elif table == "sources":
+            pass  # known already
         elif table in passed_on.TABLES:
             mapped.payloads += passed_on.requests_of(table, batch.data)
         elif batch.epoch not in self._sources:
@@ -137,35 +164,39 @@ class Mapping:
                 process.metrics.remember(batch.data)
             return
         if table in logs.TABLES:
-            records += logs.records_of(table, batch.data, process.source, resource_of(process.source), scope())
+            records += logs.records_of(table, batch.data, process.source, process.resource, scope())
             return
         if table == "intervals":
             spans += process.spans.of(batch.data)
+        window = window_of(batch, process.source)
+        if process.waiting and window and window[1] - process.told_unix_ns >= self._metrics_ns:
+            self._made.append(self._tell(process))
         process.metrics.take(table, batch.data)
         ended = [process.spans.of_request(each) for each in process.metrics.take_ended()]
         spans += [span for span in ended if span is not None]
         process.waiting.append(read.key)
-        window = window_of(batch, process.source)
         process.newest_unix_ns = max(process.newest_unix_ns, window[1] if window else 0)
 
-    def due(self, *, all_of_it: bool = False) -> Iterable[tuple[Payload | None, list[Key]]]:
-        """Yield metrics that are due, and the batches they tell of; None: there was nothing to say of these.
+    def due(self, *, all_of_it: bool = False) -> Iterator[Due]:
+        """Yield metrics that are due, once what `take` returned was sent.
 
         A process's are due once its rows are so much newer than the last. all_of_it: now.
         """
+        made, self._made = self._made, []
+        yield from made
         for process in list(self._processes.values()):
             is_due = process.newest_unix_ns - process.told_unix_ns >= self._metrics_ns
             if process.waiting and (all_of_it or is_due):
                 yield self._tell(process)
 
-    def _tell(self, process: _Process) -> tuple[Payload | None, list[Key]]:
+    def _tell(self, process: _Process) -> Due:
         waiting, process.waiting = process.waiting, []
         process.told_unix_ns = process.newest_unix_ns
         metrics = process.metrics.data(process.newest_unix_ns or process.source.unix_anchor_ns)
-        payload = of_metrics(resource_of(process.source), scope(), metrics) if metrics else None
+        payload = of_metrics(process.resource, scope(), metrics) if metrics else None
         return payload, waiting
 
-    def overdue(self) -> Iterable[tuple[Payload | None, list[Key]]]:
+    def overdue(self) -> Iterator[Due]:
         """Yield the metrics of processes beyond `MAX_PROCESSES`, and forget these."""
         while len(self._processes) > MAX_PROCESSES:
             _, process = self._processes.popitem(last=False)
@@ -181,7 +212,7 @@ class Mapping:
 
     def _begin(self, batch: Batch) -> _Process:
         source = self._sources[batch.epoch]
-        traces = self._traces.seen_by(source)
+        traces, resource = self._traces.seen_by(source), resource_of(source)
         window = window_of(batch, source)
         began = source.unix_anchor_ns if window is None else window[0]
         metrics = Metrics(
@@ -193,8 +224,8 @@ class Mapping:
         )
         for rows in self._sites.get(batch.epoch, ()):
             metrics.name_sites(rows)
-        spans = Spans(source, resource_of(source), scope(), traces, self._sampler, self._max_links)
-        return _Process(source, metrics, spans, newest_unix_ns=began, told_unix_ns=began)
+        spans = Spans(source, resource, scope(), traces, self._sampler, self._max_links)
+        return _Process(source, resource, metrics, spans, newest_unix_ns=began, told_unix_ns=began)
 
     def _name_sites(self, batch: Batch) -> None:
         own = batch.data.take(pa.array(range(batch.num_rows)))  # a copy: what was read with it is let go

@@ -25,7 +25,7 @@ from insitu_collector.subscriber.follower import Follower, Read
 from insitu_collector.subscriber.mapping import TABLES, Mapping
 from insitu_collector.subscriber.payloads import Payload
 from insitu_collector.subscriber.subscriber import is_live
-from insitu_collector.subscriber.times import has_time, within
+from insitu_collector.subscriber.times import FOR_EVER, has_time, within
 
 LIVE_BEHIND_S: Final = 10.0
 """A replay waits while the subscriber of the same receiver is further behind."""
@@ -51,12 +51,12 @@ class Replayed:
 class Window:
     """Rows that began in [since, until), Unix ns."""
 
-    since_unix_ns: float = -math.inf
-    until_unix_ns: float = math.inf
+    since_unix_ns: int = -FOR_EVER
+    until_unix_ns: int = FOR_EVER
 
     @property
     def is_bounded(self) -> bool:
-        return math.isfinite(self.since_unix_ns) or math.isfinite(self.until_unix_ns)
+        return self != Window()
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 import time
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -23,6 +22,9 @@ from insitu_collector.rows.selection import time_of
 from insitu_collector.stopping import be_nice, stopping
 from insitu_collector.store import open_store
 from insitu_collector.subscriber.options import check_target, rate_of
+
+if TYPE_CHECKING:
+    from insitu_collector.subscriber.replay import Window
 
 CURSORS: Final = "insitu.cursors/1"
 LETTERS: Final = "insitu.letters/1"
@@ -294,16 +296,19 @@ def replay(
     ctx.exit(ExitCode.PARTIAL if is_partial else ExitCode.OK)
 
 
-def _window(since: str | None, until: str | None) -> tuple[float, float]:
+def _window(since: str | None, until: str | None) -> Window:
+    from insitu_collector.subscriber.replay import Window
+    from insitu_collector.subscriber.times import FOR_EVER
+
     bounds = []
-    for option, text, default in (("--from", since, -math.inf), ("--until", until, math.inf)):
+    for option, text, default in (("--from", since, -FOR_EVER), ("--until", until, FOR_EVER)):
         try:
-            bounds.append(default if text is None else float(time_of(text)))
+            bounds.append(default if text is None else time_of(text))
         except ValueError:
             raise click.UsageError(f"{option} {text}: write a time like 2026-08-01T12:00:00, or Unix seconds") from None
     if bounds[0] >= bounds[1]:
         raise click.UsageError("--from is not before --until")
-    return bounds[0], bounds[1]
+    return Window(bounds[0], bounds[1])
 
 
 def _tables(text: str | None) -> tuple[str, ...]:
@@ -320,7 +325,7 @@ def _replay(
     store: Path,
     to: str,
     letters_of: str | None,
-    window: tuple[float, float],
+    window: Window,
     tables: tuple[str, ...],
     bytes_per_s: int | None,
     wait: Any,
@@ -333,7 +338,7 @@ def _replay(
     from insitu_collector.subscriber.ends import End, open_end
     from insitu_collector.subscriber.pace import Pace
     from insitu_collector.subscriber.payloads import Payload
-    from insitu_collector.subscriber.replay import Replay, Window
+    from insitu_collector.subscriber.replay import Replay
     from insitu_collector.subscriber.target import parse_target
 
     class Nowhere:
@@ -360,7 +365,7 @@ def _replay(
         )
         replay = Replay(store, to, delivery, wait)
         if letters_of is None:
-            replay.rows(Window(*window), tables)
+            replay.rows(window, tables)
         else:
             replay.letters(letters_of)
     result = replay.result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Mapping
 from typing import Final
 
@@ -24,6 +25,10 @@ _COLUMNS: Final[Mapping[str, tuple[str, str]]] = {
     "logs": ("unix_ns", "unix_ns"),
 }
 """Table -> columns of when a row began and ended."""
+FOR_EVER: Final = 1 << 62
+"""Ns, from 1970 to either side: no row is beyond."""
+MAX_KNOWN: Final = 4096
+"""Batches of steps of a process whose time is remembered."""
 
 
 def window_of(batch: Batch, source: Source | None) -> tuple[int, int] | None:
@@ -44,11 +49,35 @@ def has_time(table: str) -> bool:
     return table in _COLUMNS
 
 
-def within(batch: Batch, source: Source | None, since_unix_ns: float, until_unix_ns: float) -> pa.RecordBatch:
-    """Return the rows of a table with times that began in [since, until)."""
-    column = batch.data[_COLUMNS[batch.table][0]].cast(pa.float64())  # exact to a microsecond
-    if not _COLUMNS[batch.table][0].endswith("unix_ns"):
+def within(batch: Batch, source: Source | None, since_unix_ns: int, until_unix_ns: int) -> pa.RecordBatch:
+    """Return the rows of a table with times that began in [since, until); bounds are within `FOR_EVER`."""
+    column = _COLUMNS[batch.table][0]
+    if not column.endswith("unix_ns"):
         assert source is not None, "times of a process are known by its source"
-        since_unix_ns -= source.unix_ns(0)
-        until_unix_ns -= source.unix_ns(0)
-    return batch.data.filter(pc.and_(pc.greater_equal(column, since_unix_ns), pc.less(column, until_unix_ns)))
+        since_unix_ns, until_unix_ns = since_unix_ns - source.unix_ns(0), until_unix_ns - source.unix_ns(0)
+    at = batch.data[column]
+    return batch.data.filter(pc.and_(pc.greater_equal(at, since_unix_ns), pc.less(at, until_unix_ns)))
+
+
+class StepTimes:
+    """About when rows were that tell their step alone: as of the step, by what `steps` said of the last ones."""
+
+    def __init__(self) -> None:
+        self._began: dict[int, list[tuple[int, int]]] = {}
+        """By epoch: first step of a batch, and its Unix time; in order."""
+
+    def learn(self, batch: Batch, source: Source) -> None:
+        """Take in rows of `steps`."""
+        first = batch.data.slice(0, 1).select(["step_id", "t0_ns"]).to_pylist()
+        known = self._began.setdefault(batch.epoch, [])
+        for row in first:
+            insort(known, (row["step_id"], source.unix_ns(row["t0_ns"])))
+        del known[:-MAX_KNOWN]
+
+    def of(self, batch: Batch) -> int | None:
+        """Return about when the first row of a batch was; None where no step before it is known."""
+        known = self._began.get(batch.epoch)
+        if not known or not batch.num_rows or "step_id" not in batch.data.schema.names:
+            return None
+        place = bisect_right(known, (batch.data["step_id"][0].as_py(), FOR_EVER))
+        return known[max(0, place - 1)][1]
