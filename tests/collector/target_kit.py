@@ -6,9 +6,9 @@ import gzip
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -221,4 +221,7 @@ def grpc_target(tls: grpc.ServerCredentials | None = None) -> Iterator[Receiver]
         server.stop(0).wait(10)
 
 
-TARGETS: Final = {"http": http_target, "grpc": grpc_target}
+TARGETS: Final[Mapping[str, Callable[[], AbstractContextManager[Receiver]]]] = {
+    "http": http_target,
+    "grpc": grpc_target,
+}

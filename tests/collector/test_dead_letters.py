@@ -39,10 +39,10 @@ def test_a_letter_is_read_as_it_was_written(store: Path) -> None:
 def test_the_oldest_go_and_are_counted_where_there_are_too_many(store: Path, bound: str) -> None:
     clock = count(1)
     bounds = {bound: 3 if bound == "max_letters" else 3 * size_of_a_letter(store / "other")}
-    dead = DeadLetters(store, TO, unix_clock_ns=lambda: next(clock), **bounds)  # type: ignore[arg-type]
+    dead = DeadLetters(store, TO, unix_clock_ns=lambda: next(clock), **bounds)
     assert [dead.put(payload(), "400", "") for _ in range(5)] == [0, 0, 0, 3, 3]
     assert [letter.unix_ns for _, letter in letters(store)] == [3, 4, 5]
-    again = DeadLetters(store, TO, unix_clock_ns=lambda: next(clock), **bounds)  # type: ignore[arg-type]
+    again = DeadLetters(store, TO, unix_clock_ns=lambda: next(clock), **bounds)
     assert again.put(payload(), "400", "") == 3, "those of an earlier process count"
 
 

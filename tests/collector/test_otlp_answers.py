@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import given
@@ -51,7 +52,7 @@ def details(*found: AnyMessage) -> bytes:
     return bytes(Status(code=8, details=found).SerializeToString())
 
 
-def packed(message: object) -> AnyMessage:
+def packed(message: Message) -> AnyMessage:
     found = AnyMessage()
     found.Pack(message)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,10 +74,16 @@ def sent(receiver: Receiver, tmp_path: Path) -> Iterator[Sent]:
 
 
 def sending(
-    url: str, store: Path, rate: int | None = None, give_up_s: float | None = None, **more: str
+    url: str,
+    store: Path,
+    rate: int | None = None,
+    give_up_s: float | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> Iterator[Sent]:
-    environment = {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in {"TIMEOUT": "20", **more}.items()}
-    account, clock, told = Account(), Clock(), []  # type: ignore[var-annotated]
+    settings = {"TIMEOUT": "20", **(more or {})}
+    environment = {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in settings.items()}
+    account, clock = Account(), Clock()
+    told: list[tuple[str, str]] = []
     with closing(open_end(parse_target(url, environment))) as end:
         delivery = Delivery(
             url,
@@ -170,7 +176,7 @@ def test_row_26_what_is_too_large_is_split_down_to_the_one_item_that_is_never_ta
 def test_row_26_a_receiver_that_hangs_is_cut_off_and_tried_again(protocol: str, tmp_path: Path) -> None:
     with TARGETS[protocol]() as receiver:
         receiver.answers.extend([HANG, HANG])
-        for sent in sending(receiver.url, tmp_path, TIMEOUT="0.3"):
+        for sent in sending(receiver.url, tmp_path, more={"TIMEOUT": "0.3"}):
             assert sent.delivery.deliver(spans())
             assert sent.clock.waits == [1.0, 2.0]
             assert sent.account.num_retried == 2
@@ -184,7 +190,7 @@ def test_row_26_a_receiver_that_cannot_be_trusted_gets_nothing_and_is_told_of_on
     ca_file = tmp_path / "ca.pem"
     trusted.cert_pem.write_to_path(str(ca_file))
     with _tls_target(protocol, foreign) as receiver:
-        for sent in sending(receiver.url, tmp_path, CERTIFICATE=str(ca_file)):
+        for sent in sending(receiver.url, tmp_path, more={"CERTIFICATE": str(ca_file)}):
             sent.clock.most = 3
             assert not sent.delivery.deliver(spans()), "it was asked to stop, and is not settled"
             assert sent.clock.waits == [60.0, 60.0, 60.0]
@@ -193,7 +199,7 @@ def test_row_26_a_receiver_that_cannot_be_trusted_gets_nothing_and_is_told_of_on
             assert sent.account.is_now == "held"
             assert (receiver.num_asked, sent.buried()) == (0, [])
     with _tls_target(protocol, trusted) as receiver:
-        for sent in sending(receiver.url, tmp_path, CERTIFICATE=str(ca_file)):
+        for sent in sending(receiver.url, tmp_path, more={"CERTIFICATE": str(ca_file)}):
             assert sent.delivery.deliver(spans())
             assert len(receiver.spans()) == 4
 
@@ -211,7 +217,7 @@ def test_row_26_a_receiver_that_asks_for_a_certificate_gets_it(protocol: str, tm
         "CLIENT_KEY": str(tmp_path / "own.key"),
     }
     with _tls_target(protocol, ca, asks=True) as receiver:
-        for sent in sending(receiver.url, tmp_path, **files):
+        for sent in sending(receiver.url, tmp_path, more=files):
             assert sent.delivery.deliver(spans())
             assert len(receiver.spans()) == 4
 
@@ -243,7 +249,7 @@ def test_headers_and_compression_go_along_and_headers_into_no_line(
     receiver.answers.extend([Say(401, Code.UNAUTHENTICATED), Say(400, Code.INVALID_ARGUMENT)])
     more = {"HEADERS": "authorization=Bearer%20s3cret", "COMPRESSION": "gzip"}
     with caplog.at_level(logging.DEBUG):
-        for sent in sending(receiver.url, tmp_path, **more):
+        for sent in sending(receiver.url, tmp_path, more=more):
             assert sent.delivery.deliver(spans())
             assert sent.delivery.deliver(spans())
             assert "s3cret" not in str(sent.told)

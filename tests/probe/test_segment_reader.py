@@ -120,6 +120,28 @@ def test_one_flipped_bit_never_changes_a_row_and_every_lost_batch_is_told(
     assert lost > 1000 / every
 
 
+@SOME_OR_ALL
+@pytest.mark.parametrize("max_bytes", [1, 700])
+def test_a_file_that_is_read_piece_by_piece_gives_the_same_and_tells_the_same(
+    stored: dict[str, bytes], read: Read, tmp_path: Path, every: int, max_bytes: int
+) -> None:
+    data = stored["sealed"]
+    for place in [None, *range(8, len(data), 5 * every)]:
+        changed = bytearray(data)
+        if place is not None:
+            changed[place] ^= 1 << (place * 5) % 8
+        whole, told = read(bytes(changed))
+        reader = TailReader(tmp_path, NAME)
+        pieces: list[Batch] = []
+        while found := reader.read(final=True, max_bytes=max_bytes):
+            assert len(found) == 1 or max_bytes > 1 or place is not None, "no more than was asked for, or one batch"
+            pieces += found
+        reader.close()
+        assert [piece.body for piece in pieces] == [batch.body for batch in whole]
+        assert reader.damage == told.damage
+        assert reader.finished
+
+
 @pytest.mark.parametrize("seed", range(150))
 def test_garbage_is_never_a_row_and_never_ends_the_process(seed: int, stored: dict[str, bytes], tmp_path: Path) -> None:
     chance = random.Random(seed)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from insitu.forwarding.cursor import id_of
-from insitu.segments.file import make_folder
-from insitu.segments.layout import FORMAT, sync_folder
+from insitu.segments.layout import FORMAT, make_folder, sync_folder
 from insitu_collector.subscriber.payloads import Payload
 
 SCHEMA: Final = "insitu.dead/1"

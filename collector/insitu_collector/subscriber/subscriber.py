@@ -14,8 +14,7 @@ from typing import Final, Self
 
 from insitu.exporters.otlp.ship import Limits
 from insitu.forwarding.cursor import Cursor, folder_of, id_of
-from insitu.segments.file import make_folder
-from insitu.segments.layout import Key
+from insitu.segments.layout import Key, make_folder
 from insitu.segments.retention import NAMES
 from insitu_collector.subscriber.account import Account
 from insitu_collector.subscriber.backlog import Backlog, backlog
