@@ -18,8 +18,8 @@ import grpc
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from otlp_kit import attributes
 from feed_kit import BASE_NS, Writer, interval, source
+from otlp_kit import attributes
 from target_kit import Receiver, Say, grpc_target, http_target
 
 from insitu.cli import ExitCode

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 from alert_kit import verdict
 from click.testing import CliRunner
-from otlp_kit import attributes
 from feed_kit import BASE_NS, Writer, interval, source
+from otlp_kit import attributes
 from target_kit import Receiver, Say, grpc_target, http_target
 
 from insitu.cli import insitu as command
@@ -290,6 +290,45 @@ def test_one_process_alone_sends_a_store_to_a_receiver(store: Path, receiver: Re
     with subscribed(store, receiver.url), pytest.raises(Busy, match="already sends"), subscribed(store, receiver.url):
         pass
     send(store, receiver.url)
+
+
+def test_segments_that_are_merged_are_not_sent_again_nor_left_out(store: Path, receiver: Receiver) -> None:
+    rank, writer = source(1), Writer(store, segment_bytes=1)
+    writer.rows(rank, "sources", rank.row())
+    for step in range(12):
+        writer.rows(rank, "intervals", interval(step))
+    with subscribed(store, receiver.url) as subscriber:
+        assert subscriber.look()
+        for step in range(12, 24):
+            writer.rows(rank, "intervals", interval(step))
+        writer.close()
+        num_segments = len(list_segments(store, SEALED, "intervals"))
+        merged = CliRunner().invoke(command, ["store", "compact", str(store)])
+        assert merged.exit_code == 0, merged.output
+        assert len(list_segments(store, SEALED, "intervals")) < num_segments
+        assert subscriber.look(final=True)
+    assert len(receiver.spans()) == len(set(ids(receiver.spans()))) == 24
+    assert receiver.points("insitu.interval.time")[-1].as_double == pytest.approx(24 * 0.0007)
+    send(store, receiver.url)
+    assert len(receiver.spans()) == 24
+
+
+def test_what_is_erased_is_not_sent(store: Path, receiver: Receiver) -> None:
+    driver, writer = source(9, rank=-1, stage=-1, role=Role.DRIVER), Writer(store)
+    writer.rows(driver, "sources", driver.row())
+    for name in ("one", "two"):
+        events = (RequestEvent.ARRIVED, 0), (RequestEvent.FINISHED, 5_000_000)
+        writer.rows(driver, "requests", *(request(event, at, request=name, trace_id=None) for event, at in events))
+    writer.close()
+    erased = CliRunner().invoke(command, ["store", "erase", str(store), "--request", "one", "--yes"])
+    assert erased.exit_code == 0, erased.output
+    send(store, receiver.url)
+    assert [attributes(span).get("gen_ai.request.id") for span in receiver.spans()] == ["two"]
+    assert backlog_of(store, receiver.url) == 0
+
+
+def backlog_of(store: Path, to: str) -> int:
+    return int(json.loads(cursors(store, "--json"))["cursors"][0]["rows"])
 
 
 # -- what is not sent is counted -------------------------------------------------------------------------------------

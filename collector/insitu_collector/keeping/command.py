@@ -12,11 +12,16 @@ from insitu_collector.keeping.changing import compact, expire, repair
 from insitu_collector.keeping.erasing import erase
 from insitu_collector.keeping.listing import contents
 from insitu_collector.keeping.words import STORE, json_option, opened, say
+from insitu_collector.subscriber.cursors_command import cursors
+from insitu_collector.subscriber.dead_commands import dead
+from insitu_collector.subscriber.replay_command import replay
 
 
 @click.group()
 def store() -> None:
     """Keep a store: see what is in it, check, repair, merge, expire, copy, erase (docs/store.md).
+
+    What was sent on from it as OTLP, and sending it again: docs/otel.md.
 
     \b
     insitu store ls ./insitu-store
@@ -116,5 +121,5 @@ def export(ctx: click.Context, store: Path, uri: str, as_json: bool) -> None:
         ctx.exit(ExitCode.PARTIAL)
 
 
-for command in (ls, verify, repair, compact, expire, export, erase):
+for command in (ls, verify, repair, compact, expire, export, erase, cursors, dead, replay):
     store.add_command(command)

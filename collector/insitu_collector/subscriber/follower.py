@@ -6,22 +6,26 @@ cursor stays right.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from insitu.exporters.base import Batch
+from insitu.segments.erased_file import ErasedFile
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, list_segments
-from insitu.segments.reader import Damage, TailReader, batch_heads
+from insitu.segments.reader import Damage, TailReader, batch_heads, newer_text
 from insitu.segments.retention import NAMES
 
 CHUNK_BYTES: Final = 4 << 20
 """Read at a time; a batch that is larger comes alone."""
 SPAN_NS: Final = 60_000_000_000
 """Segments last written within one such stretch are read table by table; a segment is open for about as long."""
+_log = logging.getLogger("insitu")
+
 NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
 
 
@@ -60,6 +64,7 @@ class Follower:
         self._remembered = remembered
         self._since_unix_ns = since_unix_ns
         self._chunk_bytes = chunk_bytes
+        self._erased = ErasedFile(store)
         self._reading: dict[SegmentName, TailReader] = {}
         self._finished: set[SegmentName] = set()
         self._taken: set[Key] = set()
@@ -132,6 +137,8 @@ class Follower:
         while True:
             batches = reader.read(final=is_sealed, max_bytes=self._chunk_bytes)
             self._note_damage(reader, is_sealed)
+            if reader.newer:
+                _log.warning("insitu: %s is not sent: %s", name, newer_text(reader.newer))
             found = [read for batch in batches if (read := self._new(batch)) is not None]
             if found:
                 yield found
@@ -156,13 +163,17 @@ class Follower:
         return not keys or not all(self._is_sent(key) or key in self._taken for key in keys)
 
     def _new(self, batch: Batch) -> Read | None:
+        """Return a batch that was not returned before, without what is erased of it."""
         key = Key(batch.epoch, batch.stream, batch.seq)
         if key in self._taken:  # merged into another segment since
             return None
-        if self._is_sent(key):
-            return Read(batch, True) if batch.table in self._remembered else None
-        self._taken.add(key)
-        return Read(batch, False)
+        is_sent = self._is_sent(key)
+        if is_sent and batch.table not in self._remembered:
+            return None
+        left = self._erased.read().left(batch.table, batch.epoch, batch.data)
+        if not is_sent:
+            self._taken.add(key)
+        return Read(batch if left is batch.data else replace(batch, data=left), is_sent)
 
     def _note_damage(self, reader: TailReader, is_sealed: bool) -> None:
         # The end of a file still being written is not damage, however it looks.

@@ -136,7 +136,9 @@ class Mapping:
 
     def _take(self, read: Read, spans: list[ReadableSpan], records: list[ReadableLogRecord], mapped: Mapped) -> None:
         batch, table = read.batch, read.batch.table
-        if table == "sites":
+        if not batch.num_rows:
+            pass  # all of it is erased
+        elif table == "sites":
             self._name_sites(batch)
         elif table == "sources":
             pass  # known already
