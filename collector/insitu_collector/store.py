@@ -32,6 +32,7 @@ TIME_TABLES: Final = frozenset(
     (
         *("intervals", "steps", "requests", "summaries", "expert_loads", "captures"),
         *("statistics", "plugin_statistics", "sampling", "health"),
+        *("spans", "metrics", "logs"),
     )
 )
 """Tables whose size follows time. The others say what those rows mean, and are small."""
@@ -123,6 +124,17 @@ class Store:
         segments of which this is true (`insitu_collector.keeping.catalog` knows what is in each).
         """
         return StoreTail(self.path, TABLES if tables is None else tables, since_unix_ns, self.all_damage, skip)
+
+    def otlp(self, table: str, since_unix_ns: int | None = None) -> Iterator[Any]:
+        """Yield the requests of OTLP that brought the rows of `spans`, `metrics` or `logs`, as they are now.
+
+        Each is an Export...ServiceRequest of `opentelemetry.proto`. since_unix_ns: as of `tail`. Raises KeyError for
+        another table.
+        """
+        from insitu_collector.otlp.reading import requests_of
+        from insitu_collector.otlp.signals import signal_of
+
+        return requests_of(signal_of(table), self.scan(table, since_unix_ns))
 
     # -- for notebooks: docs/export.md ---------------------------------------------------------------------------
 

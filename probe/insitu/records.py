@@ -14,7 +14,8 @@ from typing import Final
 import pyarrow as pa
 
 VERSION: Final = "1.2"
-"""`insitu.version` in a segment's schema metadata. 1.1: `statistics` from `top_id` on. 1.2: `tenant` of `sources`."""
+"""`insitu.version` in a segment's schema metadata. 1.1: `statistics` from `top_id` on. 1.2: `tenant` of `sources`;
+`spans`, `metrics` and `logs` from `resource` on."""
 
 IDENTITY: Final = (
     ("epoch", pa.uint64()),
@@ -44,6 +45,14 @@ FIGURE = pa.struct(
     [("num", pa.int64()), ("mean", pa.float64()), ("m2", pa.float64()), ("low", pa.float64()), ("high", pa.float64())]
 )
 CAST = pa.struct([("num", pa.int64()), ("lost", pa.int64()), ("noise", pa.float64()), ("signal", pa.float64())])
+OTLP_GROUP: Final = (
+    ("resource", pa.large_binary()),
+    ("resource_row", pa.int64()),
+    ("scope", pa.large_binary()),
+    ("scope_row", pa.int64()),
+    ("tenant", pa.utf8()),
+)
+"""Last columns of `spans`, `metrics` and `logs`: what a record shares with its neighbours, and whose it is."""
 
 PLUGIN_VALUE = pa.struct([("field", pa.utf8()), ("value", pa.float64())])
 
@@ -205,6 +214,7 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("name", pa.utf8()),
         ("unix_ns", pa.int64()),
         ("otlp", pa.large_binary()),
+        *OTLP_GROUP,
     ),
     "metrics": (
         ("service", pa.utf8()),
@@ -213,6 +223,7 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("kind", pa.utf8()),
         ("unix_ns", pa.int64()),
         ("otlp", pa.large_binary()),
+        *OTLP_GROUP,
     ),
     "logs": (
         ("trace_id", pa.utf8()),
@@ -221,6 +232,7 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("name", pa.utf8()),
         ("unix_ns", pa.int64()),
         ("otlp", pa.large_binary()),
+        *OTLP_GROUP,
     ),
     "expert_loads": (
         ("step_id", pa.int64()),
@@ -311,6 +323,9 @@ _COLUMNS: Final[dict[str, Columns]] = {
 _LAST_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "sources": ("mono_anchor_ns",),
     "statistics": ("residual_cosine",),
+    "spans": ("otlp",),
+    "metrics": ("otlp",),
+    "logs": ("otlp",),
 }
 """Table -> its last column in each earlier minor version: whoever reads, knows what those wrote."""
 

@@ -37,6 +37,8 @@ class Loaded:
     contents: tuple[bytes, ...]
     until: str
     """When the certificate ends."""
+    server: ssl.SSLContext
+    """The same for a port that is not gRPC's."""
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """Return it as gRPC takes it."""
@@ -63,7 +65,9 @@ def load(files: TlsFiles) -> Loaded:
     until = _tried(server, contents[0], files.cert)
     if _contents(files) != contents:
         raise BadCertificate(f"{files.cert} and {files.key} are being written; they are read again")
-    return Loaded(contents, until)
+    if files.client_ca is not None:
+        server.verify_mode = ssl.CERT_REQUIRED  # only now: the trial above shows none
+    return Loaded(contents, until, server)
 
 
 def _no_password() -> str:
@@ -143,6 +147,17 @@ class Certificates:
         fetch: Any = self._fetch  # the types of gRPC do not know that it may return None: nothing has changed
         return grpc.dynamic_ssl_server_credentials(self._loaded.configuration(), fetch, asks)
 
+    def context(self) -> ssl.SSLContext:
+        """Return the same for a port that is not gRPC's: there, too, each handshake counts, and gets the latest."""
+        context = load(self._files).server
+        context.sni_callback = self._begun
+        return context
+
+    def _begun(self, connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+        with self._lock:
+            self._num_handshakes += 1
+            connection.context = self._loaded.server
+
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Return what has changed since the last handshake. Runs at the beginning of each, on a thread of gRPC's."""
         with self._lock:
@@ -169,8 +184,8 @@ class Certificates:
         self._seen, self._said = stamps, ""
         if loaded.contents == self._loaded.contents:
             return ""
-        self._loaded = loaded
         with self._lock:
+            self._loaded = loaded
             self._next = loaded.configuration()
         return f"certificate of {self._files.cert} changed; the new one is good until {loaded.until}"
 

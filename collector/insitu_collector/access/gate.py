@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +102,10 @@ class Gate:
     def credentials(self) -> grpc.ServerCredentials | None:
         """Return what a port with TLS is opened with; None where there is none."""
         return self._certificates.credentials() if self._certificates is not None else None
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return the same for a port that is not gRPC's."""
+        return self._certificates.context() if self._certificates is not None else None
 
     def child_token(self, name: str, *roles: Role) -> str:
         """Return a token for a process that this collector starts. It is in no file, and ends with the collector."""

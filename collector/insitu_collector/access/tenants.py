@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import Final
 
 import pyarrow as pa
 
 from insitu.exporters.base import Batch
-from insitu.records import table_spec
 from insitu_collector.store import Store
 
-SOURCES = table_spec("sources")
+TENANT: Final = "tenant"
+"""The column that says it, of the tables that have one."""
 
 
 def owners_in(store: Store) -> dict[int, str]:
@@ -24,10 +25,13 @@ def owners_in(store: Store) -> dict[int, str]:
 
 
 def with_tenant(batch: Batch, tenant: str) -> Batch:
-    """Return a batch of `sources` with the tenant that the collector knows, whatever the sender wrote."""
+    """Return a batch with the tenant that the collector knows, whatever the sender wrote, where its table has one."""
+    place = batch.spec.schema.get_field_index(TENANT)
+    if place < 0:
+        return batch
     column = pa.array([tenant or None] * batch.num_rows, pa.utf8())
-    place = SOURCES.schema.get_field_index("tenant")
-    return Batch(batch.epoch, batch.seq, batch.data.set_column(place, SOURCES.schema.field(place), column), batch.table)
+    data = batch.data.set_column(place, batch.spec.schema.field(place), column)
+    return Batch(batch.epoch, batch.seq, data, batch.table)
 
 
 class Tenants:

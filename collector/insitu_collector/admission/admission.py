@@ -248,6 +248,40 @@ class Admission:
             seat.heard()
             self._changed.notify_all()
 
+    # -- requests that are no stream's -----------------------------------------------------------------------------
+
+    def take(self, name: str, num_bytes: int) -> DropReason | None:
+        """Count bytes of a tenant's request that are received; return why there is no room for them, if so.
+
+        `give` follows, unless a reason was returned.
+        """
+        with self._changed:
+            tenant = self._tenant(name)
+            others = self._in_flight
+            if others and (self._is_tight or others + num_bytes > self.limits.in_flight):
+                return DropReason.REFUSED_MEMORY
+            if tenant.in_flight and tenant.in_flight + num_bytes > tenant.quota.in_flight:
+                return DropReason.REFUSED_QUOTA
+            self._in_flight += num_bytes
+            tenant.in_flight += num_bytes
+            return None
+
+    def give(self, name: str, num_bytes: int) -> None:
+        """They are in memory no longer."""
+        with self._changed:
+            self._in_flight -= num_bytes
+            self._tenant(name).in_flight -= num_bytes
+            self._changed.notify_all()
+
+    def charge(self, name: str, num_bytes: int, num_rows: int) -> float:
+        """Book a whole request, and return 0; or book nothing, and return how long its tenant has to wait."""
+        with self._changed:
+            tenant, now = self._tenant(name), self.now_s()
+            wait_s = tenant.wait_s(now)
+            if not wait_s:
+                tenant.book(num_bytes, num_rows, now)
+            return wait_s
+
     def window_bytes(self, name: str) -> int:
         """Return how much one stream of a tenant may have unacknowledged; at least 1: one frame.
 

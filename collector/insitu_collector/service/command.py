@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import signal
+import socket
 import sys
 import threading
 from contextlib import suppress
@@ -27,16 +28,30 @@ from insitu_collector.health.health import Health
 from insitu_collector.health.pages import HOST as PAGES_HOST
 from insitu_collector.health.pages import HealthPages
 from insitu_collector.notify.receivers import alert_options, receivers_of
+from insitu_collector.otlp.ports import OFF, http_listener
 from insitu_collector.service.allocator import reuse_freed_blocks
 from insitu_collector.service.companions import Companion, keep_running
 from insitu_collector.service.server import CollectorServer, PortInUse
 from insitu_collector.subscriber.options import check_targets, subscriber_options, subscribers
 
 
+def _port_or_off(context: click.Context, option: click.Parameter, said: str | None) -> str | None:
+    """Return what was said, if it is a port or off. Raises BadParameter."""
+    if said is None or said == OFF or (said.isdecimal() and int(said) < 1 << 16):
+        return said
+    raise click.BadParameter("it is a port, 0 for a free one, or off", context, option)
+
+
 @click.command()
 @click.option("--store", "store", required=True, type=click.Path(path_type=Path), help="Directory to store records in.")
 @click.option("--port", default=4317, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--otlp-http-port",
+    metavar="PORT",
+    callback=_port_or_off,
+    help="Where OTLP over HTTP is taken: a port, 0 for a free one, off.  [default: 4318 if free, off with --port 0]",
+)
 @click.option("--judge", is_flag=True, help="Also run `insitu judge` on the store.")
 @click.option("--keep-bytes", metavar="SIZE", help="Most of what is received to keep, or none.  [default: 2GiB]")
 @click.option("--keep-for", metavar="TIME", help="How long to keep it, or none.  [default: 24h]")
@@ -60,6 +75,7 @@ def collect(
     store: Path,
     port: int,
     host: str,
+    otlp_http_port: str | None,
     judge: bool,
     keep_bytes: str | None,
     keep_for: str | None,
@@ -75,7 +91,7 @@ def collect(
     insecure: bool,
     **access_files: str | None,
 ) -> None:
-    """Receive records from probes and store them as Arrow files.
+    """Receive records from probes, and OTLP from any OpenTelemetry SDK, and store them as Arrow files.
 
     When it stops, one line of JSON on stdout says what it and its judge wrote themselves.
 
@@ -99,10 +115,13 @@ def collect(
         _check_receivers(config)
     check_targets(otlp_to, otlp_rate)
     pages = None if metrics_port is None else _pages(metrics_port, health)
-    server = _start(store, host, port, config, access, health, has_judge=judge, compact=compact)
+    otlp_http = _listen_for_otlp(otlp_http_port, host, port)
+    server = _start(store, host, port, config, access, health, has_judge=judge, compact=compact, otlp_http=otlp_http)
     if said := open_to(access, host, server.port, store):
         click.echo(said, err=True)
     click.echo(f"keeps {config.keep}; --keep-bytes and --keep-for change it", err=True)
+    if server.otlp is not None:
+        click.echo(_otlp_taken(f"{host}:{server.port}", otlp_http, "http" if access.tls is None else "https"), err=True)
     click.echo(f"collecting on {server.address} into {store}", err=True)
     try:
         with server.child("judge", Role.SHIP) as judges, server.child("subscriber", Role.SHIP) as tellers:
@@ -112,7 +131,28 @@ def collect(
         server.stop()
         if pages is not None:
             pages.close()
-    click.echo(json.dumps({"schema": "insitu.collect/1", "sources": [server.ingest.account()]}))
+    otlp = {} if server.otlp is None else server.otlp.to_json()
+    click.echo(json.dumps({"schema": "insitu.collect/1", "sources": [server.ingest.account()], "otlp": otlp}))
+
+
+def _listen_for_otlp(said: str | None, host: str, port: int) -> socket.socket | None:
+    """Return the socket for OTLP/HTTP, if there is one. Raises ClickException where a port was said and is taken."""
+    try:
+        listener, why_not = http_listener(said, host, port)
+    except OSError as error:
+        remedy = "choose another with --otlp-http-port (0: any; off: none)"
+        raise click.ClickException(f"cannot listen on {error.filename}: {error.strerror}; {remedy}") from None
+    if why_not:
+        click.echo(why_not, err=True)
+    return listener
+
+
+def _otlp_taken(over_grpc: str, http: socket.socket | None, scheme: str) -> str:
+    told = f"takes OTLP of any OpenTelemetry SDK on {scheme}://{over_grpc} (gRPC)"
+    if http is None:
+        return told
+    host, port = http.getsockname()[:2]
+    return f"{told} and on {scheme}://{f'[{host}]' if ':' in host else host}:{port} (HTTP)"
 
 
 def _pages(port: int, health: Health) -> HealthPages:
@@ -148,12 +188,22 @@ def _start(
     *,
     has_judge: bool,
     compact: bool,
+    otlp_http: socket.socket | None,
 ) -> CollectorServer:
     """Return the running server. Raises ClickException: one line that names the thing and the remedy."""
     intake = Intake(config.limits, config.quotas)
     try:
         return CollectorServer(
-            store, host, port, config.keep, access, intake, health, has_children=has_judge, compact=compact
+            store,
+            host,
+            port,
+            config.keep,
+            access,
+            intake,
+            health,
+            has_children=has_judge,
+            compact=compact,
+            otlp_http=otlp_http,
         )
     except (BadTokens, BadCertificate) as error:
         raise BadConfig(str(error)) from None

@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final
 
@@ -25,9 +26,10 @@ from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, ShardWriter
 from insitu.vocabulary import DropReason, FrameDefect, Role
 from insitu.wire.insitu_pb2 import Frame
-from insitu_collector.access.tenants import SOURCES, with_tenant
+from insitu_collector.access.tenants import with_tenant
 from insitu_collector.health.health import Health
 from insitu_collector.service.progress import StreamProgress
+from insitu_collector.service.received import Received, nothing_to_wait_for
 
 SHARD: Final = "collector"
 SENT_AGAIN_S: Final = 30.0
@@ -152,6 +154,7 @@ class Ingest:
         self._own_unsynced: dict[Key, Batch] = {}
         self._own_failed: list[Key] = []
         """Of those, what could not be synced: nobody but us can send it again."""
+        self._received = Received()
         self._expiry = Expiry(
             writer.store,
             SHARD,
@@ -172,12 +175,10 @@ class Ingest:
     def take(self, epoch: int, frame: Frame, tenant: str = "", body: bytes | None = None) -> Batch | None:
         """Append a frame and return what is in it; None when it is stored already.
 
-        tenant: whose it is, which its row of `sources` says. body: as of `checked_batch`. Raises Refused when it never
+        tenant: whose it is, whatever its rows say. body: as of `checked_batch`. Raises Refused when it never
         will be stored, OSError when the disk does not take it now.
         """
-        batch = checked_batch(epoch, frame, body, self._max_frame_bytes)
-        if frame.stream == SOURCES.stream:
-            batch = with_tenant(batch, tenant)
+        batch = with_tenant(checked_batch(epoch, frame, body, self._max_frame_bytes), tenant)
         with self._lock:
             progress = self._stream(epoch, frame.stream)
             if frame.seq in progress:
@@ -258,8 +259,11 @@ class Ingest:
         for key in durable:
             self._stream(key.epoch, key.stream).commit(key.seq)
             self._own_unsynced.pop(key, None)
+            self._received.settle(key, is_durable=True)
         for key in failed:
             self._stream(key.epoch, key.stream).fail(key.seq)
+            if self._received.settle(key, is_durable=False):
+                self._stream(key.epoch, key.stream).skip(key.seq)
         self._own_failed += [key for key in failed if key in self._own_unsynced]
 
     def reached(self, epoch: int, stream: int) -> tuple[int, int]:
@@ -306,6 +310,33 @@ class Ingest:
                 self._writer.append(self._own_unsynced[self._own_failed[0]])
                 self._own_failed.pop(0)
 
+    def write_received(
+        self, table: str, num_rows: int, make: Callable[[Source, int], pa.RecordBatch], *, tenant: str = ""
+    ) -> Future[bool]:
+        """Append rows that came without numbers, as the collector's own; the next sync sets whether they are durable.
+
+        make: returns them as rows of a source, the first with this row_seq. tenant: whose they are. Raises OSError when
+        the disk does not take them now; then nothing counts.
+        """
+        if not num_rows:
+            return nothing_to_wait_for()
+        with self._lock:
+            seq, row_seq = self._own_rows.get(table, (0, 0))
+            batch = Batch(self._source.epoch, seq, make(self._source, row_seq), table)
+            self._append(batch)
+            self._own_rows[table] = (seq + 1, row_seq + num_rows)
+            self.health.counts.took(tenant, batch, has_our_clock=False)
+            return self._received.wait(Key(batch.epoch, batch.stream, seq), table, num_rows)
+
+    def refuse_received(self, table: str, num_rows: int) -> None:
+        """Count rows that came without numbers and are not stored: each has a row_seq, and no row."""
+        if num_rows:
+            with self._lock:
+                seq, row_seq = self._own_rows.get(table, (0, 0))
+                self._own_rows[table] = (seq, row_seq + num_rows)
+                self._received.refused(table, num_rows)
+            self.health.counts.refused(DropReason.REFUSED_INVALID, num_rows, 0)
+
     def account(self) -> dict[str, Any]:
         """Return what the collector itself wrote, in the form of `insitu.session.accounts.Stats.to_json`."""
         with self._lock:
@@ -316,8 +347,10 @@ class Ingest:
                 for table, (seq, row_seq) in self._own_rows.items()
                 if self._stream(source.epoch, table_spec(table).stream).durable == seq - 1
             }
+            durable |= self._received.durable
+            dropped = {table: dict(reasons) for table, reasons in self._received.dropped.items()}
         who = {"epoch": source.epoch, "role": str(source.role), "rank": source.rank, "stage": source.stage}
-        return {**who, "produced": produced, "durable": durable, "dropped": {}, "overhead_share": 0.0}
+        return {**who, "produced": produced, "durable": durable, "dropped": dropped, "overhead_share": 0.0}
 
     def close(self) -> None:
         """Commit and seal everything."""

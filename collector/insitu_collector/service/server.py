@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 
@@ -52,8 +52,13 @@ from insitu_collector.service.ingest import SHARD, Ingest
 from insitu_collector.service.rule_desk import RuleDesk, RulesRefused
 from insitu_collector.store import Store
 
+if TYPE_CHECKING:
+    from insitu_collector.otlp.service import Otlp
+
 COMMIT_S: Final = 0.05
 COMMIT_BYTES: Final = 8 << 20
+AWAITED_S: Final = 0.01
+"""How long a commit waits for more, once somebody who sends nothing before it is answered waits for it."""
 IDLE_TICK_S: Final = 1.0
 """How often files are sealed by age when nothing arrives."""
 SPARE_CALLS: Final = 64
@@ -68,7 +73,10 @@ _OPTIONS: Final = (
     ("grpc.http2.ping_timeout_ms", 5_000),  # a minute otherwise, whatever the line above says
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_connection_idle_ms", 300_000),  # one without a call
-    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message stays small
+    # gRPC makes all of a compressed message before it looks how large it is. Messages of OTLP come as they were sent
+    # and are decompressed within bounds (otlp/grpc_services.py); probes send none that are compressed.
+    ("grpc.per_message_decompression", 0),
+    ("grpc.compression_enabled_algorithms_bitset", 0b101),  # none and gzip, as OTLP has it; not deflate
 )
 
 _log = logging.getLogger("insitu")
@@ -118,24 +126,27 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         *,
         has_children: bool = False,
         compact: bool = True,
+        otlp_http: socket.socket | None = None,
     ) -> None:
         """access: who may call; None: anybody may ship, and callers on this host may do everything.
 
         health: where to tell how it goes, for somebody who watches from the very start. has_children: there will be
-        processes for `child`. compact: merge small segments now and then, and write twins of them.
+        processes for `child`. compact: merge small segments now and then, and write twins of them. otlp_http: a
+        socket that listens, to take OTLP/HTTP on.
         """
         self.store = Path(store)
         self.gate = Gate(access, partial(self._write_event, "audit"))
         self.health = health or Health(self.store, keep or Keep())
         self._admission = Admission(intake)
         self.health.load = self._admission.load
-        self._is_started = self._is_stopping = self._has_uncommitted = False
+        self._is_started = self._is_stopping = self._has_uncommitted = self._is_awaited = False
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
         self._due = threading.Condition()
         self._boot_id = boot_id()
         _check_port(host, port)  # before the store is touched
         self._grpc = self._make_grpc()
+        self.otlp = self._add_otlp()
         self.port = self._bind(host, port, self.gate.credentials())
         is_guarded = has_children and self.gate.is_guarded
         self._child_port = self._bind("127.0.0.1", 0, None) if is_guarded else None
@@ -153,6 +164,8 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self._keeper = Keeper(writer, self.ingest, self._appended, rules=IN_BACKGROUND if compact else None)
         self._keeper.start()
         self._is_started = True
+        if self.otlp is not None:
+            self.otlp.begin(self.ingest, otlp_http)
         self.health.readiness.started()
 
     def _recover(self, keep: Keep | None) -> ShardWriter:
@@ -186,6 +199,17 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         add_CollectorServicer_to_server(self, server)
         self.health.readiness.tell(StatusService(server).on_change)
         return server
+
+    def _add_otlp(self) -> Otlp | None:
+        try:
+            from insitu_collector.otlp.service import Otlp
+        except ModuleNotFoundError as error:
+            _log.warning("insitu: no OTLP is received, %s is missing; pip install 'insitu[collector]'", error.name)
+            return None
+        on_append = partial(self._appended, is_awaited=True)
+        otlp = Otlp(self.gate, self._admission, self.health.counts, on_append, self._write_event)
+        otlp.add_to(self._grpc)
+        return otlp
 
     def _bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
         try:
@@ -290,9 +314,10 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self.ingest.write_own("events", [{"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}])
         self._appended()
 
-    def _appended(self) -> None:
+    def _appended(self, *, is_awaited: bool = False) -> None:
         with self._due:
             self._has_uncommitted = True
+            self._is_awaited = self._is_awaited or is_awaited
             self._due.notify_all()
 
     def _commit_loop(self) -> None:
@@ -300,8 +325,10 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             with self._due:
                 self._due.wait_for(lambda: self._has_uncommitted or self._is_stopping, IDLE_TICK_S)
                 if self._has_uncommitted:
-                    self._due.wait_for(self._is_commit_due, COMMIT_S)
-                self._has_uncommitted = False
+                    self._due.wait_for(lambda: self._is_awaited or self._is_commit_due(), COMMIT_S)
+                if self._is_awaited:
+                    self._due.wait_for(self._is_commit_due, AWAITED_S)
+                self._has_uncommitted = self._is_awaited = False
             self._look()
             self._commit()
             self._admission.sweep()
@@ -339,6 +366,8 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             return
         self.health.readiness.stopping()
         stopped = self._grpc.stop(STOP_S)
+        if self.otlp is not None:
+            self.otlp.stop_taking()
         self._keeper.stop()
         self._is_stopping = True
         self._appended()
@@ -350,5 +379,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             connections = list(self._connections)
         for connection in connections:
             connection.end()
+        if self.otlp is not None:
+            self.otlp.stop()
         stopped.wait()
         self.ingest.close()
