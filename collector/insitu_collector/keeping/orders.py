@@ -22,6 +22,9 @@ OF_REQUESTS: Final = frozenset(
 )
 """Tables whose rows may name a request."""
 
+OF_TENANTS: Final = ("spans", "metrics", "logs")
+"""Tables whose rows say whose they are."""
+
 
 class NothingKnown(LookupError):
     """The store knows nobody of that name."""
@@ -34,9 +37,10 @@ def order_for(store: Path, kind: Kind, name: str, *, by: str, within_s: float, s
     if kind is Kind.REQUEST:
         return Erasure(*_head(order), traces=_traces(store, salt, name))
     epochs, runs = _of_tenant(store, name)
-    if not epochs:
+    sent = _sent_by(store, name)
+    if not epochs and not sent:
         raise NothingKnown(f"no process of tenant {name!r} has written into {store}")
-    return Erasure(*_head(order), epochs=epochs, runs=runs)
+    return Erasure(*_head(order), epochs=epochs, runs=runs, sent=sent)
 
 
 def _head(order: Erasure) -> tuple[Kind, str, int, int, str]:
@@ -50,6 +54,18 @@ def _traces(store: Path, salt: bytes, request: str) -> tuple[str, ...]:
         of = rows.filter(pc.equal(rows["request"], request))
         found.update(trace for trace in of["trace_id"].to_pylist() if trace)
     return tuple(sorted(digest(salt, trace) for trace in found))
+
+
+def _sent_by(store: Path, tenant: str) -> tuple[tuple[str, int, int], ...]:
+    """Return up to where rows that came by OTLP are a tenant's: they are of the collector's own epochs."""
+    before: dict[tuple[str, int], int] = {}
+    opened = open_store(store)
+    for table in OF_TENANTS:
+        for rows in opened.scan(table):
+            of = rows.filter(pc.equal(rows["tenant"], tenant))
+            for epoch, row_seq in zip(of["epoch"].to_pylist(), of["row_seq"].to_pylist(), strict=True):
+                before[table, epoch] = max(row_seq + 1, before.get((table, epoch), 0))
+    return tuple((table, epoch, number) for (table, epoch), number in sorted(before.items()))
 
 
 def _of_tenant(store: Path, tenant: str) -> tuple[tuple[int, ...], tuple[str, ...]]:

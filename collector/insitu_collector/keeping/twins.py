@@ -16,7 +16,7 @@ from insitu.segments.layout import FORMAT, SEALED, SegmentName, files_in, list_s
 from insitu.segments.whole import WholeSegment
 
 TWINS: Final = "twins"
-PAYLOADS: Final = ("data", "otlp")
+PAYLOADS: Final = ("data", "otlp", "resource", "scope")
 """Columns that stay in the segments."""
 GROUP_ROWS: Final = 1 << 16
 SEGMENT: Final = "insitu.segment"

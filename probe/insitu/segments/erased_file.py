@@ -58,6 +58,7 @@ class ErasedFile:
                     traces=tuple(sorted({*known.traces, *make.traces})),
                     epochs=tuple(sorted({*known.epochs, *make.epochs})),
                     runs=tuple(sorted({*known.runs, *make.runs})),
+                    sent=_latest(known.sent, make.sent),
                 )
         self._write(document(now.salt, [*others, make]))
         return self.read()
@@ -74,6 +75,13 @@ class ErasedFile:
         write_file(self.path, json.dumps(said).encode())
 
 
+def _latest(*told: tuple[tuple[str, int, int], ...]) -> tuple[tuple[str, int, int], ...]:
+    latest: dict[tuple[str, int], int] = {}
+    for table, epoch, before in (each for some in told for each in some):
+        latest[table, epoch] = max(before, latest.get((table, epoch), 0))
+    return tuple((table, epoch, before) for (table, epoch), before in sorted(latest.items()))
+
+
 def document(salt: bytes, erasures: tuple[Erasure, ...] | list[Erasure]) -> dict[str, Any]:
     """Return what the file says."""
     orders = [
@@ -86,6 +94,7 @@ def document(salt: bytes, erasures: tuple[Erasure, ...] | list[Erasure]) -> dict
             "traces": list(e.traces),
             "epochs": [str(epoch) for epoch in e.epochs],
             "runs": list(e.runs),
+            "sent": [{"table": table, "epoch": str(epoch), "before": before} for table, epoch, before in e.sent],
         }
         for e in erasures
     ]
@@ -107,6 +116,7 @@ def parse(found: Any) -> Erased:
                 tuple(row["traces"]),
                 tuple(int(epoch) for epoch in row["epochs"]),
                 tuple(row["runs"]),
+                tuple((of["table"], int(of["epoch"]), int(of["before"])) for of in row.get("sent", ())),
             )
             for row in found["erasures"]
         ]

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from insitu.segments.shared_bytes import kept_of
+
 TRACED: Final = ("spans", "logs")
 """Tables whose rows belong to a trace as a whole."""
 TOLD: Final = ("verdicts", "events", "incidents")
@@ -51,6 +53,8 @@ class Erasure:
     """Processes all of whose rows go."""
     runs: tuple[str, ...] = ()
     """Runs whose verdicts go: all their ranks were a tenant's."""
+    sent: tuple[tuple[str, int, int], ...] = ()
+    """(table, epoch, row_seq): of a tenant, rows of others' processes that have its name, before this one."""
 
 
 def digest(salt: bytes, name: str) -> str:
@@ -67,6 +71,7 @@ class Erased:
         self._names = frozenset(e.digest for e in erasures if e.kind is Kind.REQUEST)
         self._traces = frozenset(trace for e in erasures for trace in e.traces)
         self._epochs = frozenset(epoch for e in erasures for epoch in e.epochs)
+        self._sent = {(table, epoch, e.digest): before for e in erasures for table, epoch, before in e.sent}
         self._runs = tuple(run for e in erasures for run in e.runs)
         self._digests: dict[str, str] = {}
 
@@ -82,11 +87,11 @@ class Erased:
             return data
         if epoch in self._epochs:
             return data.slice(0, 0)
-        if not self._names and not self._runs:
+        if not self._names and not self._runs and not self._sent:
             return data
-        gone = self._gone(table, data, deep)
+        gone = self._gone(table, data, deep) | self._sent_by_erased(table, epoch, data)
         if gone.any():
-            data = data.filter(pa.array(~gone))
+            data = kept_of(data, pa.array(~gone))
         return self._without_names(table, data)
 
     def _gone(self, table: str, data: pa.RecordBatch, deep: bool) -> NDArray[np.bool_]:
@@ -101,6 +106,14 @@ class Erased:
         if table == "verdicts" and self._runs:
             names = data.column("verdict").to_pylist()
             gone |= np.array([str(name).startswith(self._runs) for name in names], np.bool_)
+        return gone
+
+    def _sent_by_erased(self, table: str, epoch: int, data: pa.RecordBatch) -> NDArray[np.bool_]:
+        gone = np.zeros(data.num_rows, np.bool_)
+        for (of_table, of_epoch, tenant), before in self._sent.items():
+            if (of_table, of_epoch) == (table, epoch):
+                is_named = self._is_named(data.column("tenant"), frozenset({tenant}))
+                gone |= is_named & (np.asarray(data.column("row_seq")) < before)
         return gone
 
     def _without_names(self, table: str, data: pa.RecordBatch) -> pa.RecordBatch:
