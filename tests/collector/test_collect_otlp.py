@@ -25,6 +25,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")  # a receiver that hangs holds up the end by as much
 
 
 @pytest.fixture

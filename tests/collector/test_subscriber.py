@@ -24,7 +24,7 @@ from insitu.cli import insitu as command
 from insitu.exporters.base import Batch
 from insitu.exporters.otlp.exporter import OtlpExporter
 from insitu.exporters.otlp.spans import request_context_of
-from insitu.forwarding.cursor import Cursor
+from insitu.forwarding.cursor import Cursor, id_of
 from insitu.identity import Source
 from insitu.segments.layout import SEALED, list_segments
 from insitu.segments.shard import ShardWriter
@@ -283,6 +283,26 @@ def test_row_09_without_its_cursor_all_that_is_kept_is_sent_again_and_nothing_el
     assert set(twice) < set(once), "duplicates of what was sent, with the same ids"
     send(store, receiver.url)
     assert len(receiver.spans()) == 11, "and once more it is remembered"
+
+
+def test_a_cursor_that_cannot_be_written_stops_nothing_and_is_written_later(
+    store: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    rank, writer = source(1), Writer(store)
+    writer.rows(rank, "sources", rank.row())
+    in_the_way = store / "v1" / "forward" / f"{id_of(receiver.url)}.draft"
+    in_the_way.mkdir(parents=True)
+    with subscribed(store, receiver.url) as subscriber:
+        for step in range(3):
+            writer.rows(rank, "intervals", interval(step))
+            assert subscriber.look(final=True)
+        assert len(receiver.spans()) == 3
+        assert caplog.text.count("cannot be written") == 1
+        in_the_way.rmdir()
+        assert subscriber.look(final=True)
+    writer.close()
+    send(store, receiver.url)
+    assert len(receiver.spans()) == 3
 
 
 def test_one_process_alone_sends_a_store_to_a_receiver(store: Path, receiver: Receiver) -> None:

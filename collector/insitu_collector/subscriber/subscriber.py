@@ -108,7 +108,7 @@ class Subscriber:
         self._expired = Expired(store, cursor, frozenset(TABLES))
         self._told_s = self._saved_s = self._looked_s = clock()
         self._is_behind = False
-        self._has_news = False
+        self._has_news = self._is_unsaved = False
 
     def __enter__(self) -> Self:
         return self
@@ -138,12 +138,22 @@ class Subscriber:
         self.save()
 
     def save(self, *, now: bool = True) -> None:
-        """Write the cursor and the account, if there is news; at most once in `SAVE_S` unless `now`. Raises OSError."""
+        """Write the cursor and the account, if there is news; at most once in `SAVE_S` unless `now`.
+
+        Where it cannot be written that is said, and sending goes on: what it says holds as long as this process does.
+        """
         if not now and (not self._has_news or self._clock() - self._saved_s < SAVE_S):
             return
-        self._saved_s, self._has_news = self._clock(), False
+        self._saved_s = self._clock()
         self._cursor.account = self._account.to_json()
-        self._cursor.save()
+        try:
+            self._cursor.save()
+        except OSError as error:
+            if not self._is_unsaved:
+                _log.error("insitu: where %s stands cannot be written (%s); a restart would repeat", self._name, error)
+            self._is_unsaved = self._has_news = True
+        else:
+            self._is_unsaved = self._has_news = False
 
     def backlog(self) -> Backlog:
         """Return what waits."""
