@@ -14,7 +14,7 @@ from insitu.segments.layout import SEALED, Key, list_segments
 from insitu.segments.reader import TailReader
 from insitu.segments.shard import ShardWriter
 from insitu.wire.insitu_pb2 import Frame
-from insitu_collector.access.tenants import SOURCES, with_tenant
+from insitu_collector.access.tenants import with_tenant
 from insitu_collector.service.ingest import SHARD, Ingest, checked_batch
 
 
@@ -89,6 +89,5 @@ def _as_today(frame: Frame) -> pa.Buffer:
     spec = spec_by_digest(frame.schema)
     assert spec is not None, "it was accepted"
     sent = with_todays_columns(pa.ipc.read_record_batch(pa.py_buffer(frame.body), spec.schema), schema_of(spec.name))
-    if spec.stream == SOURCES.stream:  # whose tenant is what the collector knows, not what the frame says
-        sent = with_tenant(Batch(EPOCH, frame.seq, sent, spec.name), "").data
-    return sent.serialize()
+    # Whose rows are is what the collector knows, not what the frame says.
+    return with_tenant(Batch(EPOCH, frame.seq, sent, spec.name), "").data.serialize()
