@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pytest
-from volatile_nodes import Change, Node, after_a_loss, apply, put
+from volatile_nodes import Change, Node, after_a_loss, apply, flush, put
 
 from insitu.segments import disk
 
@@ -226,7 +226,7 @@ class SimulatedDisk:
     def _put(self, node: Node, data: bytes, at: int) -> None:
         self._used += max(0, at + len(data) - len(node.data))
         put(node.data, at, data)
-        node.unsynced.append((at, data))
+        node.unsynced.append((at, bytes(data)))
         node.mtime_ns = self.now_ns
 
     def ftruncate(self, fd: int, num_bytes: int) -> None:
@@ -234,12 +234,11 @@ class SimulatedDisk:
             node = self._open[fd]
             self._used -= len(node.data) - num_bytes
             del node.data[num_bytes:]
-            del node.durable[num_bytes:]
-            node.unsynced = []
+            node.unsynced.append((num_bytes, None))
 
     def _sync(self, fd: int) -> None:
         node = self._open[fd]
-        node.durable, node.unsynced = bytearray(node.data), []
+        flush(node)
         for change in [change for change in self._changes if change.folder is node]:
             self._make_durable(change)
 

@@ -91,3 +91,38 @@ def test_what_arrow_writes_is_what_it_reads() -> None:
     with disk.sink(A) as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     assert pa.ipc.open_file(pa.py_buffer(disk.bytes_of(A))).get_batch(0) == batch
+
+
+def test_a_second_sync_does_not_make_good_what_the_first_could_not() -> None:
+    assert {_synced_again(seed) for seed in range(8)} > {b"12345"}
+
+
+def _synced_again(seed: int) -> bytes:
+    """Return what a power loss leaves of a file whose sync failed, and was then asked for again."""
+    disk = SimulatedDisk(seed)
+    fd = disk.open(A, os.O_CREAT)
+    disk.pwrite(fd, b"12345", 0)
+    disk.fsync(disk.open(A.parent, os.O_RDONLY))
+    disk.fail_writeback(fd)
+    disk.fdatasync(fd)
+    disk.lose_power()
+    return disk.bytes_of(A)
+
+
+def test_a_cut_is_durable_only_after_a_sync() -> None:
+    assert {_cut(seed, sync=False) for seed in range(32)} >= {b"12345", b"12"}
+    assert {_cut(seed, sync=True) for seed in range(32)} == {b"12"}
+
+
+def _cut(seed: int, *, sync: bool) -> bytes:
+    """Return what a power loss leaves of a durable file that was cut since."""
+    disk = SimulatedDisk(seed)
+    fd = disk.open(A, os.O_CREAT)
+    disk.pwrite(fd, b"12345", 0)
+    disk.fdatasync(fd)
+    disk.fsync(disk.open(A.parent, os.O_RDONLY))
+    disk.ftruncate(fd, 2)
+    if sync:
+        disk.fdatasync(fd)
+    disk.lose_power()
+    return disk.bytes_of(A)

@@ -18,8 +18,8 @@ class Node:
     is_folder: bool
     data: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
-    unsynced: list[tuple[int, bytes]] = field(default_factory=list)
-    """Writes since the last sync, each where and what."""
+    unsynced: list[tuple[int, bytes | None]] = field(default_factory=list)
+    """Writes since the last sync, each where and what; None: the file was cut there."""
     allocated: int = 0
     names: dict[str, Node] = field(default_factory=dict)
     durable_names: dict[str, Node] = field(default_factory=dict)
@@ -46,7 +46,10 @@ def after_a_loss(node: Node, chance: random.Random) -> bytearray:
     how = chance.choice(["none", "all", "some", "sectors", "torn"])
     stop_at = chance.randint(len(node.durable), max(len(node.durable), len(node.data)))
     for at, data in node.unsynced:
-        if how == "all" or (how == "some" and chance.random() < 0.5):
+        if data is None:
+            if how != "none" and (how == "all" or chance.random() < 0.5):
+                del found[at:]
+        elif how == "all" or (how == "some" and chance.random() < 0.5):
             put(found, at, data)
         elif how == "torn" and at < stop_at:
             put(found, at, data[: stop_at - at])
@@ -55,6 +58,16 @@ def after_a_loss(node: Node, chance: random.Random) -> bytearray:
                 if chance.random() < 0.5:
                     put(found, start, part)
     return found
+
+
+def flush(node: Node) -> None:
+    """Make a file's writes and cuts durable, and nothing else that is seen: what a sync could not write is clean."""
+    for at, data in node.unsynced:
+        if data is None:
+            del node.durable[at:]
+        else:
+            put(node.durable, at, data)
+    node.unsynced = []
 
 
 def apply(change: Change) -> None:
