@@ -51,7 +51,7 @@ def pread(fd: int, num_bytes: int, at: int) -> bytes:
     return os.pread(fd, num_bytes, at)
 
 
-def pwrite(fd: int, data: bytes, at: int) -> int:
+def pwrite(fd: int, data: bytes | memoryview, at: int) -> int:
     return os.pwrite(fd, data, at)
 
 

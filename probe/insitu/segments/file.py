@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from insitu.exporters.base import Batch
 from insitu.identity import package_version
-from insitu.records import VERSION, TableSpec, table_spec
+from insitu.records import VERSION, TableSpec
 from insitu.segments import disk
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, make_folder, remove, sync_folder
 
@@ -39,6 +39,7 @@ class OpenSegment:
         self._store = store
         self._path = name.path(store, OPEN)
         self._is_named = False
+        self._synced_bytes = 0
         self._fd = create(self._path)
         try:
             self._sink = disk.sink(self._path)
@@ -65,10 +66,20 @@ class OpenSegment:
 
     def sync(self) -> None:
         """Put every whole batch on disk, and the file's name with the first of them."""
+        num_bytes = self.num_bytes
         disk.fdatasync(self._fd)
         if not self._is_named:
             sync_folder(self._path.parent)
             self._is_named = True
+        self._synced_bytes = num_bytes
+
+    def cut_unsynced(self) -> None:
+        """Take away what no sync has reached, after one that failed.
+
+        The kernel forgets which pages failed and shows them as written, so nobody could tell later what is on disk.
+        """
+        with contextlib.suppress(OSError):
+            disk.ftruncate(self._fd, self._synced_bytes)
 
     def seal(self) -> None:
         """Write the footer, make the file read-only and move it to `sealed`."""
@@ -88,24 +99,6 @@ class OpenSegment:
         if self._fd >= 0:
             disk.close(self._fd)
             self._fd = -1
-
-
-def seal_batches(store: Path, name: SegmentName, batches: Iterable[Batch]) -> None:
-    """Write batches as one sealed segment, by way of a draft that no reader takes for a segment."""
-    draft = name.path(store, OPEN).with_suffix(".draft")
-    remove(draft)
-    fd = create(draft)
-    try:
-        schema = file_schema(name, table_spec(name.table))
-        with disk.sink(draft) as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch.data, custom_metadata=batch_metadata(batch))
-        disk.fdatasync(fd)
-        disk.fchmod(fd, 0o400)
-        publish(store, name, draft)
-    finally:
-        disk.close(fd)
-        remove(draft)
 
 
 def publish(store: Path, name: SegmentName, path: Path) -> None:

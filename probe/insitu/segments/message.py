@@ -12,6 +12,8 @@ from typing import Final
 
 CONTINUATION: Final = b"\xff\xff\xff\xff"
 END_MARK: Final = CONTINUATION + bytes(4)
+MAGIC: Final = b"ARROW1"
+"""The first and the last bytes of a file of messages."""
 PREFIX_BYTES: Final = 8
 """Continuation marker and the int32 length of the metadata."""
 END: Final = 0
@@ -67,6 +69,11 @@ def read_head(data: memoryview, at: int = 0) -> Head | None:
         raise NotAMessage(str(error)) from None
 
 
+def head_bytes(data: memoryview, at: int) -> int:
+    """Return the bytes of prefix and metadata, with its padding, of the message at `at`, which has been read."""
+    return PREFIX_BYTES + _unpack(data, "<i", at + 4)
+
+
 def hides_a_batch(data: memoryview, at: int) -> bool:
     """Return whether a mark of the end at `at` is really a batch of ours whose length was damaged."""
     metadata = data[at + PREFIX_BYTES : at + PREFIX_BYTES + MAX_METADATA_BYTES]
@@ -74,6 +81,20 @@ def hides_a_batch(data: memoryview, at: int) -> bool:
         return any(key == "crc32" for key, _ in _head_of(metadata).metadata)
     except (struct.error, ValueError):
         return False
+
+
+def header_at(metadata: memoryview) -> int:
+    """Return where in the metadata of a message the table of its header begins (`Schema`, `RecordBatch`).
+
+    Raises NotAMessage when there is none.
+    """
+    try:
+        header = _Table(metadata, _offset(metadata, 0)).table(2)
+    except struct.error as error:
+        raise NotAMessage(str(error)) from None
+    if header is None:
+        raise NotAMessage("a message without a header")
+    return header.at
 
 
 def _head_of(metadata: memoryview) -> Head:
@@ -99,7 +120,7 @@ class _Table:
 
     def __init__(self, data: memoryview, at: int) -> None:
         self._data = data
-        self._at = at
+        self.at = at
         self._vtable = at - _unpack(data, "<i", at)
         self._num_fields = (_unpack(data, "<H", self._vtable) - 4) // 2
 
@@ -107,7 +128,7 @@ class _Table:
         if field >= self._num_fields:
             return None
         offset = _unpack(self._data, "<H", self._vtable + 4 + 2 * field)
-        return self._at + offset if offset else None
+        return self.at + offset if offset else None
 
     def scalar(self, field: int, kind: str) -> int:
         place = self._place(field)

@@ -16,21 +16,25 @@ import pyarrow as pa
 from insitu.exporters.base import Batch
 from insitu.records import VERSION, TableSpec, table_spec, with_todays_columns
 from insitu.segments import disk
+from insitu.segments.footer import Block
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, list_segments
 from insitu.segments.message import (
     CONTINUATION,
     END_MARK,
+    MAGIC,
     RECORD_BATCH,
     SCHEMA,
     Head,
     NotAMessage,
+    head_bytes,
     hides_a_batch,
     read_head,
 )
 
-MAGIC: Final = b"ARROW1"
 FIRST_MESSAGE: Final = 8
 """Where the stream begins: after the magic and its padding."""
+PIECE_BYTES: Final = 4 << 20
+"""What is in memory at a time of a file that is read in pieces."""
 
 
 class BadBatch(ValueError):
@@ -68,6 +72,15 @@ _BROKEN: Final = (ValueError, OSError, pa.ArrowException)
 """What pyarrow and we raise over bytes that are no batch."""
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A batch, its bytes, and where they lie in the file."""
+
+    batch: Batch
+    message: memoryview
+    block: Block
+
+
 class TailReader:
     """Reads the batches of one segment, each once, in stored order, as far as they have been written.
 
@@ -85,6 +98,8 @@ class TailReader:
         """The footer was reached, or a final read came to the end of the file."""
         self.newer = ""
         """The format version, where it is one that cannot be read here: nothing is returned, and nothing damaged."""
+        self.schema_message = b""
+        """The file's own schema, as it is stored; empty while it has not been read, or where it does not fit."""
         self._fd = _open_either(store, segment) if state is None else _open(segment.path(store, state))
         self._position = FIRST_MESSAGE
         self._schema: pa.Schema = self.spec.schema
@@ -105,27 +120,36 @@ class TailReader:
         `final`: nobody writes this file any more, so what is incomplete is lost and goes to `damage`. max_bytes: read
         about so much at a time, or one batch where that is larger; call again until nothing comes.
         """
+        return [placed.batch for placed in self._placed(final, max_bytes)]
+
+    def read_pieces(self) -> Iterator[Placed]:
+        """Yield what a final read returns, with its place, and only a piece of the file in memory at a time."""
+        while not self.finished:
+            yield from self._placed(final=True, max_bytes=PIECE_BYTES)
+
+    def _placed(self, final: bool, max_bytes: int | None) -> list[Placed]:
         size = disk.fstat(self._fd).st_size
         end = size if max_bytes is None else min(size, self._position + max_bytes)
         while True:
-            batches = self._read(end, final=final and end == size)
-            if batches or self.finished or end == size:
-                return batches
+            found = self._read(end, final=final and end == size)
+            if found or self.finished or end == size:
+                return found
             end = min(size, end + (end - self._position) + (max_bytes or 0))
 
-    def _read(self, end: int, *, final: bool) -> list[Batch]:
+    def _read(self, end: int, *, final: bool) -> list[Placed]:
         view = memoryview(self._bytes_to(end))
-        batches: list[Batch] = []
+        found: list[Placed] = []
         at = 0
         while not self.finished:
             batch, next_at = self._advance(view, at, final)
             if batch is not None:
-                batches.append(batch)
+                block = Block(self._position + at, head_bytes(view, at), next_at - at)
+                found.append(Placed(batch, view[at:next_at], block))
             elif next_at == at:
                 break
             at = next_at
         self._position += at
-        return batches
+        return found
 
     def close(self) -> None:
         """Let go of the file. Safe to call twice."""
@@ -133,13 +157,11 @@ class TailReader:
             disk.close(self._fd)
             self._fd = -1
 
-    def _bytes_to(self, size: int) -> bytes:
+    def _bytes_to(self, end: int) -> bytes:
+        """Return the bytes from where the next batch is expected to `end`; fewer where the file ends."""
         parts: list[bytes] = []
         at = self._position
-        while at < size:
-            part = disk.pread(self._fd, size - at, at)
-            if not part:
-                break
+        while at < end and (part := disk.pread(self._fd, end - at, at)):
             parts.append(part)
             at += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -200,6 +222,7 @@ class TailReader:
             self.newer = newer_format(schema)
             self.finished = bool(self.newer)
             self._schema = compatible_schema(schema, self.spec)
+            self.schema_message = message.to_pybytes() if is_known(schema, self.spec.name) else b""
             return None
         if head.kind != RECORD_BATCH:
             raise NotAMessage(f"a message of kind {head.kind}")
@@ -208,7 +231,9 @@ class TailReader:
         except _BROKEN:
             if self._schema.equals(self.spec.schema):
                 raise
-            return checked_batch(message, head, self.spec.schema, self.spec)  # the stored schema may be what broke
+            batch = checked_batch(message, head, self.spec.schema, self.spec)  # the stored schema may be what broke
+            self._schema, self.schema_message = self.spec.schema, b""
+            return batch
 
     def _damaged(self, data: memoryview, at: int, end: int, *, torn: bool) -> None:
         epoch, seq, num_rows = _identity_of_lost(data, at, end)

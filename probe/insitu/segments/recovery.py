@@ -1,21 +1,22 @@
 """Making a shard whole again after its writer died. Torch-free.
 
-Every batch whose checksum is right goes into a sealed segment; nothing is ever written behind a torn tail. The
-original is kept in `quarantine` when its bytes had changed, and removed when it only ended too early.
+Every batch whose checksum is right goes into a sealed segment: the file itself when it only ended too early, a copy
+when its bytes had changed; then the original is kept in `quarantine`. Nothing is ever written behind a torn tail.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
-from insitu.exporters.base import Batch
 from insitu.records import TABLES
 from insitu.segments import disk
-from insitu.segments.file import seal_batches
+from insitu.segments.file import file_schema
 from insitu.segments.layout import (
     FORMAT,
     OPEN,
@@ -35,8 +36,9 @@ from insitu.segments.layout import (
     remove,
     sync_folder,
 )
-from insitu.segments.reader import Damage, TailReader, key_of, newer_text, recent_keys
+from insitu.segments.reader import Damage, Placed, TailReader, key_of, newer_text, recent_keys
 from insitu.segments.replacement import finish_replacements
+from insitu.segments.sealing import Remains, seal_copy, seal_in_place
 
 _log = logging.getLogger("insitu")
 
@@ -99,49 +101,95 @@ def _recover_into(recovery: Recovery, store: Path, shard: str, *, must: bool) ->
             recovery.unreadable.append(name)
             continue
         try:
-            batches, damage = recover_segment(store, name, known)
+            found = recover_segment(store, name, known)
         except OSError as error:
             if must and not isinstance(error, NewerSegment):
                 raise
             _log.warning("insitu: %s is left as it is (%s)", name, error)
             recovery.unreadable.append(name)
             continue
-        known.update(map(key_of, batches))
+        known.update(found.keys)
         recovery.num_segments += 1
-        recovery.num_batches += len(batches)
-        recovery.num_rows += sum(batch.num_rows for batch in batches)
-        recovery.damage += damage
+        recovery.num_batches += len(found.keys)
+        recovery.num_rows += found.num_rows
+        recovery.damage += found.damage
 
 
-def recover_segment(store: Path, name: SegmentName, known: Collection[Key] = ()) -> tuple[list[Batch], list[Damage]]:
-    """Seal what is whole of an open segment nobody writes any more; return that, and what was lost.
+@dataclass(slots=True)
+class Recovered:
+    """What was found in one open segment, and is sealed now."""
+
+    keys: list[Key] = field(default_factory=list)
+    num_rows: int = 0
+    damage: list[Damage] = field(default_factory=list)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether bytes changed after they were written."""
+        return not all(damage.torn for damage in self.damage)
+
+
+def recover_segment(store: Path, name: SegmentName, known: Collection[Key] = ()) -> Recovered:
+    """Seal what is whole of an open segment nobody writes any more; return what that is, and what was lost.
 
     known: batches to leave out, since they are stored elsewhere, or will be.
     """
-    path = name.path(store, OPEN)
     try:
         reader = TailReader(store, name, OPEN)
     except FileNotFoundError:
-        return [], []
-    try:
-        batches = [batch for batch in reader.read(final=True) if key_of(batch) not in known]
-    finally:
-        reader.close()
+        return Recovered()
+    found = Recovered(damage=reader.damage)
+    with closing(reader):
+        blocks = [placed.block for placed in _read(reader, known, found)]
+    if is_there(name.path(store, SEALED)):  # whole before it had its name; of its original the tail may be gone since
+        found = Recovered(damage=reader.damage)
+    elif blocks:
+        remains = Remains(reader.schema_message, blocks)
+        if not found.is_changed and seal_in_place(store, name, remains):
+            return found
+        found = _copy(store, name, known, found)
+    _put_away(store, name, keep=found.is_changed)
+    return found
+
+
+def _read(reader: TailReader, known: Collection[Key], found: Recovered) -> Iterator[Placed]:
+    """Yield the batches that are to be sealed, and count them. Raises NewerSegment for a file of a newer format."""
+    for placed in reader.read_pieces():
+        if (key := key_of(placed.batch)) not in known:
+            found.keys.append(key)
+            found.num_rows += placed.batch.num_rows
+            yield placed
     if reader.newer:
         raise NewerSegment(newer_text(reader.newer))
-    if is_there(name.path(store, SEALED)):  # whole before it had its name; of its original the tail may be gone since
-        batches = []
-    if batches:
-        seal_batches(store, name, batches)
-    if all(damage.torn for damage in reader.damage):
-        disk.unlink(path)
-    else:
+
+
+def _copy(store: Path, name: SegmentName, known: Collection[Key], seen: Recovered) -> Recovered:
+    """Copy what is whole into a sealed segment; return what that is.
+
+    It is read again: after a sync that failed, what was seen may have gone since, and only bytes just verified count.
+    """
+    reader = TailReader(store, name, OPEN)
+    found = Recovered(damage=reader.damage)
+    with closing(reader):
+        batches = _read(reader, known, found)
+        if (first := next(batches, None)) is not None:
+            schema = reader.schema_message or file_schema(name, reader.spec).serialize().to_pybytes()
+            seal_copy(store, name, schema, chain([first], batches))
+    found.damage = found.damage or seen.damage  # a torn tail may have been cut since
+    return found
+
+
+def _put_away(store: Path, name: SegmentName, *, keep: bool) -> None:
+    """Remove the original of what is sealed now, or keep it in quarantine."""
+    path = name.path(store, OPEN)
+    if keep:
         kept = name.path(store, QUARANTINE)
         make_folder(kept.parent)
         disk.rename(path, kept)
         sync_folder(kept.parent)
+    else:
+        disk.unlink(path)
     sync_folder(path.parent)
-    return batches, reader.damage
 
 
 def _remove_drafts(store: Path, shard: str) -> None:

@@ -240,12 +240,12 @@ class ShardWriter:
             segment.sync()
             done.durable.extend(keys)
         except OSError as error:
-            # The kernel forgets which pages failed, so a second sync of this file would prove nothing.
             _log.error("insitu: %s could not be synced (%s); a new file is begun", segment.name, error)
             with self._lock:
                 failed = keys + self._take_unsynced(segment)
                 if self._open.get(segment.name.table) is segment:
                     del self._open[segment.name.table]
+            segment.cut_unsynced()
             segment.close()
             done.failed.extend(failed)
             self._to_recover[segment.name] = frozenset(failed)
