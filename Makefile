@@ -20,10 +20,10 @@ PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboa
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 PYTEST = $(BIN)/python -m pytest --section=$(@:test-%=%)
 
-.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e soak fuzz check format bench bench-probe bench-collector bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
+.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e matrix soak fuzz check format bench bench-probe bench-collector bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
 
 help:
-	@echo "make demo | test | soak | fuzz | check | format | bench | recall | trials | clean | venv"
+	@echo "make demo | test | matrix | soak | fuzz | check | format | bench | recall | trials | clean | venv"
 	@echo "     test-probe, test-engine, test-collector, test-dashboard, test-e2e are parts of test"
 	@echo "     ARGS=... goes to the command: make demo ARGS='--seconds 60', make test ARGS='-k ledger'"
 
@@ -39,8 +39,13 @@ test: $(READY)
 # Some start a whole system and want the machine to themselves: one at a time, after the others. 5: nothing selected, as
 # ARGS may have it, and as it is where a section has none of the latter.
 test-probe test-engine test-collector test-dashboard test-e2e: $(READY)
-	@$(PYTEST) -m "not soak and not e2e" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
-	@$(PYTEST) -m "e2e and not soak" --alone $(ARGS) || [ $$? = 5 ]
+	@$(PYTEST) -m "not soak and not e2e and not matrix" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
+	@$(PYTEST) -m "e2e and not soak and not matrix" --alone $(ARGS) || [ $$? = 5 ]
+
+# What each fault of the failure matrix does (CONTRIBUTING.md), where that takes whole systems or many moments.
+matrix: $(READY)
+	@$(BIN)/python -m pytest -m "matrix and not soak and not e2e" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
+	@$(BIN)/python -m pytest -m "matrix and e2e and not soak" $(ARGS) || [ $$? = 5 ]
 
 soak: $(READY)
 	@$(BIN)/python -m pytest -m soak $(ARGS)

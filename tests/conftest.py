@@ -38,6 +38,7 @@ SECTIONS: Final[Mapping[str, str]] = {
     "e2e/test_flight_ranks.py": "collector",
     "e2e/test_forwarding.py": "collector",
     "e2e/test_help_examples.py": "collector",
+    "golden": "probe",
     "e2e/test_demo.py": "engine",
     "e2e/test_faults_demo.py": "engine",
     "e2e": "e2e",

@@ -19,6 +19,8 @@ import insitu
 from insitu_collector.store import open_store
 from insitu_collector.subscriber.delivery import HELD_EVENT
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from random_lives import CALLS, LIVES, MOMENTS, random_step
 from insitu.segments import disk
 from insitu.segments.expiry import SWEEP_S
 
+pytestmark = pytest.mark.matrix
+
 SOME_OR_MANY = pytest.mark.parametrize("num_seeds", [8, pytest.param(50, marks=pytest.mark.soak)])
 """Of the 20 places to die: 160 lives in every run, 1,000 in `make soak`."""
 

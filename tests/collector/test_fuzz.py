@@ -12,6 +12,8 @@ from frame_mutations import mutated
 from frame_target import CorpusTarget, FrameTarget
 from fuzz import MAX_RSS_BYTES, Result, run
 
+pytestmark = pytest.mark.matrix
+
 NUM_INPUTS = 16_000
 
 

@@ -32,6 +32,8 @@ from insitu_collector.admission.admission import WINDOW_BYTES
 from insitu_collector.service.server import SPARE_CALLS, CollectorServer
 from insitu_collector.store import open_store
 
+pytestmark = pytest.mark.matrix
+
 MIB: Final = 1 << 20
 INVALID: Final = str(DropReason.REFUSED_INVALID)
 

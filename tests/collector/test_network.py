@@ -20,6 +20,8 @@ from insitu.vocabulary import DropReason
 from insitu_collector.service import server as service
 from insitu_collector.service.server import CollectorServer
 
+pytestmark = pytest.mark.matrix
+
 MIB: Final = 1 << 20
 WINDOW: Final = MIB
 BIG: Final = "x" * (64 << 10)

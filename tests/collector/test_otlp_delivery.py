@@ -26,6 +26,8 @@ from insitu_collector.subscriber.pace import Pace
 from insitu_collector.subscriber.payloads import Payload, payload_of
 from insitu_collector.subscriber.target import parse_target
 
+pytestmark = pytest.mark.matrix
+
 Code = grpc.StatusCode
 UNAVAILABLE = Say(503, Code.UNAVAILABLE, text="busy")
 

@@ -28,6 +28,8 @@ from insitu_collector.otlp.wire import entry
 from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
+pytestmark = pytest.mark.matrix
+
 MIB: Final = 1 << 20
 CHUNK: Final = bytes(16 * MIB)
 PROTOBUF: Final = {"Content-Type": "application/x-protobuf"}

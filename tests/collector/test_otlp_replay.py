@@ -40,6 +40,8 @@ from insitu_collector.subscriber.pace import Pace
 from insitu_collector.subscriber.replay import Replay, Window
 from insitu_collector.subscriber.target import parse_target
 
+pytestmark = pytest.mark.matrix
+
 HOUR_NS: Final = 3600 * 1_000_000_000
 
 

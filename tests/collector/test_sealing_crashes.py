@@ -18,6 +18,8 @@ from insitu.segments.layout import OPEN, QUARANTINE, SEALED, SegmentName, list_s
 from insitu.segments.reader import recent_keys
 from insitu.segments.shard import Key, ShardWriter, TailReader
 
+pytestmark = pytest.mark.matrix
+
 STORE = Path("/store")
 NAME = SegmentName("events", "a", 0)
 

@@ -26,7 +26,7 @@ from insitu.vocabulary import DropReason
 from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.matrix]
 
 
 def assert_stored_once(session: Session, store: Path) -> None:
