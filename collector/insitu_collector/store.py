@@ -7,8 +7,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -18,14 +19,18 @@ from insitu.segments.erased_file import ErasedFile
 from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segments
 from insitu.segments.reader import FIRST_MESSAGE, Damage, TailReader, newer_text
 from insitu.segments.whole import numbers_replaced
+from insitu_collector.query.asked import Asked, Filters, Time
 from insitu_collector.rows.ranges import Ranges
 
 if TYPE_CHECKING:
     import altair as alt
 
     from insitu.exporters.base import Batch
+    from insitu_collector.query.payloads import Payloads
+    from insitu_collector.query.rows import Rows
+    from insitu_collector.query.scan import Scan
+    from insitu_collector.query.tensors import Ref, SiteTensor, Tensors
     from insitu_collector.verdicts.finding import Verdict
-    from insitu_collector.views.notebook import Time
     from insitu_collector.views.stalls import Stalls
 
 TIME_TABLES: Final = frozenset(
@@ -72,6 +77,7 @@ class Store:
         """What could not be read by any call so far."""
         self.hidden: Counter[tuple[str, int]] = Counter()
         """Rows by table and epoch that the last call of `table` or `scan` left out because they are erased."""
+        self._payloads: Payloads | None = None
 
     def tables(self) -> list[str]:
         """Return the tables that have segments, in order of `insitu.records.TABLES`."""
@@ -99,17 +105,15 @@ class Store:
             self.damage, self.hidden = tail.damage, tail.hidden
 
     def sql(self, query: str) -> pa.Table:
-        """Run one query of DuckDB over the tables it names, and return its rows."""
-        import duckdb
+        """Run one query of DuckDB, and return its rows; what it does not need is not read.
 
-        with duckdb.connect() as connection:
-            damage: list[Damage] = []
-            for name in TABLES:
-                if re.search(rf"\b{name}\b", query, re.IGNORECASE):
-                    connection.register(name, self.table(name))
-                    damage += self.damage
-            self.damage = damage
-            return connection.sql(query).to_arrow_table()
+        Tables stand under their names, and with what their numbers mean in schema `named` (docs/query.md). Raises
+        BadQuestion, a ValueError, with one line that says what is wrong with the query.
+        """
+        from insitu_collector.query.sql import run
+
+        self.damage = []
+        return run(self.reading(), query)
 
     def tail(
         self,
@@ -153,11 +157,115 @@ class Store:
 
         return notebook.verdicts(self, run)
 
-    def intervals(self, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
-        """Return the intervals that touch [t0, t1), Unix ns or ISO 8601, with Unix times and their ledger class."""
-        from insitu_collector.views import notebook
+    # -- rows and tensors: docs/query.md -----------------------------------------------------------------------------
 
-        return notebook.intervals(self, t0, t1, run)
+    def rows(
+        self, table: str, t0: Time | None = None, t1: Time | None = None, run: str = "", **asked: Unpack[Filters]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield rows of any table, a batch at a time, with what their numbers mean; asked for as captures are.
+
+        Raises KeyError for an unknown table, BadQuestion (a ValueError), and NothingFound (a LookupError) for a run
+        that is not there.
+        """
+        self.damage = []
+        return self.reading().batches(table, Asked(t0=t0, t1=t1, run=run, **asked))
+
+    def captures(
+        self, t0: Time | None = None, t1: Time | None = None, run: str = "", **asked: Unpack[Filters]
+    ) -> pa.Table:
+        """Return captured rows, without their values: `tensor` reads those.
+
+        t0, t1: of steps that began in [t0, t1), Unix ns or ISO 8601. run: the latest whose name begins so; "*": all.
+        Further, each as far as it is said: replica, rank, stage; layer, site (a glob as rules have them); request;
+        steps (one, or a range); columns (which, in this order: "data" is one). Raises as `rows`.
+        """
+        return self._table("captures", Asked(t0=t0, t1=t1, run=run, **asked))
+
+    def summaries(
+        self, t0: Time | None = None, t1: Time | None = None, run: str = "", **asked: Unpack[Filters]
+    ) -> pa.Table:
+        """Return summaries, asked for as captures are (of no request)."""
+        return self._table("summaries", Asked(t0=t0, t1=t1, run=run, **asked))
+
+    def intervals(
+        self, t0: Time | None = None, t1: Time | None = None, run: str = "", **asked: Unpack[Filters]
+    ) -> pa.Table:
+        """Return the intervals that touch [t0, t1), with Unix times and ledger class; asked for as captures are."""
+        from insitu_collector.query.intervals import with_classes
+
+        self.damage = []
+        return with_classes(self.reading(), Asked(t0=t0, t1=t1, run=run, **asked))
+
+    def tensor(self, ref: Ref, *, run: str = "", torch: bool = False, **asked: Unpack[Filters]) -> Any:
+        """Return captured values: of one row in its shape, or of a request at a site, [positions, width].
+
+        ref: a row of `captures()`, or (request, site), or (request, site, step or range of positions). Values lie in
+        the mapped segment where they can, and are copied otherwise. numpy has no bfloat16 and float8: they come as
+        float32, or as they are with `torch`. Where only the largest values of a row were kept: values and places.
+        Raises NothingFound, BadQuestion.
+        """
+        return self._tensors().tensor(ref, Asked(run=run, **asked), torch=torch)
+
+    def tensors(
+        self,
+        request: str,
+        site: str = "*",
+        *,
+        run: str = "",
+        replica: int | None = None,
+        rank: int | None = None,
+        steps: int | range | None = None,
+        torch: bool = False,
+    ) -> dict[str, SiteTensor]:
+        """Return what was captured of a request at each site that a glob means; tensor-parallel ranks put together.
+
+        Each position is there once, of the last step that computed it; what is missing is said. With `rank`: what that
+        one holds. Raises NothingFound, BadQuestion.
+        """
+        asked = Asked(request=request, site=site, run=run, replica=replica, rank=rank, steps=steps)
+        return self._tensors().tensors(asked, torch=torch)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from files by `rows`, `captures`, `sql` and the like so far; maps of tensors are not in it."""
+        return self._scan.bytes_read
+
+    def _table(self, table: str, asked: Asked) -> pa.Table:
+        self.damage = []
+        return self.reading().table(table, asked)
+
+    def reading(self, tenant: str = "") -> Rows:
+        """Return what answers questions about the store as it is now, as one tenant sees it; empty: all there is."""
+        from insitu_collector.query.directory import Directory
+        from insitu_collector.query.rows import Rows
+
+        sources, clocks, sites = (self._whole(name) for name in ("sources", "clocks", "sites"))
+        return Rows(self._scan, Directory(self.path, sources, clocks, sites, tenant))
+
+    def _whole(self, table: str) -> pa.Table:
+        return pa.Table.from_batches((batch.data for batch in self._scan.batches(table)), schema=schema_of(table))
+
+    def _tensors(self) -> Tensors:
+        from insitu_collector.query.payloads import Payloads
+        from insitu_collector.query.tensors import Tensors
+
+        self.damage = []
+        if self._payloads is None:
+            self._payloads = Payloads(self.path, self._scan)
+        return Tensors(self.reading(), self._payloads)
+
+    @cached_property
+    def _scan(self) -> Scan:
+        from insitu_collector.query.scan import Scan
+
+        return Scan(self.path, self._salvage)
+
+    def _salvage(self, name: SegmentName, is_sealed: bool) -> list[Batch]:
+        tail = StoreTail(self.path, [name.table], None, self.all_damage)
+        batches = tail.read_segment(name, is_done=is_sealed, final=True)
+        self.damage += tail.damage
+        tail.close()
+        return batches
 
     def statistics(
         self, t0: Time | None = None, t1: Time | None = None, run: str = "", *, by_step: bool = False
@@ -292,7 +400,7 @@ class StoreTail:
             self._finished |= unwanted
             for name in due:
                 if name not in unwanted:
-                    yield from self._read(name, is_done=name not in being_written, final=final)
+                    yield from self.read_segment(name, is_done=name not in being_written, final=final)
             if not final or not due:
                 return
             # The only look there will be: another segment may have taken the place of one before it was read.
@@ -330,7 +438,8 @@ class StoreTail:
     def _reading_of(self, table: str) -> set[SegmentName]:
         return {name for name in self._reading if name.table == table}
 
-    def _read(self, name: SegmentName, *, is_done: bool, final: bool) -> list[Batch]:
+    def read_segment(self, name: SegmentName, *, is_done: bool, final: bool) -> list[Batch]:
+        """Return the batches of one segment that are new; is_done: nobody writes it any more. Rows may come twice."""
         try:
             reader = self._reading.get(name) or TailReader(self._path, name)
         except FileNotFoundError:  # moved away or expired between the listing and now

@@ -16,7 +16,7 @@ from insitu.records import schema_of
 from insitu_collector.clocks.timeline import Timeline
 from insitu_collector.rows.selection import Selection
 
-_UNIX_OF: Final = {
+UNIX_OF: Final = {
     "t0_ns": "t0_unix_ns",
     "t1_ns": "t1_unix_ns",
     "t_ns": "unix_ns",
@@ -30,8 +30,8 @@ def unix_schema(table: str) -> pa.Schema:
     fields = []
     for each in schema_of(table):
         fields.append(each)
-        if each.name in _UNIX_OF:
-            fields.append(pa.field(_UNIX_OF[each.name], pa.int64()))
+        if each.name in UNIX_OF:
+            fields.append(pa.field(UNIX_OF[each.name], pa.int64()))
     return pa.schema(fields)
 
 
@@ -42,7 +42,7 @@ def with_unix(batch: pa.RecordBatch, table: str, clock: Timeline, known: pa.Arra
         return batch
     columns = {name: batch[name] for name in batch.schema.names}
     stranger = pc.invert(pc.is_in(batch["epoch"], known))
-    for name, unix in _UNIX_OF.items():
+    for name, unix in UNIX_OF.items():
         if name in columns:
             moved = clock.moved(batch, name) + np.int64(clock.unix_minus_mono_ns)
             absent = pc.or_(stranger, pc.is_null(batch[name]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 MARGIN_NS: Final = 600_000_000_000
 """Segments last written this long before a window are still read: hosts' wall clocks may differ by as much."""
-_MONOTONIC: Final = {
+MONOTONIC: Final = {
     "intervals": ("t0_ns", "t1_ns"),
     "steps": ("t0_ns", "t0_ns"),
     "requests": ("t_ns", "t_ns"),
@@ -31,7 +32,7 @@ _MONOTONIC: Final = {
     "events": ("t_ns", "t_ns"),
 }
 """Table -> columns in which a row begins and ends."""
-_UNIX: Final = {
+UNIX: Final = {
     "verdicts": ("window_start_unix_ns", "window_end_unix_ns"),
     "incidents": ("window_start_unix_ns", "window_end_unix_ns"),
     "gaps": ("unix_ns", "unix_ns"),
@@ -39,9 +40,9 @@ _UNIX: Final = {
     "metrics": ("unix_ns", "unix_ns"),
     "logs": ("unix_ns", "unix_ns"),
 }
-_BY_STEP: Final = ("summaries", "expert_loads", "captures", "statistics", "plugin_statistics", "sampling")
+BY_STEP: Final = ("summaries", "expert_loads", "captures", "statistics", "plugin_statistics", "sampling")
 """Tables without a time: a row belongs to a window when its step began in it."""
-TIMED: Final = frozenset((*_MONOTONIC, *_UNIX, *_BY_STEP))
+TIMED: Final = frozenset((*MONOTONIC, *UNIX, *BY_STEP))
 _OF_NO_RUN: Final = ("clocks", "spans", "metrics", "logs")
 """Tables whose rows do not say of which run they are."""
 
@@ -149,10 +150,10 @@ class Selection:
         return pc.is_in(rows[column], self.sources["epoch"].combine_chunks())
 
     def _is_inside(self, table: str, rows: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        if table in _BY_STEP:
+        if table in BY_STEP:
             return np.isin(np.asarray(rows["step_id"]), self._steps_inside())
-        first, last = _MONOTONIC.get(table) or _UNIX[table]
-        if table in _MONOTONIC:
+        first, last = MONOTONIC.get(table) or UNIX[table]
+        if table in MONOTONIC:
             begin, end = self.clock.moved(rows, first), self.clock.moved(rows, last)
             since, until = self.line_window()
         else:
@@ -183,7 +184,7 @@ def select(
     found = Groups().sort({"sources": store.table("sources")})
     group = latest(found, run)
     if group is None:
-        raise NothingFound(_no_run(store, run, found))
+        raise NothingFound(no_run(store.path, run, found))
     whole = Selection(store, group[0])
     if begin_unix_ns is None and end_unix_ns is None and last_s is None:
         return whole
@@ -226,8 +227,9 @@ def as_time(unix_ns: int) -> str:
     return f"{np.datetime64(unix_ns // 1_000_000, 'ms')}Z"
 
 
-def _no_run(store: Store, run: str, found: dict[Group, dict[str, pa.Table]]) -> str:
+def no_run(path: Path, run: str, found: dict[Group, dict[str, pa.Table]]) -> str:
+    """Return one line that says which runs a store has instead."""
     if not found:
-        return f"the store {store.path} holds no record of any rank; attach a probe to a model first"
+        return f"the store {path} holds no record of any rank; attach a probe to a model first"
     known = sorted({name for name, _ in found})
-    return f"the store {store.path} has no run {run!r}...; it has {', '.join(known[-5:])}"
+    return f"the store {path} has no run {run!r}...; it has {', '.join(known[-5:])}"

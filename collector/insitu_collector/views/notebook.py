@@ -14,16 +14,16 @@ import pyarrow.compute as pc
 from insitu.plugins.discovery import STATISTICS, named
 from insitu.statistic_plugins import measure_of
 from insitu.vocabulary import VerdictKind
-from insitu_collector.export.tables import unix_schema, with_unix
 from insitu_collector.judge.runs import final_verdicts
 from insitu_collector.ledger.window import rank_stages
+from insitu_collector.query.asked import Time
 from insitu_collector.rows.selection import NothingFound, Selection, as_time, select, time_of
 from insitu_collector.values.divergence import divergence as divergence_of
 from insitu_collector.values.expert_balance import expert_balance
 from insitu_collector.values.plugged import plugged_values
 from insitu_collector.values.statistics import value_statistics
 from insitu_collector.verdicts.finding import Verdict
-from insitu_collector.views.spans import CLASSES, lanes_of, ledger_classes, spans_of
+from insitu_collector.views.spans import lanes_of, spans_of
 from insitu_collector.views.stalls import Stalls, stalls_of, traffic_window
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from insitu_collector.store import Store
 
-Time = int | str
-"""Unix ns, or what `time_of` reads."""
 DEFAULT_NS: Final = 500_000_000
 """Of a timeline for which no step and no window is asked: a few dozen steps, each to be seen."""
 QUIET: Final = (VerdictKind.HEALTHY, VerdictKind.INCONCLUSIVE)
@@ -52,18 +50,6 @@ def stalls(store: Store, run: str = "") -> Stalls:
 def verdicts(store: Store, run: str = "") -> list[Verdict]:
     """Return what stands, most severe first; a store that was never judged is judged here."""
     return final_verdicts(store, select(store, run).run)
-
-
-def intervals(store: Store, t0: Time | None = None, t1: Time | None = None, run: str = "") -> pa.Table:
-    """Return the intervals that touch [t0, t1), with Unix times beside monotonic ones and their ledger class."""
-    chosen = select(store, run, _unix(t0), _unix(t1))
-    rows = chosen.rows("intervals")
-    known = chosen.sources["epoch"].combine_chunks()
-    batches = [with_unix(batch, "intervals", chosen.clock, known) for batch in rows.to_batches()]
-    found = pa.Table.from_batches(batches, unix_schema("intervals"))
-    names = np.array([str(cls) for cls in CLASSES])
-    classes = ledger_classes(rows, chosen.clock, rank_stages(chosen.sources, rows))
-    return found.append_column("ledger_class", pa.array(names[classes] if len(classes) else [], pa.utf8()))
 
 
 def statistics(

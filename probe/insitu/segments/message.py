@@ -74,6 +74,21 @@ def head_bytes(data: memoryview, at: int) -> int:
     return PREFIX_BYTES + _unpack(data, "<i", at + 4)
 
 
+def buffer_places(data: memoryview, at: int = 0) -> list[tuple[int, int]]:
+    """Return where each buffer of the record batch at `at` lies: offset from `at`, and bytes, in the order of columns.
+
+    Its metadata must all be there; raises NotAMessage where they are damaged.
+    """
+    (metadata_bytes,) = struct.unpack_from("<i", data, at + 4)
+    metadata = data[at + PREFIX_BYTES : at + PREFIX_BYTES + metadata_bytes]
+    try:
+        batch = _Table(metadata, _offset(metadata, 0)).table(2)
+        found = [] if batch is None else batch.pairs(2)
+    except struct.error as error:
+        raise NotAMessage(str(error)) from None
+    return [(PREFIX_BYTES + metadata_bytes + offset, num_bytes) for offset, num_bytes in found]
+
+
 def hides_a_batch(data: memoryview, at: int) -> bool:
     """Return whether a mark of the end at `at` is really a batch of ours whose length was damaged."""
     metadata = data[at + PREFIX_BYTES : at + PREFIX_BYTES + MAX_METADATA_BYTES]
@@ -147,6 +162,17 @@ class _Table:
         if num_entries > len(self._data):
             raise NotAMessage(f"{num_entries} metadata entries")
         return [_Table(self._data, _offset(self._data, vector + 4 + 4 * i)) for i in range(num_entries)]
+
+    def pairs(self, field: int) -> list[tuple[int, int]]:
+        """Return a vector of structs of two int64."""
+        place = self._place(field)
+        if place is None:
+            return []
+        vector = _offset(self._data, place)
+        num_bytes = 16 * _unpack(self._data, "<I", vector)
+        if num_bytes > len(self._data):
+            raise NotAMessage(f"{num_bytes} bytes of buffers")
+        return list(struct.iter_unpack("<qq", self._data[vector + 4 : vector + 4 + num_bytes]))
 
     def text(self, field: int) -> str:
         place = self._place(field)

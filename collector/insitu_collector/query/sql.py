@@ -1,0 +1,225 @@
+"""SQL over a store, run by DuckDB: it reads only the columns and batches that a query needs.
+
+Each table stands under its name as it is stored, and in schema `named` as `rows()` gives it: with runs, places, names
+of sites and Unix times beside the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from pyarrow.fs import LocalFileSystem
+
+from insitu.records import TABLES, schema_of
+from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion
+from insitu_collector.query.extents import Bools, Extents
+from insitu_collector.query.pruning import Wanted
+from insitu_collector.query.rows import Question, Rows, named_schema
+from insitu_collector.query.segment import PAYLOAD
+
+if TYPE_CHECKING:
+    import duckdb
+
+BATCH_ROWS: Final = 65_536
+_FORMAT: Final = ds.IpcFileFormat()
+_FILES: Final = LocalFileSystem()
+_WORD: Final = re.compile(r"\w+")
+_UNSAFE: Final = {"python_enable_replacements": "false", "autoinstall_known_extensions": "false"}
+"""Without these a name of a table may mean a variable of this program, and a function a package to be fetched."""
+
+
+class QueryTooLarge(BadQuestion):
+    """A query took more than it may: rows, memory or time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one query of a stranger may take."""
+
+    max_rows: int = 1_000_000
+    memory_bytes: int = 256 << 20
+    seconds: float = 30.0
+    threads: int = 1
+
+
+class StoreTable(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
+    """One table as DuckDB reads it: it says which columns and which rows, as a filter, and gets batches."""
+
+    def __init__(self, schema: pa.Schema, batches: Callable[[Sequence[str], Any], Iterator[pa.RecordBatch]]) -> None:
+        self._schema = schema
+        self._batches = batches
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Every column there is."""
+        return self._schema
+
+    def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **_: Any) -> ds.Scanner:
+        """Return a reader of some columns of the rows that pass a filter; only columns either names are read."""
+        wanted = list(self._schema.names if columns is None else columns)
+        named = set(_WORD.findall(str(filter))) if filter is not None else set()
+        needed = [name for name in self._schema.names if name in wanted or name in named] or self._schema.names[:1]
+        schema = pa.schema([self._schema.field(name) for name in needed])
+        reader = pa.RecordBatchReader.from_batches(schema, self._batches(needed, filter))
+        return ds.Scanner.from_batches(reader, columns=wanted, filter=filter, use_threads=False)
+
+
+def stored_table(rows: Rows, table: str) -> StoreTable:
+    """Return a table as it is stored, each row once."""
+    schema, every = schema_of(table), Question(rows, table, Asked(run=EVERY_RUN))
+
+    def batches(columns: Sequence[str], filter: Any) -> Iterator[pa.RecordBatch]:
+        payload = PAYLOAD.get(table) in columns
+        keep = _passing(schema, filter)
+        for batch in rows.scan(table, lambda extents: every.keep(extents) & keep(extents), Wanted(), payload=payload):
+            yield every.meant(batch).select(columns)
+
+    return StoreTable(schema, batches)
+
+
+def named_table(rows: Rows, table: str) -> StoreTable:
+    """Return a table with what its numbers mean."""
+    schema = named_schema(table)
+
+    def batches(columns: Sequence[str], filter: Any) -> Iterator[pa.RecordBatch]:
+        question = Question(rows, table, Asked(run=EVERY_RUN, columns=columns))
+        keep = _passing(schema, filter)
+        for batch in question.batches(keep):
+            meant = question.meant(batch)
+            if meant.num_rows:
+                yield question.shaped(batch, meant)
+
+    return StoreTable(schema, batches)
+
+
+def _passing(schema: pa.Schema, filter: Any) -> Callable[[Extents], Bools]:
+    """Return what says of each batch whether any row may pass a filter: by Arrow's own simplification of it."""
+
+    def keep(extents: Extents) -> Bools:
+        found = extents.all()
+        if filter is None or not len(found):
+            return found
+        columns = [name for name in extents.columns if _is_as_stored(schema, name)]
+        fragments = [
+            _FORMAT.make_fragment(str(place), _FILES, guarantee)
+            for place, guarantee in enumerate(_guarantees(schema, extents, columns))
+        ]
+        dataset = ds.FileSystemDataset(fragments, schema, _FORMAT, _FILES)
+        found[:] = False
+        found[[int(fragment.path) for fragment in dataset.get_fragments(filter=filter)]] = True
+        return found
+
+    return keep
+
+
+def _is_as_stored(schema: pa.Schema, name: str) -> bool:
+    """Return whether a column says the number it is stored as: a site's name, and Unix times made of others, do not."""
+    return name in schema.names and pa.types.is_integer(schema.field(name).type)
+
+
+def _guarantees(schema: pa.Schema, extents: Extents, columns: Sequence[str]) -> Iterator[Any]:
+    """Yield, for each batch, an expression that holds for every row of it."""
+    bounds = {name: (extents.low(name), extents.high(name), extents.has_null(name)) for name in columns}
+    epochs = extents.epoch
+    for place in range(len(extents)):
+        said = pc.field("epoch") == pa.scalar(epochs[place].item(), pa.uint64())
+        for name, (low, high, has_null) in bounds.items():
+            if not has_null[place] and low[place] <= high[place]:
+                kind = schema.field(name).type
+                said &= pc.field(name) >= pa.scalar(int(low[place]), kind)
+                said &= pc.field(name) <= pa.scalar(int(high[place]), kind)
+        yield said
+
+
+@contextmanager
+def connection(rows: Rows, limits: Limits | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open DuckDB over a store's tables. limits: of strangers, who get no files, no settings and no more than these."""
+    import duckdb
+
+    config: dict[str, Any] = dict(_UNSAFE)
+    if limits is not None:
+        config |= {"memory_limit": f"{limits.memory_bytes}B", "threads": limits.threads, "temp_directory": ""}
+    with duckdb.connect(config=config) as opened:
+        opened.execute("create schema named")
+        for table in TABLES:
+            opened.register(table, stored_table(rows, table))
+            opened.register(f"named_{table}", named_table(rows, table))
+            opened.execute(f'create view named."{table}" as select * from "named_{table}"')
+        if limits is not None:
+            opened.execute("set enable_external_access = false")
+            opened.execute("set lock_configuration = true")
+        yield opened
+
+
+def run(rows: Rows, query: str) -> pa.Table:
+    """Return the rows of a query. Raises BadQuestion, one line that says what is wrong with it."""
+    with connection(rows) as opened, _one_line():
+        return opened.sql(query).to_arrow_table()
+
+
+def stream(
+    rows: Rows, query: str, limits: Limits, ended: Callable[[Callable[[], None]], None]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a stranger's query: one statement that reads. First comes a batch without rows, of its schema.
+
+    ended: is given what ends the query, to be called when nobody waits for it any more. Raises BadQuestion, and
+    QueryTooLarge where it takes more than `limits`.
+    """
+    late = threading.Event()
+    with connection(rows, limits) as opened, _one_line(late):
+        _check_reads_only(opened, query)
+
+        def interrupt() -> None:
+            late.set()
+            opened.interrupt()
+
+        timer = threading.Timer(limits.seconds, interrupt)
+        timer.daemon = True
+        timer.start()
+        ended(opened.interrupt)
+        try:
+            with opened.sql(query).to_arrow_reader(BATCH_ROWS) as reader:
+                yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+                yield from _at_most(limits.max_rows, reader)
+        finally:
+            timer.cancel()
+
+
+def _at_most(max_rows: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    num_rows = 0
+    for batch in batches:
+        num_rows += batch.num_rows
+        if num_rows > max_rows:
+            raise QueryTooLarge(f"the answer has more than {max_rows:,} rows; ask for fewer, or with a `limit`")
+        yield batch
+
+
+def _check_reads_only(opened: duckdb.DuckDBPyConnection, query: str) -> None:
+    import duckdb
+
+    statements = opened.extract_statements(query)
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise BadQuestion("one SELECT at a time: a store is only read")
+
+
+@contextmanager
+def _one_line(late: threading.Event | None = None) -> Iterator[None]:
+    import duckdb
+
+    try:
+        yield
+    except duckdb.InterruptException:
+        why = "took too long; ask for less" if late is not None and late.is_set() else "was given up"
+        raise QueryTooLarge(f"the query {why}") from None
+    except duckdb.OutOfMemoryException:
+        raise QueryTooLarge("the query needs more memory than one may have here; ask for less at a time") from None
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise BadQuestion(str(error).strip().partition("\n")[0]) from None
