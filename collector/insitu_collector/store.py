@@ -47,10 +47,14 @@ _log = logging.getLogger("insitu")
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
-    """Return the store at `path`, which may be written to meanwhile.
+    """Return the store at `path`, which may be written to meanwhile; `grpc://host:port`: that of a collector there.
 
     Raises FileNotFoundError, with one line for the user, when there is none.
     """
+    if str(path).startswith(("grpc://", "grpc:/")):  # a Path has one slash
+        from insitu_collector.query.remote import RemoteStore
+
+        return RemoteStore(f"grpc://{str(path).partition(':')[2].lstrip('/')}")
     root = Path(path)
     if not (root / FORMAT).is_dir():
         inside = sorted(folder.parent for folder in root.glob(f"*/{FORMAT}") if folder.is_dir())
@@ -71,6 +75,8 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.name = str(path)
+        """What people call it."""
         self.damage: list[Damage] = []
         """What could not be read by the last call of `table`, `scan` or `sql`; it is left out, and logged once."""
         self.all_damage: set[Damage] = set()
@@ -78,6 +84,11 @@ class Store:
         self.hidden: Counter[tuple[str, int]] = Counter()
         """Rows by table and epoch that the last call of `table` or `scan` left out because they are erased."""
         self._payloads: Payloads | None = None
+
+    @property
+    def num_damaged(self) -> int:
+        """How many stretches could not be read by any call so far."""
+        return len(self.all_damage)
 
     def tables(self) -> list[str]:
         """Return the tables that have segments, in order of `insitu.records.TABLES`."""
@@ -252,7 +263,7 @@ class Store:
         self.damage = []
         if self._payloads is None:
             self._payloads = Payloads(self.path, self._scan)
-        return Tensors(self.reading(), self._payloads)
+        return Tensors(self.reading, self._payloads)
 
     @cached_property
     def _scan(self) -> Scan:

@@ -159,6 +159,8 @@ def test_a_query_has_bounds_of_rows_memory_and_time(store: Store) -> None:
         ask(store, "select * from captures", Limits(max_rows=100))
     with pytest.raises(QueryTooLarge, match="needs more memory"):
         ask(store, "select list(a.range) from range(100000000) a", Limits(memory_bytes=32 << 20))
+    with pytest.raises(QueryTooLarge, match="was given up"):
+        ask(store, "select sum(a.range * b.range) from range(10000000) a, range(10000000) b", ended=lambda end: end())
     with pytest.raises(QueryTooLarge, match="took too long"):
         ask(store, "select sum(a.range * b.range) from range(10000000) a, range(10000000) b", Limits(seconds=0.2))
 

@@ -39,6 +39,7 @@ class Asked:
     t0, t1: rows that touch [t0, t1), Unix ns or ISO 8601; rows without a time are those of steps that began in it.
     run: the latest run whose name begins so, or `*`, every run. replica, rank, stage: of whom. layer, site: of sites,
     a glob as rules have them. request: whose. steps: a step or a range of them. columns: which, in this order.
+    epoch, row_seqs: of one process, and which rows of the table.
     """
 
     t0: Time | None = None
@@ -52,6 +53,8 @@ class Asked:
     request: str | None = None
     steps: int | range | None = None
     columns: Sequence[str] | None = None
+    epoch: int | None = None
+    row_seqs: Sequence[int] | None = None
 
     @property
     def window(self) -> tuple[int | None, int | None]:

@@ -77,7 +77,7 @@ class Directory:
     def epochs(self, asked: Asked) -> frozenset[int] | None:
         """Return whose rows are meant; None: anybody's, known or not. Raises NothingFound for a run that is not."""
         run = self.chosen_run(asked.run)
-        places = {"replica": asked.replica, "rank": asked.rank, "stage": asked.stage}
+        places = {"replica": asked.replica, "rank": asked.rank, "stage": asked.stage, "epoch": asked.epoch}
         said = {name: value for name, value in places.items() if value is not None}
         if run == EVERY_RUN and not said and not self.is_limited:
             return None

@@ -76,7 +76,8 @@ class Extents:
 
     def has_null(self, column: str) -> Bools:
         """Return which batches have rows without a value there."""
-        return self._column(6 + 3 * self.columns.index(column)) != 0
+        found: Bools = self._column(6 + 3 * self.columns.index(column)) != 0
+        return found
 
     def may_have(self, epoch: int, column: str, value: int) -> bool:
         """Return whether any batch at all may have a value there, of one process."""
@@ -85,8 +86,8 @@ class Extents:
         if column not in self._made:
             low, high = self.low(column), self.high(column)
             self._made[column] = (int(low.min(initial=_NONE[0])), int(high.max(initial=_NONE[1])))
-        low, high = self._made[column]
-        return bool(epoch in self._made["epochs"] and low <= value <= high)
+        least, most = self._made[column]
+        return bool(epoch in self._made["epochs"] and least <= value <= most)
 
     def all(self) -> Bools:
         """Return a mask that takes every batch."""

@@ -13,14 +13,15 @@ import pyarrow.compute as pc
 from insitu_collector.clocks.timeline import Timeline
 from insitu_collector.ledger.window import rank_stages
 from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion
-from insitu_collector.query.rows import Rows, named_schema
+from insitu_collector.query.rows import named_schema
+from insitu_collector.query.tensors import Answers
 from insitu_collector.views.spans import CLASSES, ledger_classes
 
 LEDGER_CLASS: Final = "ledger_class"
 _PLACES: Final = ("replica", "rank", "stage")
 
 
-def with_classes(rows: Rows, asked: Asked) -> pa.Table:
+def with_classes(rows: Answers, asked: Asked) -> pa.Table:
     """Return the intervals that are meant, each with its ledger class unless other columns are asked for.
 
     Whether a wait was for want of work is known by the first stage: so all of a window is read, of whatever rank it
@@ -39,7 +40,7 @@ def with_classes(rows: Rows, asked: Asked) -> pa.Table:
     return found if columns is None else _selected(found, columns)
 
 
-def _classified(rows: Rows, asked: Asked) -> pa.Table:
+def _classified(rows: Answers, asked: Asked) -> pa.Table:
     run = rows.directory.chosen_run(asked.run)
     clock: Timeline = rows.directory.clock(run)
     found = rows.table("intervals", replace(asked, run=run))

@@ -91,9 +91,9 @@ class Payloads:
         self._held: OrderedDict[tuple[SegmentName, int], Held] = OrderedDict()
         self._maps: dict[SegmentName, Bytes] = {}
 
-    def pieces(self, epoch: int, row_seqs: Sequence[int]) -> list[Piece]:
-        """Return where each row's payload lies. Raises RowGone."""
-        return [self._piece(epoch, row_seq) for row_seq in row_seqs]
+    def pieces(self, rows: Sequence[tuple[int, int]]) -> list[Piece]:
+        """Return where the payload of each row, by (epoch, row_seq), lies. Raises RowGone."""
+        return [self._piece(epoch, row_seq) for epoch, row_seq in rows]
 
     def row(self, epoch: int, row_seq: int) -> tuple[dict[str, Any], Piece]:
         """Return a row without its payload, and where that lies. Raises RowGone."""
@@ -162,6 +162,11 @@ class Payloads:
                 return None
             self._maps[segment.name] = np.frombuffer(mapped, np.uint8)
         return self._maps[segment.name]
+
+
+def held_of(rows: pa.RecordBatch, epoch: int) -> Held:
+    """Return rows of one process that lie in memory of their own."""
+    return Held(rows, None, 0, epoch, np.asarray(rows["row_seq"]))
 
 
 def _held(batch: Batch, memory: Bytes | None, begin: int) -> Held:

@@ -22,6 +22,7 @@ from insitu_collector.query.pruning import Wanted
 from insitu_collector.query.scan import Keep, Scan
 from insitu_collector.query.segment import PAYLOAD
 from insitu_collector.rows.selection import BY_STEP, MONOTONIC, UNIX
+from insitu_collector.store import TIME_TABLES
 
 SMALL: Final = ("sources", "clocks", "sites")
 """What says what other rows mean; read whole."""
@@ -78,6 +79,22 @@ class Rows:
         question = Question(self, table, asked)
         return pa.Table.from_batches(self.batches(table, asked), schema=question.schema)
 
+    def stored_schema(self, table: str) -> pa.Schema:
+        """Return the columns of `stored`. Raises KeyError for an unknown table."""
+        return schema_of(table)
+
+    def stored(self, table: str, since_unix_ns: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a table as they are stored, of every run.
+
+        since_unix_ns: sealed segments last written well before may be left out, of tables that grow with time.
+        """
+        every = Question(self, table, Asked(run=EVERY_RUN))
+        wanted = Wanted(since_unix_ns=since_unix_ns if table in TIME_TABLES else None)
+        for batch in self.scan(table, every.keep, wanted, payload=True):
+            rows = every.meant(batch)
+            if rows.num_rows:
+                yield rows
+
     def scan(self, table: str, keep: Keep, wanted: Wanted, *, payload: bool) -> Iterator[Batch]:
         """Yield batches of the store that may hold what is meant."""
         return self._scan.batches(table, keep, wanted, payload=payload)
@@ -92,7 +109,7 @@ class Question:
         self._directory = rows.directory
         self.table = table
         self.asked = asked
-        self.schema = _schema(table, asked)
+        self.schema = asked_schema(table, asked)
         self._epochs = None if self._is_of_no_epoch else self._directory.epochs(asked)
         self._run = self._directory.chosen_run(asked.run)
         self._begin, self._end = asked.window
@@ -119,6 +136,8 @@ class Question:
         if self._steps is not None:
             step = numbers(data, "step_id", -1)
             mask &= (step >= self._steps.start) & (step < self._steps.stop)
+        if self.asked.row_seqs is not None:
+            mask &= np.isin(np.asarray(data["row_seq"]), np.array(self.asked.row_seqs, np.int64))
         sites = self._directory.sites(batch.epoch, self.asked)
         if sites is not None:
             number = numbers(data, "site", -1)
@@ -148,6 +167,8 @@ class Question:
             found &= np.isin(extents.epoch, np.array(sorted(self._epochs), np.uint64))
         if self._steps is not None:
             found &= extents.touching("step_id", self._steps.start, self._steps.stop - 1)
+        if self.asked.row_seqs:
+            found &= extents.touching("row_seq", min(self.asked.row_seqs), max(self.asked.row_seqs))
         if self.asked.request is not None:
             found &= extents.naming(self.asked.request)
         for epoch in np.unique(extents.epoch[found]).tolist():
@@ -288,7 +309,8 @@ def _of_runs(table: str, rows: pa.RecordBatch, runs: set[str], directory: Direct
     return np.array([any(run.startswith(prefix) for run in runs) for prefix in prefixes], bool)
 
 
-def _schema(table: str, asked: Asked) -> pa.Schema:
+def asked_schema(table: str, asked: Asked) -> pa.Schema:
+    """Return the columns that are asked for. Raises BadQuestion where one is not there."""
     every = named_schema(table)
     if asked.columns is None:
         return pa.schema([each for each in every if each.name != PAYLOAD.get(table)])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import duckdb
 
 BATCH_ROWS: Final = 65_536
+AGAIN_S: Final = 0.05
 _FORMAT: Final = ds.IpcFileFormat()
 _FILES: Final = LocalFileSystem()
 _WORD: Final = re.compile(r"\w+")
@@ -176,21 +177,54 @@ def stream(
     late = threading.Event()
     with connection(rows, limits) as opened, _one_line(late):
         _check_reads_only(opened, query)
+        turn = _Turn(opened)
 
-        def interrupt() -> None:
+        def out_of_time() -> None:
             late.set()
-            opened.interrupt()
+            turn.interrupt()
 
-        timer = threading.Timer(limits.seconds, interrupt)
+        timer = threading.Timer(limits.seconds, out_of_time)
         timer.daemon = True
         timer.start()
-        ended(opened.interrupt)
+        ended(turn.interrupt)
         try:
             with opened.sql(query).to_arrow_reader(BATCH_ROWS) as reader:
                 yield pa.RecordBatch.from_pylist([], schema=reader.schema)
                 yield from _at_most(limits.max_rows, reader)
         finally:
             timer.cancel()
+            turn.over()
+
+
+class _Turn:
+    """A connection that others may interrupt until its query is over.
+
+    DuckDB forgets an interrupt that comes before a query has begun; so it is said again until it was heard.
+    """
+
+    def __init__(self, opened: duckdb.DuckDBPyConnection) -> None:
+        self._opened = opened
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+        self._is_ending = False
+
+    def interrupt(self) -> None:
+        with self._lock:
+            if self._is_ending or self._is_over.is_set():
+                return
+            self._is_ending = True
+        threading.Thread(target=self._end, name="insitu-query-end", daemon=True).start()
+
+    def over(self) -> None:
+        with self._lock:
+            self._is_over.set()
+
+    def _end(self) -> None:
+        while not self._is_over.is_set():
+            with self._lock:
+                if not self._is_over.is_set():
+                    self._opened.interrupt()
+            self._is_over.wait(AGAIN_S)
 
 
 def _at_most(max_rows: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

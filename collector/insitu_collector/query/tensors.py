@@ -5,9 +5,10 @@ Rows of tensor-parallel ranks are put together; a position that is not there is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from functools import cached_property
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,7 @@ from insitu_collector.clocks.timeline import Int64
 from insitu_collector.query.asked import Asked, BadQuestion
 from insitu_collector.query.directory import Directory
 from insitu_collector.query.forms import array_of, item_bytes, split
-from insitu_collector.query.payloads import Bytes, Payloads, Piece, joined
-from insitu_collector.query.rows import Rows
+from insitu_collector.query.payloads import Bytes, Piece, joined
 from insitu_collector.query.tensor_parallel import Shard, merged
 from insitu_collector.rows.selection import NothingFound
 
@@ -59,12 +59,36 @@ class SiteTensor:
     """The values are a segment's own bytes, mapped."""
 
 
+class Answers(Protocol):
+    """What answers questions about rows: of a folder, or of a collector."""
+
+    @property
+    def directory(self) -> Directory: ...
+
+    def batches(self, table: str, asked: Asked) -> Iterator[pa.RecordBatch]: ...
+
+    def table(self, table: str, asked: Asked) -> pa.Table: ...
+
+
+class PayloadSource(Protocol):
+    """What has the values of rows, by (epoch, row_seq)."""
+
+    def pieces(self, rows: Sequence[tuple[int, int]]) -> list[Piece]: ...
+
+    def row(self, epoch: int, row_seq: int) -> tuple[dict[str, Any], Piece]: ...
+
+
 class Tensors:
     """Reads tensors of one store."""
 
-    def __init__(self, rows: Rows, payloads: Payloads) -> None:
-        self._rows = rows
+    def __init__(self, reading: Callable[[], Answers], payloads: PayloadSource) -> None:
+        """reading: is asked where more than a row's own number says is needed."""
+        self._reading = reading
         self._payloads = payloads
+
+    @cached_property
+    def _rows(self) -> Answers:
+        return self._reading()
 
     def tensor(self, ref: Ref, asked: Asked, *, torch: bool = False) -> Any:
         """Return one row in its shape, or the rows there are [positions, width] of a request at one site.
@@ -152,9 +176,7 @@ class Tensors:
         return SiteTensor(array, positions, places, missing, tuple(positions[unlike].tolist()), bool(is_view))
 
     def _stacked(self, rows: list[dict[str, Any]]) -> tuple[Bytes, bool]:
-        pieces: list[Piece] = []
-        for row in rows:
-            pieces += self._payloads.pieces(row["epoch"], [row["row_seq"]])
+        pieces = self._payloads.pieces([(row["epoch"], row["row_seq"]) for row in rows])
         sizes = {piece.end - piece.start for piece in pieces}
         if len(sizes) > 1:
             raise BadQuestion(f"{rows[0]['site']} has rows of several widths; ask for steps=... of one")

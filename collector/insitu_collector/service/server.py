@@ -35,7 +35,11 @@ from insitu.wire.insitu_pb2 import (
     ToCollector,
     ToProbe,
 )
-from insitu.wire.insitu_pb2_grpc import CollectorServicer, add_CollectorServicer_to_server
+from insitu.wire.insitu_pb2_grpc import (
+    CollectorServicer,
+    add_CollectorServicer_to_server,
+    add_QueryServicer_to_server,
+)
 from insitu_collector.access.audit import Why
 from insitu_collector.access.children import Child, let_in
 from insitu_collector.access.gate import Access, Caller, Gate, Role
@@ -49,6 +53,7 @@ from insitu_collector.keeping.merge_plan import IN_BACKGROUND
 from insitu_collector.keeping.places import warn_of_remote
 from insitu_collector.service.connection import Connection
 from insitu_collector.service.ingest import SHARD, Ingest
+from insitu_collector.service.query_service import QueryService
 from insitu_collector.service.rule_desk import RuleDesk, RulesRefused
 from insitu_collector.store import Store
 
@@ -198,6 +203,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         server = grpc.server(pool, options=options, maximum_concurrent_rpcs=num_calls)
         add_CollectorServicer_to_server(self, server)
         self.health.readiness.tell(StatusService(server).on_change)
+        add_QueryServicer_to_server(QueryService(self.store, self.gate), server)
         return server
 
     def _add_otlp(self) -> Otlp | None:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from insitu.cli import ExitCode
 from insitu.config import ConfigError
 from insitu.records import schema_of
+from insitu.rules.command import Unreachable
 from insitu.segments.layout import SEALED, list_segments
 from insitu.vocabulary import ERASED, EXPIRED, NOT_LOST, DropReason
 from insitu_collector.clocks.timeline import Timeline, numbers, timeline_of
@@ -140,7 +141,7 @@ def stalls_of(
     stored, hidden = stored_rows(store, group[0], read["sources"])
     erased = Counter(gone_rows(store, group[0], read["sources"], ERASED)) + hidden
     return Stalls(
-        store=str(store.path),
+        store=store.name,
         run=group[0],
         others=sorted({name for name, _ in found} - {group[0]}),
         verdicts=final_verdicts(store, group[0]),
@@ -155,7 +156,7 @@ def stalls_of(
         prediction=_predicted(tables, changes) if changes else None,
         delays=delays,
         requests=request_report.request_report(records_of_tables(tables), request),
-        num_damaged=len(store.all_damage),  # every segment was read by now
+        num_damaged=store.num_damaged,  # every segment was read by now
     )
 
 
@@ -301,6 +302,8 @@ def stalls(
 ) -> None:
     """Say what limits the latest run in STORE, where ranks' and requests' time went, and what a change would do.
 
+    STORE is a folder, or grpc://host:port of a collector that lets you read.
+
     \b
     insitu stalls ./insitu-store
     insitu stalls ./insitu-store --json | python -m json.tool
@@ -312,7 +315,9 @@ def stalls(
         found = stalls_of(open_store(store), run, changes, matrix=matrix, request=request)
     except NoPrediction as error:
         raise click.UsageError(f"--if: {error}") from None
-    except (FileNotFoundError, ConfigError, NoSuchRequest) as error:
+    except (ConnectionError, TimeoutError) as error:
+        raise Unreachable(str(error)) from None
+    except (FileNotFoundError, PermissionError, ConfigError, NoSuchRequest) as error:
         raise click.ClickException(str(error)) from None
     if found is None and run:
         raise click.ClickException(f"the store {store} has no run {run!r}...; leave --run out to see which")

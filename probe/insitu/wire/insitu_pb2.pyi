@@ -291,3 +291,83 @@ class Dump(_message.Message):
     step_id: int
     site: str
     def __init__(self, incident: _Optional[str] = ..., reason: _Optional[str] = ..., text: _Optional[str] = ..., trigger_unix_ns: _Optional[int] = ..., start_unix_ns: _Optional[int] = ..., end_unix_ns: _Optional[int] = ..., rank: _Optional[int] = ..., stage: _Optional[int] = ..., step_id: _Optional[int] = ..., site: _Optional[str] = ...) -> None: ...
+
+class TablesQuery(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TablesAnswer(_message.Message):
+    __slots__ = ("tables",)
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    tables: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tables: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RowsQuery(_message.Message):
+    __slots__ = ("table", "as_stored", "begin_unix_ns", "end_unix_ns", "run", "replica", "rank", "stage", "layer", "site", "request", "begin_step", "end_step", "epoch", "row_seqs", "columns")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    AS_STORED_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    END_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_STEP_FIELD_NUMBER: _ClassVar[int]
+    END_STEP_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROW_SEQS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    as_stored: bool
+    begin_unix_ns: int
+    end_unix_ns: int
+    run: str
+    replica: int
+    rank: int
+    stage: int
+    layer: int
+    site: str
+    request: str
+    begin_step: int
+    end_step: int
+    epoch: int
+    row_seqs: _containers.RepeatedScalarFieldContainer[int]
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, table: _Optional[str] = ..., as_stored: _Optional[bool] = ..., begin_unix_ns: _Optional[int] = ..., end_unix_ns: _Optional[int] = ..., run: _Optional[str] = ..., replica: _Optional[int] = ..., rank: _Optional[int] = ..., stage: _Optional[int] = ..., layer: _Optional[int] = ..., site: _Optional[str] = ..., request: _Optional[str] = ..., begin_step: _Optional[int] = ..., end_step: _Optional[int] = ..., epoch: _Optional[int] = ..., row_seqs: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SqlQuery(_message.Message):
+    __slots__ = ("query",)
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    query: str
+    def __init__(self, query: _Optional[str] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("schema", "piece", "end")
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    schema: bytes
+    piece: Piece
+    end: End
+    def __init__(self, schema: _Optional[bytes] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ...) -> None: ...
+
+class Piece(_message.Message):
+    __slots__ = ("body", "is_last", "crc32")
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    IS_LAST_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    body: bytes
+    is_last: bool
+    crc32: int
+    def __init__(self, body: _Optional[bytes] = ..., is_last: _Optional[bool] = ..., crc32: _Optional[int] = ...) -> None: ...
+
+class End(_message.Message):
+    __slots__ = ("num_rows", "num_damaged")
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    num_rows: int
+    num_damaged: int
+    def __init__(self, num_rows: _Optional[int] = ..., num_damaged: _Optional[int] = ...) -> None: ...

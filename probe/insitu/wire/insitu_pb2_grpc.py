@@ -276,3 +276,166 @@ class Collector:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class QueryStub:
+    """Reads what a collector has stored. For callers who may read; one that belongs to a tenant sees that tenant's rows.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Tables = channel.unary_unary(
+                '/insitu.v1.Query/Tables',
+                request_serializer=insitu_dot_wire_dot_insitu__pb2.TablesQuery.SerializeToString,
+                response_deserializer=insitu_dot_wire_dot_insitu__pb2.TablesAnswer.FromString,
+                _registered_method=True)
+        self.Rows = channel.unary_stream(
+                '/insitu.v1.Query/Rows',
+                request_serializer=insitu_dot_wire_dot_insitu__pb2.RowsQuery.SerializeToString,
+                response_deserializer=insitu_dot_wire_dot_insitu__pb2.Part.FromString,
+                _registered_method=True)
+        self.Sql = channel.unary_stream(
+                '/insitu.v1.Query/Sql',
+                request_serializer=insitu_dot_wire_dot_insitu__pb2.SqlQuery.SerializeToString,
+                response_deserializer=insitu_dot_wire_dot_insitu__pb2.Part.FromString,
+                _registered_method=True)
+
+
+class QueryServicer:
+    """Reads what a collector has stored. For callers who may read; one that belongs to a tenant sees that tenant's rows.
+    """
+
+    def Tables(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rows(self, request, context):
+        """Rows of a table that are meant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sql(self, request, context):
+        """One SELECT, run by DuckDB within bounds of rows, memory and time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_QueryServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Tables': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tables,
+                    request_deserializer=insitu_dot_wire_dot_insitu__pb2.TablesQuery.FromString,
+                    response_serializer=insitu_dot_wire_dot_insitu__pb2.TablesAnswer.SerializeToString,
+            ),
+            'Rows': grpc.unary_stream_rpc_method_handler(
+                    servicer.Rows,
+                    request_deserializer=insitu_dot_wire_dot_insitu__pb2.RowsQuery.FromString,
+                    response_serializer=insitu_dot_wire_dot_insitu__pb2.Part.SerializeToString,
+            ),
+            'Sql': grpc.unary_stream_rpc_method_handler(
+                    servicer.Sql,
+                    request_deserializer=insitu_dot_wire_dot_insitu__pb2.SqlQuery.FromString,
+                    response_serializer=insitu_dot_wire_dot_insitu__pb2.Part.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'insitu.v1.Query', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('insitu.v1.Query', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Query:
+    """Reads what a collector has stored. For callers who may read; one that belongs to a tenant sees that tenant's rows.
+    """
+
+    @staticmethod
+    def Tables(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/insitu.v1.Query/Tables',
+            insitu_dot_wire_dot_insitu__pb2.TablesQuery.SerializeToString,
+            insitu_dot_wire_dot_insitu__pb2.TablesAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/insitu.v1.Query/Rows',
+            insitu_dot_wire_dot_insitu__pb2.RowsQuery.SerializeToString,
+            insitu_dot_wire_dot_insitu__pb2.Part.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sql(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/insitu.v1.Query/Sql',
+            insitu_dot_wire_dot_insitu__pb2.SqlQuery.SerializeToString,
+            insitu_dot_wire_dot_insitu__pb2.Part.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -1,0 +1,232 @@
+"""The store of a collector, read through its port: what `Store` answers, without a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import numpy as np
+import pyarrow as pa
+
+from insitu.records import TABLES, schema_of, with_todays_columns
+from insitu.wire.insitu_pb2 import Part, RowsQuery, SqlQuery, TablesQuery
+from insitu.wire.insitu_pb2_grpc import QueryStub
+from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion
+from insitu_collector.query.directory import Directory
+from insitu_collector.query.parts import Answer
+from insitu_collector.query.payloads import Piece, RowGone, held_of
+from insitu_collector.query.sql import QueryTooLarge
+from insitu_collector.query.tensors import Tensors
+from insitu_collector.rows.selection import NothingFound
+from insitu_collector.store import Store
+
+if TYPE_CHECKING:
+    from insitu_collector.query.asked import Time
+
+SCHEME: Final = "grpc://"
+TIMEOUT_S: Final = 300.0
+"""Of one answer; a collector ends it by then."""
+MOST_ROWS_AT_ONCE: Final = 4096
+"""Of rows whose values are asked for by number."""
+_PIECE_COLUMNS: Final = ("epoch", "row_seq", "data")
+
+Connect = Callable[[str], grpc.Channel]
+"""Opens a channel to `host:port`."""
+
+
+def plain_channel(target: str) -> grpc.Channel:
+    """Open a channel without TLS."""
+    return grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)])
+
+
+class RemoteStore(Store):
+    """A collector's store. Raises as `Store` does; ConnectionError, PermissionError and TimeoutError, one line each,
+    where the collector cannot be reached, does not let the caller read, or does not answer in time.
+
+    Values are copies. Nothing is followed: `tail` is for a store's own host.
+    """
+
+    def __init__(self, url: str, connect: Connect = plain_channel, timeout_s: float = TIMEOUT_S) -> None:
+        """url: `grpc://host:port`."""
+        super().__init__(Path(url))
+        self.url = self.name = url
+        self._rows = RemoteRows(url, connect, timeout_s)
+
+    def tables(self) -> list[str]:
+        """Return the tables that have segments."""
+        return self._rows.tables()
+
+    def table(self, name: str) -> pa.Table:
+        """Return every row of a table as it is now, with today's columns."""
+        return pa.Table.from_batches(self.scan(name), schema=schema_of(name))
+
+    def scan(self, name: str, since_unix_ns: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a table as they are now, as `Store.scan` does."""
+        yield from self._rows.stored(name, since_unix_ns)
+
+    def sql(self, query: str) -> pa.Table:
+        """Run one SELECT there, within the collector's bounds, and return its rows."""
+        return self._rows.sql(query)
+
+    def rows(
+        self, table: str, t0: Time | None = None, t1: Time | None = None, run: str = "", **asked: Any
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield rows of any table, as `Store.rows` does."""
+        return self._rows.batches(table, Asked(t0=t0, t1=t1, run=run, **asked))
+
+    def reading(self, tenant: str = "") -> Any:
+        """Return what answers questions: the collector, which knows whose rows are shown."""
+        return self._rows
+
+    def tail(self, tables: Iterable[str] | None = None, since_unix_ns: int | None = None) -> Any:
+        """Raise BadQuestion: what is new is followed on the store's own host."""
+        raise BadQuestion(f"{self.url} cannot be followed; open the store's folder on the collector's host")
+
+    @property
+    def num_damaged(self) -> int:
+        """How many stretches of its files the collector could not read, as the last whole answer says."""
+        return self._rows.num_damaged
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._rows.close()
+
+    def _tensors(self) -> Tensors:
+        return Tensors(self.reading, _RemotePayloads(self._rows))
+
+
+class RemoteRows:
+    """Asks a collector."""
+
+    def __init__(self, url: str, connect: Connect, timeout_s: float) -> None:
+        self._url = url
+        self._channel = connect(url.partition("://")[2])
+        self._stub = QueryStub(self._channel)
+        self._timeout_s = timeout_s
+        self.num_damaged = 0
+
+    @property
+    def directory(self) -> Directory:
+        """Who wrote what, as the collector knows it now."""
+        sources, clocks, sites = (
+            pa.Table.from_batches(self.stored(name), schema=schema_of(name)) for name in ("sources", "clocks", "sites")
+        )
+        return Directory(Path(self._url), sources, clocks, sites)
+
+    def tables(self) -> list[str]:
+        with self._told():
+            found = set(self._stub.Tables(TablesQuery(), timeout=self._timeout_s).tables)
+        return [table for table in TABLES if table in found]
+
+    def batches(self, table: str, asked: Asked) -> Iterator[pa.RecordBatch]:
+        return self._ask(_question(table, asked)).batches()
+
+    def table(self, table: str, asked: Asked) -> pa.Table:
+        answer = self._ask(_question(table, asked))
+        return pa.Table.from_batches(answer.batches(), schema=answer.schema)
+
+    def stored(self, table: str, since_unix_ns: int | None = None) -> Iterator[pa.RecordBatch]:
+        schema = schema_of(table)
+        query = RowsQuery(table=table, as_stored=True)
+        if since_unix_ns is not None:
+            query.begin_unix_ns = since_unix_ns
+        for batch in self._ask(query).batches():
+            yield with_todays_columns(batch, schema)
+
+    def sql(self, query: str) -> pa.Table:
+        with self._told():
+            answer = Answer(self._parts(self._stub.Sql(SqlQuery(query=query), timeout=self._timeout_s)))
+            return pa.Table.from_batches(answer.batches(), schema=answer.schema)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _ask(self, query: RowsQuery) -> Answer:
+        return Answer(self._parts(self._stub.Rows(query, timeout=self._timeout_s)))
+
+    def _parts(self, call: Any) -> Iterator[Part]:
+        """Yield what comes; whoever stops listening ends the call."""
+        try:
+            with self._told():
+                for part in call:
+                    if part.HasField("end"):
+                        self.num_damaged = part.end.num_damaged
+                    yield part
+        finally:
+            call.cancel()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise _error(self._url, error) from None
+
+
+class _RemotePayloads:
+    """Fetches values of rows by their numbers."""
+
+    def __init__(self, rows: RemoteRows) -> None:
+        self._rows = rows
+
+    def pieces(self, rows: Sequence[tuple[int, int]]) -> list[Piece]:
+        found: dict[tuple[int, int], Piece] = {}
+        for epoch in dict.fromkeys(epoch for epoch, _ in rows):
+            numbers = [row_seq for each, row_seq in rows if each == epoch]
+            for at in range(0, len(numbers), MOST_ROWS_AT_ONCE):
+                found |= self._fetch(epoch, numbers[at : at + MOST_ROWS_AT_ONCE])
+        missing = [row for row in rows if row not in found]
+        if missing:
+            raise RowGone(f"no captured row {missing[0][1]} of epoch {missing[0][0]}; it has expired meanwhile")
+        return [found[row] for row in rows]
+
+    def row(self, epoch: int, row_seq: int) -> tuple[dict[str, Any], Piece]:
+        columns = (*_PIECE_COLUMNS, "dtype", "shape")
+        for batch in self._rows.batches("captures", _numbered(epoch, [row_seq], columns)):
+            (row,) = batch.drop_columns(["data"]).to_pylist()
+            return row, Piece(held_of(batch, epoch), 0, len(batch["data"][0].as_buffer()))
+        raise RowGone(f"no captured row {row_seq} of epoch {epoch}; it was never stored, or has expired")
+
+    def _fetch(self, epoch: int, row_seqs: Sequence[int]) -> dict[tuple[int, int], Piece]:
+        found: dict[tuple[int, int], Piece] = {}
+        for batch in self._rows.batches("captures", _numbered(epoch, row_seqs, _PIECE_COLUMNS)):
+            held = held_of(batch, epoch)
+            numbers = np.asarray(batch["row_seq"]).tolist()
+            found |= {(epoch, number): Piece(held, *held.stretch(place)) for place, number in enumerate(numbers)}
+        return found
+
+
+def _numbered(epoch: int, row_seqs: Sequence[int], columns: Sequence[str]) -> Asked:
+    return Asked(run=EVERY_RUN, epoch=epoch, row_seqs=row_seqs, columns=columns)
+
+
+def _question(table: str, asked: Asked) -> RowsQuery:
+    from insitu_collector.query.rows import asked_schema
+    from insitu_collector.query.wire_form import to_message
+
+    asked.check(table)
+    asked_schema(table, asked)  # raises where a column is not there
+    return to_message(table, replace(asked, columns=None if asked.columns is None else tuple(asked.columns)))
+
+
+def _error(url: str, error: Any) -> Exception:
+    code, text = error.code(), error.details() or ""
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        return BadQuestion(text)
+    if code == grpc.StatusCode.OUT_OF_RANGE:
+        return QueryTooLarge(text)
+    if code == grpc.StatusCode.NOT_FOUND:
+        return NothingFound(text)
+    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+        return PermissionError(f"{url}: {text}")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TimeoutError(f"{url} did not answer in time; ask for less at a time")
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return ConnectionError(f"{url} answers no questions: an older collector, or none of ours; update it")
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return ConnectionError(f"no collector answers at {url}; start one with insitu collect, or open its folder")
+    return ConnectionError(f"{url}: {text or code.name.lower()}")
