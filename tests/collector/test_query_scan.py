@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from query_kit import STEP_NS, UNIX, Recorder, capture, site, source, step
 
@@ -203,7 +203,13 @@ ACTS: dict[str, Callable[[Shifting], None]] = {
 acts = st.lists(st.sampled_from(sorted(ACTS)), max_size=4)
 
 
-@given(before=st.lists(st.sampled_from(sorted(ACTS)), max_size=16), meanwhile=st.lists(acts, max_size=24))
+@example(before=["append", "seal", "append", "seal"], meanwhile=[["merge"]])
+@example(before=["append", "seal", "append", "seal"], meanwhile=[[], ["merge", "append"], ["expire"]])
+@example(before=["append"], meanwhile=[["append", "seal", "merge"]])
+@given(
+    before=st.lists(st.sampled_from(sorted(ACTS)), max_size=12).map(lambda some: ["append", "seal", "append", *some]),
+    meanwhile=st.lists(acts, min_size=1, max_size=24),
+)
 @settings(max_examples=60, deadline=None)
 def test_each_row_that_stays_is_given_once_whatever_is_sealed_merged_or_removed(
     before: list[str], meanwhile: list[list[str]]
