@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 import numpy as np
 import pyarrow as pa
 
+from insitu.config import load
 from insitu.records import TABLES, schema_of
 from insitu.segments.erased_file import ErasedFile
 from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segments
 from insitu.segments.reader import FIRST_MESSAGE, Damage, TailReader, newer_text
 from insitu.segments.whole import numbers_replaced
+from insitu.wire.address import SCHEMES
 from insitu_collector.query.asked import Asked, Filters, Time
 from insitu_collector.rows.ranges import Ranges
 
@@ -47,14 +49,16 @@ _log = logging.getLogger("insitu")
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
-    """Return the store at `path`, which may be written to meanwhile; `grpc://host:port`: that of a collector there.
+    """Return the store at `path`, which may be written to meanwhile; `grpc://host:port` or `grpcs://...`: that of a
+    collector there, which is shown the token that settings name.
 
     Raises FileNotFoundError, with one line for the user, when there is none.
     """
-    if str(path).startswith(("grpc://", "grpc:/")):  # a Path has one slash
+    scheme, _, rest = str(path).partition(":/")  # a Path has one slash
+    if scheme in SCHEMES:
         from insitu_collector.query.remote import RemoteStore
 
-        return RemoteStore(f"grpc://{str(path).partition(':')[2].lstrip('/')}")
+        return RemoteStore(f"{scheme}://{rest.lstrip('/')}", load().credentials)
     root = Path(path)
     if not (root / FORMAT).is_dir():
         inside = sorted(folder.parent for folder in root.glob(f"*/{FORMAT}") if folder.is_dir())

@@ -263,6 +263,44 @@ def test_a_tenant_sees_nothing_while_no_record_is_anybody_s(path: Path) -> None:
     server.stop(0)
 
 
+def test_a_tenant_sees_its_own_processes_and_what_is_said_of_them(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    for epoch, tenant, run in ((7, "acme", RUN), (8, "rival", "cd" * 8)):
+        recorder.write("sources", [source(epoch, tenant=tenant, run=run)])
+        recorder.write("sites", [site(epoch, 0, f"{tenant}-site")])
+        recorder.write("captures", [capture(epoch, 1, 0, f"{tenant}-request", 0)])
+        recorder.write("steps", [step(epoch, 1, [entry(f"{tenant}-request", 0, 1)])])
+    of = {"epoch": 99, "rank": -1, "stage": -1}
+    recorder.write("verdicts", [{**of, "verdict": f"{run[:8]}-x-1", "text": run} for run in (RUN, "cd" * 8)])
+    recorder.write("gaps", [{**of, "source_epoch": epoch, "file": str(epoch)} for epoch in (7, 8)])
+    recorder.write("events", [{**of, "kind": "rules_set", "text": "rival"}])
+    recorder.close()
+    server, remote = served(tmp_path, Caller("x", "acme", frozenset({Role.READ})))
+    assert remote.captures(run="*")["request"].to_pylist() == ["acme-request"]
+    assert remote.tensor({"epoch": 7, "row_seq": 0}).shape == (8,)
+    for hidden in ({"epoch": 8, "row_seq": 0}, ("rival-request", "*")):
+        with pytest.raises(LookupError):
+            remote.tensor(hidden, run="*")
+    with pytest.raises(NothingFound):
+        remote.captures(run="cd")
+    for table, column, expected in (
+        ("sources", "epoch", [7]),
+        ("verdicts", "text", [RUN]),
+        ("gaps", "source_epoch", [7]),
+        ("events", "text", []),
+        ("sites", "name", ["acme-site"]),
+    ):
+        assert remote.table(table)[column].to_pylist() == expected
+        assert remote.sql(f"select {column} as found from {table}")["found"].to_pylist() == expected
+    whole = (
+        [remote.table(table).to_pylist() for table in TABLES],
+        remote.sql("select * from named.captures").to_pylist(),
+    )
+    assert "rival" not in repr(whole)
+    remote.close()
+    server.stop(0)
+
+
 def test_a_stranger_s_query_has_bounds(path: Path) -> None:
     server, remote = served(path, Caller("x", "", frozenset(Role)), Limits(max_rows=10, seconds=0.3))
     with pytest.raises(QueryTooLarge, match="more than 10 rows"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,13 @@ import grpc
 import numpy as np
 import pyarrow as pa
 
+from insitu.credentials import NONE, Credentials
 from insitu.records import TABLES, schema_of, with_todays_columns
+from insitu.wire.address import Address
+from insitu.wire.channel import open_channel
 from insitu.wire.insitu_pb2 import Part, RowsQuery, SqlQuery, TablesQuery
 from insitu.wire.insitu_pb2_grpc import QueryStub
+from insitu.wire.refusals import why_refused
 from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion
 from insitu_collector.query.directory import Directory
 from insitu_collector.query.parts import Answer
@@ -27,20 +31,11 @@ from insitu_collector.store import Store
 if TYPE_CHECKING:
     from insitu_collector.query.asked import Time
 
-SCHEME: Final = "grpc://"
 TIMEOUT_S: Final = 300.0
 """Of one answer; a collector ends it by then."""
 MOST_ROWS_AT_ONCE: Final = 4096
 """Of rows whose values are asked for by number."""
 _PIECE_COLUMNS: Final = ("epoch", "row_seq", "data")
-
-Connect = Callable[[str], grpc.Channel]
-"""Opens a channel to `host:port`."""
-
-
-def plain_channel(target: str) -> grpc.Channel:
-    """Open a channel without TLS."""
-    return grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)])
 
 
 class RemoteStore(Store):
@@ -50,11 +45,12 @@ class RemoteStore(Store):
     Values are copies. Nothing is followed: `tail` is for a store's own host.
     """
 
-    def __init__(self, url: str, connect: Connect = plain_channel, timeout_s: float = TIMEOUT_S) -> None:
-        """url: `grpc://host:port`."""
+    def __init__(self, url: str, credentials: Credentials = NONE, timeout_s: float = TIMEOUT_S) -> None:
+        """url: `grpc://host:port`, or with TLS `grpcs://host:port`. Raises ValueError, one line, where it is neither,
+        and CredentialError."""
         super().__init__(Path(url))
         self.url = self.name = url
-        self._rows = RemoteRows(url, connect, timeout_s)
+        self._rows = RemoteRows(Address.of(url), credentials, timeout_s)
 
     def tables(self) -> list[str]:
         """Return the tables that have segments."""
@@ -102,9 +98,9 @@ class RemoteStore(Store):
 class RemoteRows:
     """Asks a collector."""
 
-    def __init__(self, url: str, connect: Connect, timeout_s: float) -> None:
-        self._url = url
-        self._channel = connect(url.partition("://")[2])
+    def __init__(self, address: Address, credentials: Credentials, timeout_s: float) -> None:
+        self._address = address
+        self._channel = open_channel(address, credentials, [("grpc.enable_retries", 0)])
         self._stub = QueryStub(self._channel)
         self._timeout_s = timeout_s
         self.num_damaged = 0
@@ -115,7 +111,7 @@ class RemoteRows:
         sources, clocks, sites = (
             pa.Table.from_batches(self.stored(name), schema=schema_of(name)) for name in ("sources", "clocks", "sites")
         )
-        return Directory(Path(self._url), sources, clocks, sites)
+        return Directory(Path(str(self._address)), sources, clocks, sites)
 
     def tables(self) -> list[str]:
         with self._told():
@@ -164,7 +160,7 @@ class RemoteRows:
         try:
             yield
         except grpc.RpcError as error:
-            raise _error(self._url, error) from None
+            raise _error(self._address, error) from None
 
 
 class _RemotePayloads:
@@ -213,7 +209,7 @@ def _question(table: str, asked: Asked) -> RowsQuery:
     return to_message(table, replace(asked, columns=None if asked.columns is None else tuple(asked.columns)))
 
 
-def _error(url: str, error: Any) -> Exception:
+def _error(url: Address, error: Any) -> Exception:
     code, text = error.code(), error.details() or ""
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         return BadQuestion(text)
@@ -222,11 +218,13 @@ def _error(url: str, error: Any) -> Exception:
     if code == grpc.StatusCode.NOT_FOUND:
         return NothingFound(text)
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
-        return PermissionError(f"{url}: {text}")
+        return PermissionError(why_refused(url, code, text) or text)
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return TimeoutError(f"{url} did not answer in time; ask for less at a time")
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return ConnectionError(f"{url} answers no questions: an older collector, or none of ours; update it")
     if code == grpc.StatusCode.UNAVAILABLE:
+        if (why := why_refused(url, code, text)) is not None:
+            return ConnectionError(why)
         return ConnectionError(f"no collector answers at {url}; start one with insitu collect, or open its folder")
     return ConnectionError(f"{url}: {text or code.name.lower()}")

@@ -40,13 +40,20 @@ class _Details(NamedTuple):
     compression: grpc.Compression | None
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[type-arg]
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
+    grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
+):
     """Shows a token at each call."""
 
     def __init__(self, token: str) -> None:
         self._header = (HEADER, f"Bearer {token}")
 
     def intercept_unary_unary(self, continuation: Callable[[Any, Any], Any], details: Any, request: Any) -> Any:
+        return continuation(self._with_header(details), request)
+
+    def intercept_unary_stream(self, continuation: Callable[[Any, Any], Any], details: Any, request: Any) -> Any:
         return continuation(self._with_header(details), request)
 
     def intercept_stream_stream(
