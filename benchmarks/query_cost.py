@@ -1,7 +1,7 @@
 """What questions to a store cost, in seconds and bytes: many summaries, a large store of captures, random tensors.
 
-python benchmarks/query_cost.py             # 10 million summaries, captures of 100 GB, some ten minutes
-python benchmarks/query_cost.py --quick     # 200,000 and 1 GB, half a minute
+python benchmarks/query_cost.py             # 200,000 summaries, captures of 1 GB, half a minute
+python benchmarks/query_cost.py --full      # 10 million and 100 GB
 
 Captures are zeros that take no room: each segment is what a probe's writer makes, checksums and all, in a file with
 holes where its values are. So what is measured of them is finding rows, not a disk.
@@ -283,16 +283,16 @@ def report(found: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-@click.option("--rows", default=10_000_000, show_default=True, help="Summaries.")
-@click.option("--gigabytes", default=100.0, show_default=True, help="Of captures, as large as they look.")
-@click.option("--rounds", default=9, show_default=True, help="Of each question after its first.")
-@click.option("--quick", is_flag=True, help="200,000 rows, 1 GB, 3 rounds.")
+@click.option("--rows", default=200_000, show_default=True, help="Summaries.")
+@click.option("--gigabytes", default=1.0, show_default=True, help="Of captures, as large as they look.")
+@click.option("--rounds", default=3, show_default=True, help="Of each question after its first.")
+@click.option("--full", is_flag=True, help="10 million rows, 100 GB, 9 rounds.")
 @click.option("--at", type=click.Path(path_type=Path), help="Folder to make the stores in.  [default: a temporary one]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def main(rows: int, gigabytes: float, rounds: int, quick: bool, at: Path | None, as_json: bool) -> None:
+def main(rows: int, gigabytes: float, rounds: int, full: bool, at: Path | None, as_json: bool) -> None:
     """Measure what questions to a store cost."""
-    if quick:
-        rows, gigabytes, rounds = 200_000, 1.0, 3
+    if full:
+        rows, gigabytes, rounds = 10_000_000, 100.0, 9
     with tempfile.TemporaryDirectory(dir=at) as folder:
         few, large = Path(folder) / "summaries", Path(folder) / "captures"
         began = time.perf_counter()
@@ -310,7 +310,7 @@ def main(rows: int, gigabytes: float, rounds: int, quick: bool, at: Path | None,
             "made_s": made_s,
             "load": os.getloadavg()[0],
             "questions": [asdict(each) for each in asked],
-            "tensors_per_second": tensors_per_second(large, num_captures, 1.0 if quick else 10.0),
+            "tensors_per_second": tensors_per_second(large, num_captures, 10.0 if full else 1.0),
         }
     if as_json:
         click.echo(json.dumps(found))

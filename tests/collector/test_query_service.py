@@ -15,12 +15,14 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
+from access_kit import Rig, rig
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from query_kit import RUN, STEP_NS, UNIX, Recorder, capture, entry, site, source, step, value
 
 from insitu.cli import ExitCode
+from insitu.credentials import Credentials
 from insitu.records import TABLES
 from insitu.wire.insitu_pb2 import Part, RowsQuery, SqlQuery
 from insitu.wire.insitu_pb2_grpc import QueryStub
@@ -36,6 +38,7 @@ from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import Store, open_store
 from insitu_collector.views.stalls import stalls
 
+__all__ = ["rig"]  # a fixture
 ENDLESS = "select sum(a.range * b.range) from range(10000000) a, range(10000000) b"
 
 
@@ -299,6 +302,33 @@ def test_a_tenant_sees_its_own_processes_and_what_is_said_of_them(tmp_path: Path
     assert "rival" not in repr(whole)
     remote.close()
     server.stop(0)
+
+
+def test_over_tls_who_has_a_token_with_the_role_reads_and_nobody_else(rig: Rig) -> None:
+    reader, shipper = rig.entry("r", Role.READ), rig.entry("s", Role.SHIP)
+    with rig.serving(rig.folder / "store") as server:
+        assert server.address.startswith("grpcs://")
+        allowed = RemoteStore(server.address, rig.with_token(reader))
+        assert allowed.tables() == ["sources"] and allowed.sql("select 1 as one").to_pylist() == [{"one": 1}]
+        assert allowed.table("captures").num_rows == 0
+        allowed.close()
+        for credentials, says in (
+            (rig.with_token(shipper), "s has not the role read"),
+            (Credentials(None, str(rig.ca_file)), "refuses this caller"),
+        ):
+            other = RemoteStore(server.address, credentials)
+            for ask in (
+                other.tables,
+                lambda store=other: store.sql("select 1"),
+                lambda store=other: store.table("steps"),
+            ):
+                with pytest.raises(PermissionError, match=says):
+                    ask()
+            other.close()
+        unknown = RemoteStore(server.address)
+        with pytest.raises(ConnectionError, match="is of no authority that is known here"):
+            unknown.tables()
+        unknown.close()
 
 
 def test_a_stranger_s_query_has_bounds(path: Path) -> None:
