@@ -37,6 +37,8 @@ class Process:
     stage: int
     tp_rank: int | None
     tenant: str
+    unix_minus_mono_ns: int
+    """As its own anchors have it."""
 
     @property
     def group(self) -> tuple[str, int]:
@@ -104,6 +106,20 @@ class Directory:
             return None
         clock = self.clock(process.run)
         return clock.times(t_ns, np.full(len(t_ns), epoch, np.uint64)) + np.int64(clock.unix_minus_mono_ns)
+
+    def moved_ns(self, epochs: Iterable[int] | None) -> tuple[int, int]:
+        """Return by how much, least and most, `unix_ns` is later than what processes' own anchors say; None: of all."""
+        found = [(0, 0)]
+        for epoch in self.processes if epochs is None else epochs:
+            process = self.processes[epoch]
+            clock = self.clock(process.run)
+            ahead = clock.measured.get(clock.boots.get(epoch, ""))
+            base = clock.unix_minus_mono_ns - process.unix_minus_mono_ns
+            if ahead is None:
+                found.append((base + clock.offset_ns.get(epoch, 0),) * 2)
+            else:
+                found.append((base - int(ahead.ns.max()), base - int(ahead.ns.min())))
+        return min(least for least, _ in found), max(most for _, most in found)
 
     def slack_ns(self, epoch: int) -> int:
         """Return how far out of order two times of a process may come on the one clock: by the jumps of its own."""
@@ -173,6 +189,7 @@ def _process(row: dict[str, Any]) -> Process:
         row["stage"],
         row["tp_rank"],
         row.get("tenant") or "",
+        (row["unix_anchor_ns"] or 0) - (row["mono_anchor_ns"] or 0),
     )
 
 

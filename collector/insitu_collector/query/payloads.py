@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from insitu.exporters.base import Batch
+from insitu.segments.erasure import Erased
 from insitu.segments.layout import SEALED, SegmentName
 from insitu_collector.query.scan import Scan
 from insitu_collector.query.segment import Opened, Segment
@@ -45,13 +46,17 @@ class Held:
     epoch: int
     numbers: NDArray[np.int64]
     """`row_seq` of each row."""
+    erased: frozenset[int] = frozenset()
+    """Those of rows that are not to be shown."""
 
     def may_have(self, epoch: int, row_seq: int) -> bool:
         """Return whether a row is likely to be of this batch."""
         return self.epoch == epoch and bool(self.numbers[0] <= row_seq <= self.numbers[-1])
 
     def place_of(self, row_seq: int) -> int | None:
-        """Return which row of the batch has this number."""
+        """Return which row of the batch has this number; None where none has that may be shown."""
+        if row_seq in self.erased:
+            return None
         found = np.flatnonzero(self.numbers == row_seq)
         return int(found[0]) if len(found) else None
 
@@ -90,6 +95,7 @@ class Payloads:
         self._scan = scan
         self._held: OrderedDict[tuple[SegmentName, int], Held] = OrderedDict()
         self._maps: dict[SegmentName, Bytes] = {}
+        self._erased = Erased()
 
     def pieces(self, rows: Sequence[tuple[int, int]]) -> list[Piece]:
         """Return where the payload of each row, by (epoch, row_seq), lies. Raises RowGone."""
@@ -104,11 +110,20 @@ class Payloads:
         return {name: rows[name][place].as_py() for name in rows.schema.names if name != "data"}, piece
 
     def _piece(self, epoch: int, row_seq: int) -> Piece:
+        self._hide()
         for held in self._holding(epoch, row_seq):
             place = held.place_of(row_seq)
             if place is not None and held.epoch == epoch:
                 return Piece(held, *held.stretch(place))
         raise RowGone(f"no captured row {row_seq} of epoch {epoch}; it was never stored, or has expired")
+
+    def _hide(self) -> None:
+        """Let go of what was read before more was erased. Raises ErasedUnreadable."""
+        erased = self._scan.erased.read()
+        if erased.erasures != self._erased.erasures:
+            self._held.clear()
+            self._maps.clear()
+        self._erased = erased
 
     def _holding(self, epoch: int, row_seq: int) -> Iterator[Held]:
         """Yield batches that may hold a row: those read already first, then what the store has."""
@@ -121,7 +136,7 @@ class Payloads:
             except _BROKEN:
                 segment.is_damaged = True
         for batch in self._scan.batches(TABLE, lambda extents: ~extents.all()):
-            yield _held(batch, None, 0)  # out of damaged segments
+            yield held_of(batch.data, batch.epoch)  # out of damaged segments
 
     def _hold(self, segment: Segment, place: int) -> Held:
         key = segment.name, place
@@ -137,13 +152,19 @@ class Payloads:
     def _checked(self, segment: Segment, place: int) -> Held:
         memory = self._map(segment)
         if memory is None:
-            return _held(self._copied(segment, place), None, 0)
+            return self._shown(self._copied(segment, place), None, 0)
         offset, num_bytes = int(segment.extents.offset[place]), int(segment.extents.num_bytes[place])
         batch = segment.checked(memory[offset : offset + num_bytes].data)
         payload = batch.data["data"].buffers()[2]
         begin = 0 if payload is None else payload.address - memory.ctypes.data
         is_inside = payload is not None and offset <= begin <= offset + num_bytes - payload.size
-        return _held(batch, memory if is_inside else None, begin)
+        return self._shown(batch, memory if is_inside else None, begin)
+
+    def _shown(self, batch: Batch, memory: Bytes | None, begin: int) -> Held:
+        numbers = np.asarray(batch.data["row_seq"])
+        left = self._erased.left(TABLE, batch.epoch, batch.data)
+        erased = frozenset() if left is batch.data else frozenset(numbers.tolist()) - set(left["row_seq"].to_pylist())
+        return Held(batch.data, memory, begin, batch.epoch, numbers, erased)
 
     def _copied(self, segment: Segment, place: int) -> Batch:
         file = Opened(self._store, segment.name)
@@ -167,10 +188,6 @@ class Payloads:
 def held_of(rows: pa.RecordBatch, epoch: int) -> Held:
     """Return rows of one process that lie in memory of their own."""
     return Held(rows, None, 0, epoch, np.asarray(rows["row_seq"]))
-
-
-def _held(batch: Batch, memory: Bytes | None, begin: int) -> Held:
-    return Held(batch.data, memory, begin, batch.epoch, np.asarray(batch.data["row_seq"]))
 
 
 def joined(pieces: Sequence[Piece]) -> tuple[Bytes, bool]:

@@ -18,10 +18,10 @@ from insitu_collector.export.tables import UNIX_OF
 from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion
 from insitu_collector.query.directory import OF_WHOM, SITE_COLUMNS, Directory
 from insitu_collector.query.extents import Bools, Extents
-from insitu_collector.query.pruning import Wanted
+from insitu_collector.query.pruning import MayHaveSteps, Wanted
 from insitu_collector.query.scan import Keep, Scan
 from insitu_collector.query.segment import PAYLOAD
-from insitu_collector.rows.selection import BY_STEP, MONOTONIC, UNIX
+from insitu_collector.rows.selection import BY_STEP, MONOTONIC, TIMED, UNIX
 from insitu_collector.store import TIME_TABLES
 
 SMALL: Final = ("sources", "clocks", "sites")
@@ -122,12 +122,32 @@ class Question:
     def _is_of_no_epoch(self) -> bool:
         return self.table in ("gaps", "verdicts", "incidents")
 
-    def batches(self, keep: Keep = Extents.all) -> Iterator[Batch]:
-        """Yield the batches that may hold rows that are meant; keep: and what else is said of them."""
-        wanted = Wanted(self._epochs, self._begin, self._end, self._steps)
+    def batches(self, keep: Keep = Extents.all, may_have_steps: MayHaveSteps | None = None) -> Iterator[Batch]:
+        """Yield the batches that may hold rows that are meant; the arguments: and what else is said of them."""
         return self._rows.scan(
-            self.table, lambda extents: self.keep(extents) & keep(extents), wanted, payload=self._needs_payload
+            self.table,
+            lambda extents: self.keep(extents) & keep(extents),
+            self._wanted(may_have_steps),
+            payload=self._needs_payload,
         )
+
+    def _wanted(self, may_have_steps: MayHaveSteps | None) -> Wanted:
+        begin, end = (self._begin, self._end) if self.table in TIMED else (None, None)
+        steps, moved_ns = self._steps, None
+        if (begin, end) != (None, None) and self.table in BY_STEP:
+            steps = self._hull_of_steps()
+        elif (begin, end) != (None, None):
+            moved_ns = self._directory.moved_ns(self._epochs) if self.table in MONOTONIC else (0, 0)
+        return Wanted(self._epochs, begin, end, moved_ns, steps, may_have_steps)
+
+    def _hull_of_steps(self) -> range:
+        """Return from the first to the last step that began in the window, as far as they are meant."""
+        found = [steps for steps in self._steps_inside.values() if len(steps)]
+        if not found:
+            return range(0)
+        first, last = min(int(steps[0]) for steps in found), max(int(steps[-1]) for steps in found)
+        meant = range(first, last + 1) if self._steps is None else self._steps
+        return range(max(first, meant.start), min(last + 1, meant.stop))
 
     def meant(self, batch: Batch) -> pa.RecordBatch:
         """Return the rows of a batch that are meant, as they are stored."""

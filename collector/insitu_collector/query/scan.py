@@ -1,9 +1,9 @@
 """The rows of a store's tables, batch by batch, of the batches that may be meant: each row once, whatever is sealed,
-compacted or expires meanwhile.
+merged or expires meanwhile, and none that is erased.
 
-A listing may miss a segment that another was merged into while it was made. So all is listed again, after the last
-segment was read, until nothing new is there: who merges segments publishes the new one before it unlinks the others,
-which makes it part of the next listing; rows that were given out already are left out of it.
+A listing may miss a segment that others were merged into while it was made. So all is listed again, after the last
+segment was read, until a listing is as the one before: who merges segments publishes the new one before it unlinks
+the others, which makes it part of a later listing; rows that were given out already are left out of it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from insitu.exporters.base import Batch
 from insitu.records import schema_of
+from insitu.segments.erased_file import ErasedFile
 from insitu.segments.layout import OPEN, SEALED, SegmentName, list_segments
 from insitu_collector.query.extents import Bools, Extents
-from insitu_collector.query.pruning import ByAge, Pruner, Wanted
+from insitu_collector.query.pruning import ByCatalog, Pruner, Wanted
 from insitu_collector.query.segment import PAYLOAD, Opened, Segment
 from insitu_collector.store import SeenRows
 
@@ -38,9 +39,11 @@ class Scan:
     def __init__(self, store: Path, salvage: Salvage, pruner: Pruner | None = None) -> None:
         self.bytes_read = 0
         """From files, so far."""
+        self.erased = ErasedFile(store)
+        """What no reader is shown. Whoever reads batches past `batches` asks there."""
         self._store = store
         self._salvage = salvage
-        self._pruner: Pruner = pruner or ByAge(store)
+        self._pruner: Pruner = pruner or ByCatalog(store)
         self._known: dict[SegmentName, Segment] = {}
         self._lock = threading.RLock()
         """Held while something is found out about a segment, never while a caller has the turn."""
@@ -48,26 +51,27 @@ class Scan:
     def batches(
         self, table: str, keep: Keep = Extents.all, wanted: Wanted = EVERYTHING, *, payload: bool = True
     ) -> Iterator[Batch]:
-        """Yield the batches that may hold what is meant, without the rows that were in an earlier one.
+        """Yield the batches that may hold what is meant, without rows that were in an earlier one or are erased by now.
 
         payload: read the table's large column; else it is not there, and checksums are those of the rest's bounds.
+        Raises ErasedUnreadable.
         """
         seen = SeenRows()
-        done: set[SegmentName] = set()
         payload = payload or table not in PAYLOAD
-        while names := [name for name in self._listing(table) if name not in done]:
-            for name in names:
-                done.add(name)
-                for batch in self._read(name, keep, wanted, payload):
-                    rows = seen.new_rows(batch)
-                    if rows.num_rows:
-                        yield Batch(batch.epoch, batch.seq, rows, table)
-        self._forget(table, done)
+        for name in self._segments(table):
+            for batch in self._read(name, keep, wanted, payload):
+                rows = self.erased.read().left(table, batch.epoch, seen.new_rows(batch))
+                if rows.num_rows:
+                    yield Batch(batch.epoch, batch.seq, rows, table)
 
     def segment_of(self, table: str, epoch: int, row_seq: int) -> Iterator[tuple[Segment, int]]:
-        """Yield the segments that may hold a row, each with the place of the batch; they may have gone by now."""
-        for name in self._listing(table):
+        """Yield the segments that may hold a row, erased or not, each with the place of the batch; they may have gone
+        by now."""
+        wanted = Wanted(epochs=frozenset((epoch,)))
+        for name in self._segments(table):
             try:
+                if self._is_left_out(name, wanted):
+                    continue
                 segment = self._extended(name)
             except FileNotFoundError:
                 continue
@@ -85,10 +89,28 @@ class Scan:
         self._count(file)
         return segment
 
-    def _listing(self, table: str) -> list[SegmentName]:
+    def _segments(self, table: str) -> Iterator[SegmentName]:
+        """Yield each segment once, as they were written; those too that are there only after others were read."""
+        done: set[SegmentName] = set()
+        last: set[SegmentName] | None = None
+        while (there := self._listing(table)) != last:
+            yield from sorted(there - done, key=self._age)
+            done |= there
+            last = there
+        self._forget(table, there)
+
+    def _listing(self, table: str) -> set[SegmentName]:
         # Open before sealed: a segment sealed in between is then seen at least once.
         being_written = list_segments(self._store, OPEN, table)
-        return sorted({*being_written, *list_segments(self._store, SEALED, table)})
+        return {*being_written, *list_segments(self._store, SEALED, table)}
+
+    def _age(self, name: SegmentName) -> tuple[str, int, int]:
+        """Order segments as they were written: one that took the place of others has a high number."""
+        try:
+            written_ns = name.path(self._store, SEALED).stat().st_mtime_ns
+        except FileNotFoundError:  # it is open, or has gone
+            written_ns = 1 << 63
+        return name.shard, written_ns, name.number
 
     def _forget(self, table: str, there: set[SegmentName]) -> None:
         with self._lock:

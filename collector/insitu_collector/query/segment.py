@@ -27,7 +27,15 @@ from insitu.segments.message import (
     buffer_places,
     read_head,
 )
-from insitu.segments.reader import FIRST_MESSAGE, BadBatch, checked_batch, compatible_schema, is_footer
+from insitu.segments.reader import (
+    FIRST_MESSAGE,
+    BadBatch,
+    checked_batch,
+    compatible_schema,
+    is_footer,
+    newer_format,
+    newer_text,
+)
 from insitu_collector.query.extents import Extents
 
 PAYLOAD: Final = {"captures": "data", "spans": "otlp", "metrics": "otlp", "logs": "otlp"}
@@ -79,7 +87,7 @@ class Segment:
         self.is_whole = False
         """Sealed, and every batch of it is known."""
         self.is_damaged = False
-        """Something in it cannot be read as it was written; `StoreTail` reads what can be."""
+        """Something in it, or all of it, cannot be read here; `StoreTail` reads what can be, and says what not."""
         self._schema: pa.Schema = self.spec.schema
         self._position = FIRST_MESSAGE
         self._payload = PAYLOAD.get(name.table)
@@ -150,7 +158,10 @@ class Segment:
 
     def _take(self, file: Opened, message: memoryview, head: Head) -> None:
         if head.kind == SCHEMA and self._position == FIRST_MESSAGE:
-            self._schema = compatible_schema(pa.ipc.read_schema(pa.py_buffer(message)), self.spec)
+            schema = pa.ipc.read_schema(pa.py_buffer(message))
+            if version := newer_format(schema):
+                raise BadBatch(newer_text(version))
+            self._schema = compatible_schema(schema, self.spec)
             return
         if head.kind != RECORD_BATCH:
             raise NotAMessage(f"a message of kind {head.kind}")

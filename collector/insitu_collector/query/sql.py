@@ -21,7 +21,7 @@ from pyarrow.fs import LocalFileSystem
 from insitu.records import TABLES, schema_of
 from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion
 from insitu_collector.query.extents import Bools, Extents
-from insitu_collector.query.pruning import Wanted
+from insitu_collector.query.pruning import MayHaveSteps, Wanted
 from insitu_collector.query.rows import Question, Rows, named_schema
 from insitu_collector.query.segment import PAYLOAD
 
@@ -80,7 +80,8 @@ def stored_table(rows: Rows, table: str) -> StoreTable:
     def batches(columns: Sequence[str], filter: Any) -> Iterator[pa.RecordBatch]:
         payload = PAYLOAD.get(table) in columns
         keep = _passing(schema, filter)
-        for batch in rows.scan(table, lambda extents: every.keep(extents) & keep(extents), Wanted(), payload=payload):
+        wanted = Wanted(may_have_steps=_passing_steps(schema, filter))
+        for batch in rows.scan(table, lambda extents: every.keep(extents) & keep(extents), wanted, payload=payload):
             yield every.meant(batch).select(columns)
 
     return StoreTable(schema, batches)
@@ -93,7 +94,7 @@ def named_table(rows: Rows, table: str) -> StoreTable:
     def batches(columns: Sequence[str], filter: Any) -> Iterator[pa.RecordBatch]:
         question = Question(rows, table, Asked(run=EVERY_RUN, columns=columns))
         keep = _passing(schema, filter)
-        for batch in question.batches(keep):
+        for batch in question.batches(keep, _passing_steps(schema, filter)):
             meant = question.meant(batch)
             if meant.num_rows:
                 yield question.shaped(batch, meant)
@@ -109,16 +110,31 @@ def _passing(schema: pa.Schema, filter: Any) -> Callable[[Extents], Bools]:
         if filter is None or not len(found):
             return found
         columns = [name for name in extents.columns if _is_as_stored(schema, name)]
-        fragments = [
-            _FORMAT.make_fragment(str(place), _FILES, guarantee)
-            for place, guarantee in enumerate(_guarantees(schema, extents, columns))
-        ]
-        dataset = ds.FileSystemDataset(fragments, schema, _FORMAT, _FILES)
         found[:] = False
-        found[[int(fragment.path) for fragment in dataset.get_fragments(filter=filter)]] = True
+        found[_may_pass(schema, filter, _guarantees(schema, extents, columns))] = True
         return found
 
     return keep
+
+
+def _passing_steps(schema: pa.Schema, filter: Any) -> MayHaveSteps | None:
+    """Return what says whether any row with one of some steps, or of no step, may pass a filter."""
+    if filter is None or "step_id" not in schema.names:
+        return None
+    step, zero = pc.field("step_id"), pa.scalar(0, schema.field("step_id").type)
+
+    def may_have(first: int, last: int) -> bool:
+        inside = (step >= pa.scalar(first, zero.type)) & (step <= pa.scalar(last, zero.type))
+        return bool(_may_pass(schema, filter, (inside, step < zero, step.is_null())))
+
+    return may_have
+
+
+def _may_pass(schema: pa.Schema, filter: Any, guarantees: Iterable[Any]) -> list[int]:
+    """Return the places of those guarantees under which rows may pass a filter."""
+    fragments = [_FORMAT.make_fragment(str(place), _FILES, each) for place, each in enumerate(guarantees)]
+    dataset = ds.FileSystemDataset(fragments, schema, _FORMAT, _FILES)
+    return [int(fragment.path) for fragment in dataset.get_fragments(filter=filter)]
 
 
 def _is_as_stored(schema: pa.Schema, name: str) -> bool:

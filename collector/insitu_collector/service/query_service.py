@@ -12,6 +12,7 @@ from typing import Any, Final
 import grpc
 import pyarrow as pa
 
+from insitu.segments.erased_file import ErasedUnreadable
 from insitu.wire.insitu_pb2 import Part, RowsQuery, SqlQuery, TablesAnswer, TablesQuery
 from insitu.wire.insitu_pb2_grpc import QueryServicer
 from insitu_collector.access.gate import Gate, Role
@@ -69,6 +70,8 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
             context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
         except BadQuestion as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except ErasedUnreadable as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except LookupError as error:
             text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
             code = grpc.StatusCode.NOT_FOUND if isinstance(error, NothingFound) else grpc.StatusCode.INVALID_ARGUMENT
