@@ -8,7 +8,7 @@ Parts, all of them on real processes and the disk of the working folder:
 - `otlp`: spans of 512 a request over OTLP/gRPC, into the collector and into Phoenix.
 - `query`: what reading costs (`benchmarks/query_cost.py`).
 
-    make bench-collector                      # 5 GiB of frames, about ten minutes on two quiet cores and their disk
+    make bench-collector                      # 5 GiB of frames, 10 million rows to ask for, some twenty minutes
     make bench-collector ARGS=--quick         # about two
     make bench-collector ARGS="--part frames --json"
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import query_cost
 from collector_report import frame_lines, recovery_lines, span_lines
 from collector_results import FramesResult, RecoveryResult, SpansResult, spans_targets
 from collector_runs import FULL, QUICK, frames, recovery
@@ -40,7 +40,6 @@ from insitu_engine.processes import ChildFailed
 ROOT: Final = Path(__file__).resolve().parents[1]
 PARTS: Final = ("frames", "recovery", "otlp", "query")
 PHOENIX_PYTHON: Final = ROOT / ".venv-phoenix" / "bin" / "python"
-QUERY_COST: Final = Path(__file__).with_name("query_cost.py")
 
 Say = Callable[[Iterator[str]], None]
 
@@ -61,18 +60,9 @@ def run(parts: Sequence[str], quick: bool, seed: int, phoenix: Path, folder: Pat
             found[part] = spans(quick, phoenix, at)
             say(span_lines(found[part], spans_targets(found[part], INSITU)))
         else:
-            found[part] = query_cost(quick)
-            say(iter(found[part].splitlines()))
+            found[part] = query_cost.costs(query_cost.QUICK if quick else query_cost.FULL, at)
+            say(iter(query_cost.report(found[part])))
     return found
-
-
-def query_cost(quick: bool) -> str:
-    """Return what `query_cost.py` prints, or that there is none."""
-    if not QUERY_COST.exists():
-        return "queries: there is no benchmarks/query_cost.py"
-    command = [sys.executable, str(QUERY_COST), *(["--quick"] if quick else [])]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    return ran.stdout if ran.returncode == 0 else f"queries: could not run: {ran.stderr.strip()}"
 
 
 @click.command()
@@ -112,7 +102,7 @@ def main(quick: bool, parts: Sequence[str], seed: int, phoenix_python: Path, as_
 
 def _plain(found: Any) -> Any:
     """Return a result as JSON has it, with what it says of its targets."""
-    if isinstance(found, str):
+    if isinstance(found, dict):
         return found
     if isinstance(found, FramesResult | RecoveryResult):
         return {**asdict(found), "targets": found.targets, "noise": found.noise}
@@ -125,7 +115,7 @@ def _conclude(results: dict[str, Any]) -> int:
     for part, found in results.items():
         if isinstance(found, list):
             judged += [(each.receiver, each) for each in found]
-        elif not isinstance(found, str):
+        elif not isinstance(found, dict):
             judged.append((part, found))
     for _, result in judged:
         for reason in result.noise:

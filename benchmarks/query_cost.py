@@ -14,11 +14,10 @@ import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +43,24 @@ CAPTURED_ROWS: Final = 256
 SEGMENT_BATCHES: Final = 32
 BLOCK: Final = 4096
 SECOND_NS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is made and asked."""
+
+    rows: int
+    """Summaries."""
+    gigabytes: float
+    """Of captures, as large as they look."""
+    rounds: int
+    """Of each question after its first."""
+    tensor_s: float
+    """How long random rows are read, each way."""
+
+
+QUICK: Final = Size(200_000, 1.0, 3, 1.0)
+FULL: Final = Size(10_000_000, 100.0, 9, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +288,13 @@ def tensors_per_second(path: Path, num_rows: int, seconds: float) -> dict[str, f
 
 def report(found: dict[str, Any]) -> list[str]:
     """Return the tables of docs/benchmarks.md."""
-    lines = ["| question | rows | at first, s | MB read | then, s (slowest) | MB read |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"{found['rows']:,} summaries; {found['captures']:,} captures that look like {found['looks_bytes'] / 1e9:.1f} GB "
+        f"and take {found['takes_bytes'] / 1e6:.0f} MB; load of the machine at the end {found['load']:.1f}",
+        "",
+        "| question | rows | at first, s | MB read | then, s (slowest) | MB read |",
+        "|---|---|---|---|---|---|",
+    ]
     for each in found["questions"]:
         first, then = each["first_bytes"] / 1e6, each["bytes"] / 1e6
         lines.append(
@@ -282,45 +305,41 @@ def report(found: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Rows of 16 KiB read at random, a second: {', '.join(rates)}."]
 
 
+def costs(size: Size, folder: Path) -> dict[str, Any]:
+    """Make both stores in an empty folder, ask each question, and return what it cost."""
+    few, large = folder / "summaries", folder / "captures"
+    began = time.perf_counter()
+    summaries_store(few, size.rows)
+    num_captures = captures_store(large, round(size.gigabytes * 1e9))
+    made_s = time.perf_counter() - began
+    stats = [file.stat() for file in large.rglob("*.arrow")]
+    asked = [*questions(few, size.rows, size.rounds), *captured(large, num_captures, size.rounds)]
+    return {
+        "rows": size.rows,
+        "captures": num_captures,
+        "looks_bytes": sum(stat.st_size for stat in stats),
+        "takes_bytes": sum(stat.st_blocks * 512 for stat in stats),
+        "made_s": made_s,
+        "load": os.getloadavg()[0],
+        "questions": [asdict(each) for each in asked],
+        "tensors_per_second": tensors_per_second(large, num_captures, size.tensor_s),
+    }
+
+
 @click.command()
-@click.option("--rows", default=200_000, show_default=True, help="Summaries.")
-@click.option("--gigabytes", default=1.0, show_default=True, help="Of captures, as large as they look.")
-@click.option("--rounds", default=3, show_default=True, help="Of each question after its first.")
-@click.option("--full", is_flag=True, help="10 million rows, 100 GB, 9 rounds.")
+@click.option("--rows", type=int, help=f"Summaries.  [default: {QUICK.rows}]")
+@click.option("--gigabytes", type=float, help=f"Of captures, as large as they look.  [default: {QUICK.gigabytes:g}]")
+@click.option("--rounds", type=int, help=f"Of each question after its first.  [default: {QUICK.rounds}]")
+@click.option("--full", is_flag=True, help=f"{FULL.rows:,} rows, {FULL.gigabytes:g} GB, {FULL.rounds} rounds.")
 @click.option("--at", type=click.Path(path_type=Path), help="Folder to make the stores in.  [default: a temporary one]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def main(rows: int, gigabytes: float, rounds: int, full: bool, at: Path | None, as_json: bool) -> None:
+def main(full: bool, at: Path | None, as_json: bool, **said: Any) -> None:
     """Measure what questions to a store cost."""
-    if full:
-        rows, gigabytes, rounds = 10_000_000, 100.0, 9
+    size = replace(FULL if full else QUICK, **{name: value for name, value in said.items() if value is not None})
     with tempfile.TemporaryDirectory(dir=at) as folder:
-        few, large = Path(folder) / "summaries", Path(folder) / "captures"
-        began = time.perf_counter()
-        summaries_store(few, rows)
-        num_captures = captures_store(large, round(gigabytes * 1e9))
-        made_s = time.perf_counter() - began
-        looks = sum(file.stat().st_size for file in large.rglob("*.arrow"))
-        takes = sum(file.stat().st_blocks * 512 for file in large.rglob("*.arrow"))
-        asked = [*questions(few, rows, rounds), *captured(large, num_captures, rounds)]
-        found = {
-            "rows": rows,
-            "captures": num_captures,
-            "looks_bytes": looks,
-            "takes_bytes": takes,
-            "made_s": made_s,
-            "load": os.getloadavg()[0],
-            "questions": [asdict(each) for each in asked],
-            "tensors_per_second": tensors_per_second(large, num_captures, 10.0 if full else 1.0),
-        }
-    if as_json:
-        click.echo(json.dumps(found))
-        return
-    click.echo(
-        f"{rows:,} summaries; {num_captures:,} captures that look like {looks / 1e9:.1f} GB and take "
-        f"{takes / 1e6:.0f} MB; load of the machine at the end {found['load']:.1f}"
-    )
-    click.echo("\n".join(report(found)))
+        found = costs(size, Path(folder))
+    click.echo(json.dumps(found) if as_json else "\n".join(report(found)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,9 +15,13 @@ import pytest
 import torch
 from query_kit import WIDTH, Recorder, capture, entry, site, source, step, value
 
-from insitu.segments.layout import SEALED, list_segments
+from insitu.segments.layout import SEALED, SegmentName, first_free_number, list_segments
+from insitu.segments.replacement import Replacement, origin, replace
+from insitu.segments.whole import WholeSegment
 from insitu_collector.query.asked import BadQuestion
-from insitu_collector.query.payloads import RowGone
+from insitu_collector.query.payloads import Payloads, RowGone
+from insitu_collector.query.pruning import Wanted
+from insitu_collector.query.scan import Scan
 from insitu_collector.query.tensors import SiteTensor
 from insitu_collector.rows.selection import NothingFound
 from insitu_collector.store import open_store
@@ -249,3 +253,31 @@ def test_a_reader_that_dies_leaves_nothing_and_one_whose_segments_are_removed_li
         assert float(reader.stdout.readline()) == float(sum(value(0, 0, n).sum() for n in range(4)))
         assert reader.wait(60) == -signal.SIGKILL, "by its own hand, not for a page that was gone"
     assert not [name for name in os.listdir(recorder.path / "v1") if name.endswith(".lock")]
+
+
+def test_a_row_whose_segment_is_merged_away_before_it_is_opened_is_found_in_the_other(recorder: Recorder) -> None:
+    recorder.seal()
+    recorder.write("captures", [capture(7, 2, 0, "r", 5)])
+    recorder.close()
+
+    class Meanwhile:
+        """Has a turn between a listing and each opening."""
+
+        def may_hold(self, segment: SegmentName, wanted: Wanted) -> bool:
+            merge_all(recorder.path, "captures")
+            return True
+
+    payloads = Payloads(recorder.path, Scan(recorder.path, lambda name, is_sealed: [], Meanwhile()))
+    row, piece = payloads.row(7, 0)
+    assert row["request"] == "r" and piece.read().tobytes() == value(0, 0, 0).tobytes()
+    assert len(list_segments(recorder.path, SEALED, "captures")) == 1
+
+
+def merge_all(path: Path, table: str) -> None:
+    """Put one segment in the place of all that a table has, unless it is one."""
+    names = list_segments(path, SEALED, table)
+    if len(names) > 1:
+        opened = [(name, WholeSegment(name.path(path, SEALED), table)) for name in names]
+        what = Replacement(SegmentName(table, "a", first_free_number(path, "a")), names)
+        batches = (batch for _, segment in opened for batch in segment.batches())
+        replace(path, what, opened[0][1].schema, {**opened[0][1].metadata, **origin(opened)}, batches)

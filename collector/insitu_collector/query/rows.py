@@ -133,15 +133,17 @@ class Question:
 
     def _wanted(self, may_have_steps: MayHaveSteps | None) -> Wanted:
         begin, end = (self._begin, self._end) if self.table in TIMED else (None, None)
-        steps, moved_ns = self._steps, None
-        if (begin, end) != (None, None) and self.table in BY_STEP:
-            steps = self._hull_of_steps()
-        elif (begin, end) != (None, None):
+        moved_ns = None
+        if (begin, end) != (None, None) and self.table not in BY_STEP:
             moved_ns = self._directory.moved_ns(self._epochs) if self.table in MONOTONIC else (0, 0)
-        return Wanted(self._epochs, begin, end, moved_ns, steps, may_have_steps)
+        return Wanted(self._epochs, begin, end, moved_ns, self._hull_of_steps, may_have_steps)
 
-    def _hull_of_steps(self) -> range:
-        """Return from the first to the last step that began in the window, as far as they are meant."""
+    @cached_property
+    def _hull_of_steps(self) -> range | None:
+        """From the first to the last step that is meant; of a table without times, of those that began in the window.
+        None: any."""
+        if (self._begin, self._end) == (None, None) or self.table not in BY_STEP:
+            return self._steps
         found = [steps for steps in self._steps_inside.values() if len(steps)]
         if not found:
             return range(0)
@@ -297,7 +299,8 @@ class Question:
     def _begins(self) -> dict[int, tuple[Int64, Int64]]:
         """Epoch -> its steps, sorted, and when they began."""
         asked, found = self.asked, dict[int, list[tuple[Int64, Int64]]]()
-        of = Asked(run=asked.run, replica=asked.replica, rank=asked.rank, stage=asked.stage, steps=asked.steps)
+        steps = self._hull_of_steps
+        of = Asked(run=asked.run, replica=asked.replica, rank=asked.rank, stage=asked.stage, steps=steps)
         for epoch, steps, unix in self._steps_begun(of):
             found.setdefault(epoch, []).append((steps, unix))
         joined = {epoch: tuple(map(np.concatenate, zip(*parts, strict=True))) for epoch, parts in found.items()}
