@@ -289,8 +289,8 @@ def tensors_per_second(path: Path, num_rows: int, seconds: float) -> dict[str, f
 def report(found: dict[str, Any]) -> list[str]:
     """Return the tables of docs/benchmarks.md."""
     lines = [
-        f"{found['rows']:,} summaries; {found['captures']:,} captures that look like {found['looks_bytes'] / 1e9:.1f} GB "
-        f"and take {found['takes_bytes'] / 1e6:.0f} MB; load of the machine at the end {found['load']:.1f}",
+        f"{found['rows']:,} summaries; {found['captures']:,} captures that look like {found['looks_bytes'] / 1e9:.1f} "
+        f"GB and take {found['takes_bytes'] / 1e6:.0f} MB; load of the machine at the end {found['load']:.1f}",
         "",
         "| question | rows | at first, s | MB read | then, s (slowest) | MB read |",
         "|---|---|---|---|---|---|",
