@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import click
 import psutil
 import pytest
 from target_kit import HANG, Receiver, Say, grpc_target, http_target
@@ -18,6 +20,7 @@ from test_collect import INSITU, Collector
 import insitu
 from insitu_collector.store import open_store
 from insitu_collector.subscriber.delivery import HELD_EVENT
+from insitu_collector.subscriber.options import check_not_own
 
 pytestmark = pytest.mark.matrix
 
@@ -130,3 +133,26 @@ def test_a_receiver_that_cannot_be_used_is_said_before_anything_starts(tmp_path:
     assert ran.returncode == 2
     assert why in ran.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(("option", "scheme"), [("--port", "grpc"), ("--otlp-http-port", "http")])
+def test_a_collector_does_not_send_to_itself(tmp_path: Path, host: str, option: str, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ports = {"--port": "0", option: str(port)}
+    options = ["--store", str(tmp_path / "store"), "--host", host, "--insecure", *(w for p in ports.items() for w in p)]
+    command = [*INSITU, "collect", *options, "--otlp-to", f"{scheme}://localhost:{port}"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr.splitlines()[-1].partition(";")[0]) == (
+        2,
+        f"Error: --otlp-to {scheme}://localhost:{port} is this collector itself",
+    )
+    assert not (tmp_path / "store").exists()
+
+
+def test_another_who_has_the_same_port_elsewhere_is_not_this_collector() -> None:
+    check_not_own(["grpc://127.0.0.2:4317", "grpc://192.0.2.1:4317", "http://127.0.0.1"], "127.0.0.1", [4317])
+    check_not_own(["grpc://192.0.2.1:4317"], "0.0.0.0", [4317])
+    with pytest.raises(click.UsageError):
+        check_not_own(["https://127.0.0.1"], "127.0.0.1", [443])

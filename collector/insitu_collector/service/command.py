@@ -32,7 +32,7 @@ from insitu_collector.otlp.ports import OFF, http_listener
 from insitu_collector.service.allocator import reuse_freed_blocks
 from insitu_collector.service.companions import Companion, keep_running
 from insitu_collector.service.server import CollectorServer, PortInUse
-from insitu_collector.subscriber.options import check_targets, subscriber_options, subscribers
+from insitu_collector.subscriber.options import check_not_own, check_targets, subscriber_options, subscribers
 
 
 def _port_or_off(context: click.Context, option: click.Parameter, said: str | None) -> str | None:
@@ -116,6 +116,7 @@ def collect(
     check_targets(otlp_to, otlp_rate)
     pages = None if metrics_port is None else _pages(metrics_port, health)
     otlp_http = _listen_for_otlp(otlp_http_port, host, port)
+    check_not_own(otlp_to, host, [port, *([] if otlp_http is None else [otlp_http.getsockname()[1]])])
     server = _start(store, host, port, config, access, health, has_judge=judge, compact=compact, otlp_http=otlp_http)
     if said := open_to(access, host, server.port, store):
         click.echo(said, err=True)

@@ -76,9 +76,11 @@ class _Process:
 class Mapping:
     """Holds what rows mean: names, counters, requests on their way. The same for a subscriber and for a replay."""
 
-    def __init__(self, batch_size: int, metrics_s: float) -> None:
-        """batch_size: most spans or log records of a request. metrics_s: time of rows between metrics of a process."""
+    def __init__(self, batch_size: int, metrics_s: float, find_earlier: passed_on.FindEarlier) -> None:
+        """batch_size: most spans or log records of a request. metrics_s: time of rows between metrics of a process.
+        find_earlier: where rows of `passed_on.TABLES` find those of other batches."""
         self._batch_size = batch_size
+        self._find_earlier = find_earlier
         self._metrics_ns = int(metrics_s * 1e9)
         self._traces = StoredTraces()
         self._sources: dict[int, Source] = {}
@@ -106,14 +108,16 @@ class Mapping:
         mapped = Mapped()
         spans: list[ReadableSpan] = []
         records: list[ReadableLogRecord] = []
+        passed: list[passed_on.Record] = []
         for read in self._in_order(list(reads)):
             try:
-                self._take(read, spans, records, mapped)
+                self._take(read, spans, records, passed, mapped)
             except Exception as error:  # one batch that cannot be mapped must not stop all others
                 self._lose(read, "unmappable", mapped, f"{type(error).__name__}: {error}")
         size = self._batch_size
         mapped.payloads += [of_spans(spans[at : at + size]) for at in range(0, len(spans), size)]
         mapped.payloads += [of_logs(records[at : at + size]) for at in range(0, len(records), size)]
+        mapped.payloads += passed_on.requests_of(passed)
         return mapped
 
     def _in_order(self, reads: list[Read]) -> list[Read]:
@@ -134,7 +138,14 @@ class Mapping:
         at = self._step_times.of(batch) if window is None else window[0]
         return 0 if at is None else max(0, at // self._metrics_ns)
 
-    def _take(self, read: Read, spans: list[ReadableSpan], records: list[ReadableLogRecord], mapped: Mapped) -> None:
+    def _take(
+        self,
+        read: Read,
+        spans: list[ReadableSpan],
+        records: list[ReadableLogRecord],
+        passed: list[passed_on.Record],
+        mapped: Mapped,
+    ) -> None:
         batch, table = read.batch, read.batch.table
         if not batch.num_rows:
             pass  # all of it is erased
@@ -143,7 +154,7 @@ class Mapping:
         elif table == "sources":
             pass  # known already
         elif table in passed_on.TABLES:
-            mapped.payloads += passed_on.requests_of(table, batch.data)
+            passed += passed_on.records_of(batch, self._find_earlier)
         elif batch.epoch not in self._sources:
             self._lose(read, "no_source", mapped, "the row of `sources` that names their process is missing")
             return

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -58,6 +61,48 @@ def check_target(url: str, option: str) -> None:
         open_end(parse_target(url, os.environ)).close()
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{option}: {error}") from None
+
+
+def check_not_own(urls: Sequence[str], host: str, ports: Sequence[int]) -> None:
+    """Raise UsageError, one line, for a URL of a collector that listens on these ports of `host`.
+
+    It would take what it sends for news, and send it again, for ever.
+    """
+    for url in urls:
+        from insitu_collector.subscriber.target import parse_target
+
+        target = parse_target(url, os.environ)
+        place = urlsplit(f"//{target.place}")
+        port = place.port or (443 if target.is_encrypted else 80)
+        if port in ports and _reaches(place.hostname or "", host):
+            remedy = "name another receiver, or move this one with --port and --otlp-http-port"
+            raise click.UsageError(f"--otlp-to {url} is this collector itself; {remedy}")
+
+
+def _reaches(name: str, host: str) -> bool:
+    """Return whether who asks for `name` may reach what listens on `host`. One that nobody knows is another's."""
+    try:
+        asked, ours = _addresses(name), _addresses(host)
+    except OSError:
+        return False
+    if any(address.is_unspecified for address in ours):
+        return any(_is_of_this_machine(address) for address in asked)
+    return bool(asked & ours) or any(address.is_unspecified for address in asked)
+
+
+def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
+    found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+    return {ip_address(str(address[0]).partition("%")[0]) for *_, address in found}
+
+
+def _is_of_this_machine(address: IPv4Address | IPv6Address) -> bool:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
 
 
 def subscribers(store: Path, urls: Sequence[str], rate: str, child: Child) -> list[Companion]:

@@ -1,17 +1,107 @@
-"""Tables of OTLP that others sent: passed on as it came. The one place that knows how their rows hold requests."""
+"""Spans, metrics and logs that others sent, on their way on: each record in the bytes it came in. No I/O."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import Final, NamedTuple
 
-import pyarrow as pa
+from insitu.exporters.base import Batch
+from insitu_collector.otlp.signals import GROUPS, RECORDS, SCOPES, SIGNALS, signal_of
+from insitu_collector.otlp.wire import entry
+from insitu_collector.subscriber.payloads import Payload, num_items
 
-from insitu_collector.subscriber.payloads import Payload
-
-TABLES: Final[tuple[str, ...]] = ()
+TABLES: Final[tuple[str, ...]] = tuple(signal.table for signal in SIGNALS)
 """Tables whose rows are passed on."""
+MAX_BYTES: Final = 1 << 20
+"""Of a request, unless a single record with its resource and scope is larger: under the 4 MiB of most receivers."""
 
 
-def requests_of(table: str, rows: pa.RecordBatch) -> list[Payload]:
-    """Return the requests that rows of one of `TABLES` hold, in order, with the bytes they came in."""
-    raise AssertionError(f"rows of {table} are not passed on")
+class Shared(NamedTuple):
+    """What a row says for others, too."""
+
+    tenant: str | None
+    resource: bytes | None
+    scope: bytes | None
+
+
+FindEarlier = Callable[[str, int, int], Shared | None]
+"""Takes table, epoch and `row_seq` of a row that is in another batch; None where it is no more."""
+
+
+class Record(NamedTuple):
+    """One span, metric or log record, and what it is of."""
+
+    signal: str
+    tenant: str | None
+    resource: bytes
+    """Of its group, all fields but the scopes."""
+    scope: bytes
+    """Of its scope, all fields but the records."""
+    otlp: bytes
+
+
+def records_of(batch: Batch, find_earlier: FindEarlier) -> list[Record]:
+    """Return the records of a batch of one of `TABLES`, in order.
+
+    The row that has a resource or scope is in the same batch, as a collector writes them, or is looked for. One that is
+    no more, or is another tenant's, gives nothing: the record is sent without.
+    """
+    signal = signal_of(batch.table).name
+    names = ("row_seq", "tenant", "resource_row", "resource", "scope_row", "scope", "otlp")
+    rows = list(zip(*(batch.data[name].to_pylist() for name in names), strict=True))
+    here = {row_seq: Shared(tenant, resource, scope) for row_seq, tenant, _, resource, _, scope, _ in rows}
+
+    def owner(row_seq: int | None, tenant: str | None) -> Shared:
+        found = here.get(row_seq)
+        if found is None and row_seq is not None:
+            found = find_earlier(batch.table, batch.epoch, row_seq)
+        return found if found is not None and found.tenant == tenant else Shared(tenant, None, None)
+
+    return [
+        Record(
+            signal,
+            tenant,
+            (owner(resource_row, tenant).resource if resource is None else resource) or b"",
+            (owner(scope_row, tenant).scope if scope is None else scope) or b"",
+            otlp or b"",
+        )
+        for _, tenant, resource_row, resource, scope_row, scope, otlp in rows
+    ]
+
+
+def requests_of(records: Iterable[Record]) -> Iterator[Payload]:
+    """Yield records as requests, in order; each has those of one signal and one tenant."""
+    for (signal, _), of_one in groupby(records, lambda record: (record.signal, record.tenant)):
+        for some in _bounded(of_one):
+            num = sum(num_items(signal, record.otlp) for record in some)
+            yield Payload(signal, _request(some), num)
+
+
+def _bounded(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield records in lists that make requests of about `MAX_BYTES` at most."""
+    some: list[Record] = []
+    num_bytes = 0
+    for record in records:
+        is_of_last = bool(some) and (record.resource, record.scope) == (some[-1].resource, some[-1].scope)
+        size = len(record.otlp) + (0 if is_of_last else len(record.resource) + len(record.scope))
+        if some and num_bytes + size > MAX_BYTES:
+            yield some
+            some, num_bytes = [], 0
+            size = len(record.otlp) + len(record.resource) + len(record.scope)
+        some.append(record)
+        num_bytes += size
+    if some:
+        yield some
+
+
+def _request(records: list[Record]) -> bytes:
+    """Return the bytes of the request that holds these records; neighbours of one resource and scope share them."""
+    groups = []
+    for resource, in_group in groupby(records, lambda record: record.resource):
+        scopes = [
+            entry(SCOPES, scope + b"".join(entry(RECORDS, record.otlp) for record in in_scope))
+            for scope, in_scope in groupby(in_group, lambda record: record.scope)
+        ]
+        groups.append(entry(GROUPS, resource + b"".join(scopes)))
+    return b"".join(groups)

@@ -19,17 +19,17 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from insitu_collector.otlp.index import points_of
+from insitu_collector.otlp.signals import GROUPS, RECORDS, SCOPES
+from insitu_collector.otlp.wire import cut, entry
+
 REQUESTS: Final[Mapping[str, Any]] = {
     "traces": ExportTraceServiceRequest,
     "metrics": ExportMetricsServiceRequest,
     "logs": ExportLogsServiceRequest,
 }
-_PATHS: Final[Mapping[str, tuple[str, ...]]] = {
-    "traces": ("resource_spans", "scope_spans", "spans"),
-    "metrics": ("resource_metrics", "scope_metrics", "metrics"),
-    "logs": ("resource_logs", "scope_logs", "log_records"),
-}
-"""Fields from a request down to its items. An item of metrics is a data point, one below."""
+_LEVELS: Final = (GROUPS, SCOPES, RECORDS)
+"""Fields from a request down to its records. An item of metrics is a data point, one below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Payload:
 
 
 def payload_of(signal: str, body: bytes) -> Payload:
-    """Return a serialised request as a payload. Raises google.protobuf.message.DecodeError for what is none."""
-    return Payload(signal, body, _num_items(REQUESTS[signal].FromString(body), _PATHS[signal]))
+    """Return a serialised request as a payload. Raises `insitu_collector.otlp.wire.Malformed` for what is none."""
+    return Payload(signal, body, _num_items(signal, body, _LEVELS))
 
 
 def of_spans(spans: Sequence[ReadableSpan]) -> Payload:
@@ -66,44 +66,54 @@ def of_metrics(resource: Resource, scope: InstrumentationScope, metrics: Sequenc
 
 
 def halves(payload: Payload) -> tuple[Payload, Payload]:
-    """Return two requests that hold each item of one once, in order; it has at least two."""
+    """Return two requests that hold each item of one once, in order; it has at least two.
+
+    Records have the bytes they had, but for a metric whose points are parted.
+    """
     assert payload.num_items > 1, "a single item has no halves"
-    whole, path = REQUESTS[payload.signal].FromString(payload.body), _PATHS[payload.signal]
-    middle = payload.num_items // 2
-    first, second = _part(whole, path, 0, middle), _part(whole, path, middle, payload.num_items)
-    return (
-        Payload(payload.signal, first.SerializeToString(), middle),
-        Payload(payload.signal, second.SerializeToString(), payload.num_items - middle),
-    )
+    signal, middle = payload.signal, payload.num_items // 2
+    first = _part(signal, payload.body, _LEVELS, 0, middle)
+    second = _part(signal, payload.body, _LEVELS, middle, payload.num_items)
+    return Payload(signal, first, middle), Payload(signal, second, payload.num_items - middle)
 
 
-def _num_items(message: Any, path: tuple[str, ...]) -> int:
-    if path:
-        return sum(_num_items(child, path[1:]) for child in getattr(message, path[0]))
-    return max(1, len(_points(message))) if isinstance(message, MetricMessage) else 1
+def num_items(signal: str, record: bytes) -> int:
+    """Return the items of one record: the points of a metric (one that has none is one), else 1."""
+    return max(1, len(points_of(MetricMessage.FromString(record)))) if signal == "metrics" else 1
 
 
-def _part(message: Any, path: tuple[str, ...], start: int, stop: int) -> Any:
-    """Return a copy that holds the items from `start` up to, and without, `stop`."""
-    found = type(message)()
-    found.CopyFrom(message)
-    if not path:  # a metric: its points are the items
-        kept = list(_points(message))[start:stop]
-        del _points(found)[:]
-        _points(found).extend(kept)
-        return found
-    del getattr(found, path[0])[:]
-    at = 0
-    for child in getattr(message, path[0]):
-        num_items = _num_items(child, path[1:])
-        first, last = max(start - at, 0), min(stop - at, num_items)
+def _num_items(signal: str, data: bytes, levels: Sequence[int]) -> int:
+    if not levels:
+        return num_items(signal, data)
+    return sum(_num_items(signal, child, levels[1:]) for child in _children(data, levels[0])[1])
+
+
+def _part(signal: str, data: bytes, levels: Sequence[int], start: int, stop: int) -> bytes:
+    """Return what holds the items from `start` up to, and without, `stop`."""
+    if not levels:
+        return _with_points(data, start, stop)
+    rest, children = _children(data, levels[0])
+    kept, at = [rest], 0
+    for child in children:
+        num = _num_items(signal, child, levels[1:])
+        first, last = max(start - at, 0), min(stop - at, num)
         if first < last:
-            is_whole = (first, last) == (0, num_items)
-            getattr(found, path[0]).append(child if is_whole else _part(child, path[1:], first, last))
-        at += num_items
-    return found
+            is_whole = (first, last) == (0, num)
+            kept.append(entry(levels[0], child if is_whole else _part(signal, child, levels[1:], first, last)))
+        at += num
+    return b"".join(kept)
 
 
-def _points(metric: MetricMessage) -> Any:
-    kind = metric.WhichOneof("data")
-    return [] if kind is None else getattr(metric, kind).data_points
+def _children(data: bytes, number: int) -> tuple[bytes, list[bytes]]:
+    """Return the other fields, and each entry of one."""
+    rest, places = cut(data, (0, len(data)), number, len(data))
+    return rest, [data[begin:end] for begin, end in places]
+
+
+def _with_points(record: bytes, start: int, stop: int) -> bytes:
+    metric = MetricMessage.FromString(record)
+    points = points_of(metric)
+    kept = list(points)[start:stop]
+    del points[:]
+    points.extend(kept)
+    return metric.SerializeToString()

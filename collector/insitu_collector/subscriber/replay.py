@@ -21,8 +21,10 @@ from insitu.segments.retention import NAMES
 from insitu_collector.subscriber.backlog import backlog
 from insitu_collector.subscriber.dead import BadLetter, letters, read
 from insitu_collector.subscriber.delivery import Delivery, Wait
+from insitu_collector.subscriber.earlier import Earlier
 from insitu_collector.subscriber.follower import Follower, Read
 from insitu_collector.subscriber.mapping import TABLES, Mapping
+from insitu_collector.subscriber.passed_on import TABLES as PASSED_ON
 from insitu_collector.subscriber.payloads import Payload
 from insitu_collector.subscriber.subscriber import is_live
 from insitu_collector.subscriber.times import FOR_EVER, has_time, within
@@ -84,7 +86,7 @@ class Cut:
         if not self.window.is_bounded or batch.table in NAMES:
             return batch
         if has_time(batch.table):
-            if source is None:
+            if source is None and batch.table not in PASSED_ON:
                 return None
             rows = within(batch, source, self.window.since_unix_ns, self.window.until_unix_ns)
         else:
@@ -111,7 +113,7 @@ class Replay:
 
     def rows(self, window: Window, tables: Sequence[str] = TABLES) -> None:
         """Send the rows of a window. Raises GaveUp."""
-        mapping = Mapping(self._limits.batch, self._limits.metrics_s)
+        mapping = Mapping(self._limits.batch, self._limits.metrics_s, Earlier(self._store))
         cut = Cut(window)
         if window.is_bounded:
             self._learn_steps(cut)

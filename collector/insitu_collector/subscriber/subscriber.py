@@ -19,6 +19,7 @@ from insitu.segments.retention import NAMES
 from insitu_collector.subscriber.account import Account
 from insitu_collector.subscriber.backlog import Backlog, backlog
 from insitu_collector.subscriber.delivery import Delivery
+from insitu_collector.subscriber.earlier import Earlier
 from insitu_collector.subscriber.expired import Expired
 from insitu_collector.subscriber.follower import Follower, Read
 from insitu_collector.subscriber.mapping import TABLES, Mapping
@@ -100,7 +101,7 @@ class Subscriber:
         self._delivery = delivery
         self._clock = clock
         self._unix_clock_ns = unix_clock_ns
-        self._mapping = Mapping(limits.batch, limits.metrics_s)
+        self._mapping = Mapping(limits.batch, limits.metrics_s, Earlier(store))
         self._metrics_s = limits.metrics_s
         since = {"requests": float(unix_clock_ns() - REMEMBER_NS), "steps": float(unix_clock_ns() - REMEMBER_NS)}
         always = dict.fromkeys(NAMES, float("-inf"))

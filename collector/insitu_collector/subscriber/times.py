@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from insitu.exporters.base import Batch
 from insitu.identity import Source
+from insitu.segments.shared_bytes import kept_of
 
 _COLUMNS: Final[Mapping[str, tuple[str, str]]] = {
     "intervals": ("t0_ns", "t1_ns"),
@@ -50,13 +51,17 @@ def has_time(table: str) -> bool:
 
 
 def within(batch: Batch, source: Source | None, since_unix_ns: int, until_unix_ns: int) -> pa.RecordBatch:
-    """Return the rows of a table with times that began in [since, until); bounds are within `FOR_EVER`."""
+    """Return the rows of a table with times that began in [since, until); bounds are within `FOR_EVER`.
+
+    A row that does not say when it was is in no window.
+    """
     column = _COLUMNS[batch.table][0]
     if not column.endswith("unix_ns"):
         assert source is not None, "times of a process are known by its source"
         since_unix_ns, until_unix_ns = since_unix_ns - source.unix_ns(0), until_unix_ns - source.unix_ns(0)
     at = batch.data[column]
-    return batch.data.filter(pc.and_(pc.greater_equal(at, since_unix_ns), pc.less(at, until_unix_ns)))
+    is_within = pc.and_(pc.greater_equal(at, since_unix_ns), pc.less(at, until_unix_ns))
+    return kept_of(batch.data, pc.fill_null(is_within, False))
 
 
 class StepTimes:
