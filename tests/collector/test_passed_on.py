@@ -194,7 +194,7 @@ def test_a_metric_is_parted_at_its_points_and_no_other_changes() -> None:
 # -- each once, with its own resource --------------------------------------------------------------------------------
 
 
-def test_after_a_restart_in_the_middle_each_record_has_arrived_once(store: Path, receiver: Receiver) -> None:
+def test_what_a_restart_cut_off_comes_again_as_a_whole_and_then_no_more(store: Path, receiver: Receiver) -> None:
     records = [odd(number, 30_000) for number in range(100)]
     take(store, *((request_of(records[at : at + 20], f"shop {at}"), "") for at in range(0, 100, 20)))
     receiver.choose = lambda *_: Say() if receiver.num_asked < 3 else Say(503, grpc.StatusCode.UNAVAILABLE)
