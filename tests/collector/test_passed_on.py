@@ -92,7 +92,7 @@ def odd(number: int, num_bytes: int = 0) -> bytes:
     span = spans(1, seed=number).resource_spans[0].scope_spans[0].spans[0]
     ids = TRACES.record(trace_id=span.trace_id, span_id=span.span_id).SerializeToString()
     name, unknown = TRACES.record(name=f"odd {number}").SerializeToString(), b"\xc2\x3e\x01?"  # field 1000
-    return name + TRACES.record(trace_state="x" * num_bytes).SerializeToString() + unknown + name + ids
+    return bytes(name + TRACES.record(trace_state="x" * num_bytes).SerializeToString() + unknown + name + ids)
 
 
 def request_of(records: Sequence[bytes], service: str) -> bytes:
@@ -115,17 +115,17 @@ def take(store: Path, *requests: tuple[bytes, str]) -> None:
 def test_what_sdks_send_arrives_as_if_they_had_sent_it_there(store: Path, receiver: Receiver) -> None:
     resource = Resource({"service.name": "shop"})
     with collecting(store) as (_, own, _), grpc_target() as direct:
-        ends = [{"endpoint": place, "insecure": True} for place in (own, direct.url.removeprefix("grpc://"))]
+        ends = [own, direct.url.removeprefix("grpc://")]
         traces = TracerProvider(resource=resource, shutdown_on_exit=False)
         logs = LoggerProvider(resource=resource, shutdown_on_exit=False)
         for end in ends:
-            traces.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(**end)))
-            logs.add_log_record_processor(SimpleLogRecordProcessor(OTLPLogExporter(**end)))
+            traces.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(end, insecure=True)))
+            logs.add_log_record_processor(SimpleLogRecordProcessor(OTLPLogExporter(end, insecure=True)))
         with traces.get_tracer("shop").start_as_current_span("buy", attributes={"items": 2}) as span:
             span.add_event("paid")
         logs.get_logger("shop").emit(LogRecord(timestamp=BASE_NS, body="sold out", event_name="shop.sold_out"))
         meters = MeterProvider(
-            [PeriodicExportingMetricReader(OTLPMetricExporter(**end), 1e9) for end in ends],
+            [PeriodicExportingMetricReader(OTLPMetricExporter(end, insecure=True), 1e9) for end in ends],
             resource=resource,
             shutdown_on_exit=False,
         )
