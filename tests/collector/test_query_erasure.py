@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,11 @@ def test_while_nobody_can_tell_what_is_erased_nothing_is_shown(store: Store, pat
     assert run("erase", path, "--request", SECRET, "--yes").exit_code == 0
     (path / "v1" / "erased.json").write_text("{")
     kind = ErasedUnreadable if type(store) is Store else ConnectionError
-    for ask in (store.captures, lambda: store.sql("select 1 from captures"), lambda: store.tensor(row)):
+    asks: list[Callable[[], Any]] = [
+        store.captures,
+        lambda: store.sql("select 1 from captures"),
+        lambda: store.tensor(row),
+    ]
+    for ask in asks:
         with pytest.raises(kind, match=r"erased\.json cannot be read"):
             ask()

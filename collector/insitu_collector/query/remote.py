@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +78,7 @@ class RemoteStore(Store):
         """Return what answers questions: the collector, which knows whose rows are shown."""
         return self._rows
 
-    def tail(self, tables: Iterable[str] | None = None, since_unix_ns: int | None = None) -> Any:
+    def tail(self, *_: Any, **__: Any) -> Any:
         """Raise BadQuestion: what is new is followed on the store's own host."""
         raise BadQuestion(f"{self.url} cannot be followed; open the store's folder on the collector's host")
 

@@ -299,8 +299,8 @@ class Question:
     def _begins(self) -> dict[int, tuple[Int64, Int64]]:
         """Epoch -> its steps, sorted, and when they began."""
         asked, found = self.asked, dict[int, list[tuple[Int64, Int64]]]()
-        steps = self._hull_of_steps
-        of = Asked(run=asked.run, replica=asked.replica, rank=asked.rank, stage=asked.stage, steps=steps)
+        meant = self._hull_of_steps
+        of = Asked(run=asked.run, replica=asked.replica, rank=asked.rank, stage=asked.stage, steps=meant)
         for epoch, steps, unix in self._steps_begun(of):
             found.setdefault(epoch, []).append((steps, unix))
         joined = {epoch: tuple(map(np.concatenate, zip(*parts, strict=True))) for epoch, parts in found.items()}
