@@ -124,9 +124,12 @@ def ready_to_verdict_s(setting: Setting, verdicts: Sequence[Mapping[str, Any]]) 
 
 
 def records(
-    sources: Sequence[Mapping[str, Any]], stored: Mapping[str, int], expired: Mapping[str, int] | None = None
+    sources: Sequence[Mapping[str, Any]], stored: Mapping[str, int], **gone: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return produced, stored and dropped rows in all and by table; those that have expired in all, if any have."""
+    """Return produced, stored and dropped rows in all and by table. gone: rows by table that `expired` or are `erased`.
+
+    Those are in it only if there are any.
+    """
     produced: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     dropped_of: Counter[str] = Counter()
@@ -137,7 +140,7 @@ def records(
             dropped_of[table] += sum(reasons.values())
     tables = {
         table: {"produced": produced[table], "stored": int(stored.get(table, 0)), "dropped": dropped_of[table]}
-        | ({"expired": expired[table]} if expired and table in expired else {})
+        | {why: rows[table] for why, rows in gone.items() if table in rows}
         for table in sorted({*produced, *stored, *dropped_of})
         if produced[table] or stored.get(table) or dropped_of[table]
     }
@@ -146,7 +149,7 @@ def records(
         "stored": sum(int(rows) for rows in stored.values()),
         "dropped": dict(dropped),
         "tables": tables,
-        **({"expired": sum(expired.values())} if expired else {}),
+        **{why: sum(rows.values()) for why, rows in gone.items() if rows},
     }
 
 
