@@ -115,7 +115,10 @@ def test_records_add_up_whatever_was_reported(
 
 def test_rows_that_expired_are_part_of_the_account() -> None:
     account = source("rank", 0, {"steps": 30, "intervals": 50}, {"intervals": {"ring_full": 5}}, 0.0)
-    stalls = {**REPORTS.stalls, "records": {"stored": {"steps": 10, "intervals": 45}, "expired": {"steps": 20}, "erased": {}}}
+    stalls = {
+        **REPORTS.stalls,
+        "records": {"stored": {"steps": 10, "intervals": 45}, "expired": {"steps": 20}, "erased": {}},
+    }
     answer = document(SETTING, Reports(load=REPORTS.load, sources=[account], stalls=stalls, faults=[]))
     kept = answer["records"]
     assert kept["produced"] == kept["stored"] + sum(kept["dropped"].values()) + kept["expired"] == 80
