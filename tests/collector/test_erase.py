@@ -221,6 +221,16 @@ def test_one_of_request_and_tenant_is_given_and_a_tenant_is_known(tmp_path: Path
     assert "no store at" in run("erase", tmp_path / "nowhere", "--request", "a").output
 
 
+@pytest.mark.parametrize("option", ["--request", "--tenant"])
+@pytest.mark.parametrize("name", ["", " \t", "\udcff\udcfe"])
+def test_a_name_that_is_none_erases_nothing(tmp_path: Path, option: str, name: str) -> None:
+    fill(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    found = run("erase", tmp_path, option, name, "--yes", "--now")
+    assert found.exit_code == 2 and f"Error: {option} is " in found.output
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_of_a_tenant_all_that_its_processes_wrote_and_write_goes(tmp_path: Path) -> None:
     seal(tmp_path, source(7, tenant="acme"), source(8, tenant="other"))
     captures = [{"request": "one"}, {"request": "two"}]

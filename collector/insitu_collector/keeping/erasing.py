@@ -141,6 +141,7 @@ def erase(
         raise click.UsageError("give --request ID or --tenant T: one of them")
     kind, name = (Kind.TENANT, tenant) if request is None else (Kind.REQUEST, request)
     assert name is not None, "one of the two was given"
+    _check_name(f"--{kind}", name)
     within_s, timeout_s = (0.0 if now else _seconds("--within", within)), _seconds("--timeout", timeout)
     with opened(store) as path:
         try:
@@ -178,6 +179,14 @@ def _lines(done: Outcome, *, yes: bool, when: str) -> list[str]:
         lines.append(f"{_rows(done.changed)}: {would}without the name")
     lines += [f"{file}: still holds some of it until its writer ends or it expires" for file in done.still_in]
     return lines
+
+
+def _check_name(option: str, name: str) -> None:
+    """Refuse what nobody is called: an unset variable of a shell would match every empty name."""
+    if not name.strip():
+        raise click.UsageError(f"{option} is empty: give the name of the one to erase")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):  # bytes of the command line that are no text
+        raise click.UsageError(f"{option} is not UTF-8: names in a store are")
 
 
 def _seconds(option: str, text: str) -> float:
