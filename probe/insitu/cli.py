@@ -186,6 +186,8 @@ def _of_system(error: OSError) -> str:
     """Return what the system refused in the middle of a command, as one line."""
     reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
     what = f"{error.filename}: {reason}" if error.filename else reason
+    if error.errno is None:  # a library's word, not the system's
+        return what
     return f"{what}; see that it is there, that it is yours, and that its disk has room"
 
 

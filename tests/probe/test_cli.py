@@ -104,6 +104,16 @@ def test_what_the_system_refuses_meanwhile_is_one_line(monkeypatch: pytest.Monke
     assert result.output == f"{said}see that it is there, that it is yours, and that its disk has room\n"
 
 
+def test_an_error_that_is_not_the_systems_gets_no_advice_about_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def late() -> None:
+        raise OSError("these bytes are no message")
+
+    monkeypatch.setattr(cli, "_a_late_command", late, raising=False)
+    monkeypatch.setitem(COMMANDS, "serve", Entry("insitu.cli:_a_late_command", "Serve.", "engine"))
+    assert CliRunner().invoke(insitu, ["serve"]).output == "Error: these bytes are no message\n"
+
+
 def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
     command = [sys.executable, "-m", "insitu", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:

@@ -42,6 +42,7 @@ class Contents:
         for name, (files, size) in self.beside.items():
             if files:
                 lines.append(f"{name:<18}{files:>9}{'':>12}{size / 1e6:>10.2f}")
+        lines += [f"{facts.name.file}: {facts.state}" for facts in self.segments if facts.state != "sealed"]
         return lines
 
 

@@ -139,7 +139,7 @@ def _footer_problem(path: Path, table: str, num_batches: int) -> str:
                 return f"its footer names {found.num_record_batches} batches, of {num_batches}"
             if not is_known(found.schema, table):
                 return "its columns are not those of its table"
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         return f"its footer cannot be read: {str(error).splitlines()[0]}"
     return ""
 

@@ -11,12 +11,16 @@ import pyarrow as pa
 from insitu.records import table_spec
 from insitu.segments import disk
 from insitu.segments.message import MAGIC, RECORD_BATCH, SCHEMA, Head, read_head
-from insitu.segments.reader import FIRST_MESSAGE, Stored, is_footer, newer_format, newer_text, stored_batch
+from insitu.segments.reader import FIRST_MESSAGE, Stored, is_footer, is_known, newer_format, newer_text, stored_batch
 
 REPLACES: Final = "insitu.replaces"
 """Schema metadata: numbers of the segments that this one was made of, with spaces between."""
 REPLACED_BEFORE: Final = "insitu.replaced_before"
 """... and of those that these, in turn, had been made of."""
+
+
+_BROKEN: Final = (ValueError, OSError, pa.ArrowException)
+"""What parsing bytes in memory raises: with damaged metadata pyarrow's is an OSError, though no disk has failed."""
 
 
 class NotWhole(ValueError):
@@ -38,16 +42,23 @@ class WholeSegment:
         self._spec = table_spec(table)
         try:
             self._view = disk.buffer(path)
-            self._file = pa.py_buffer(self._view)
+        except ValueError as error:  # nothing is in it
+            raise NotWhole(_line(error)) from None
+        self._file = pa.py_buffer(self._view)
+        try:
             head = self._head(FIRST_MESSAGE)
             if head.kind != SCHEMA or bytes(self._view[: len(MAGIC)]) != MAGIC:
                 raise NotWhole("it does not begin with a schema")
             schema = pa.ipc.read_schema(self._file.slice(FIRST_MESSAGE, head.num_bytes))
-        except (pa.ArrowException, ValueError) as error:
+            told = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+            self._replaces, self._replaced_before = (_numbers(told.get(key, "")) for key in (REPLACES, REPLACED_BEFORE))
+        except _BROKEN as error:
             raise NotWhole(_line(error)) from None
         if version := newer_format(schema):
             raise NewerFormat(newer_text(version))
-        self.metadata: dict[str, str] = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+        if not _is_of(schema, table):  # the checksums of batches do not cover names of columns
+            raise NotWhole("its columns are not those of its table")
+        self.metadata: dict[str, str] = told
         self.schema: pa.Schema = schema.remove_metadata()
         self._first_batch = FIRST_MESSAGE + head.num_bytes
 
@@ -63,12 +74,12 @@ class WholeSegment:
     @property
     def replaces(self) -> frozenset[int]:
         """Numbers of the segments it was made of."""
-        return _numbers(self.metadata.get(REPLACES, ""))
+        return self._replaces
 
     @property
     def replaced_before(self) -> frozenset[int]:
         """Numbers of the segments that those had been made of."""
-        return _numbers(self.metadata.get(REPLACED_BEFORE, ""))
+        return self._replaced_before
 
     def batches(self) -> Iterator[Stored]:
         """Yield its batches, each validated and its checksum compared. Raises NotWhole at the first thing wrong."""
@@ -80,7 +91,7 @@ class WholeSegment:
                 message = self._file.slice(at, head.num_bytes)
                 yield stored_batch(message, head, self.schema, self._spec)
                 at += head.num_bytes
-        except (pa.ArrowException, ValueError) as error:
+        except _BROKEN as error:
             raise NotWhole(f"at byte {at}: {_line(error)}") from None
         if not is_footer(self._view, at + head.num_bytes):
             raise NotWhole("its footer is damaged")
@@ -98,6 +109,13 @@ def numbers_replaced(path: Path, table: str) -> frozenset[int]:
         return WholeSegment(path, table).replaces
     except (NotWhole, KeyError, OSError):
         return frozenset()
+
+
+def _is_of(schema: pa.Schema, table: str) -> bool:
+    try:
+        return is_known(schema, table)
+    except UnicodeDecodeError:  # a name of a column, as it is looked at
+        return False
 
 
 def _numbers(text: str) -> frozenset[int]:
