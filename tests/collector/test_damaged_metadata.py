@@ -50,6 +50,8 @@ def test_every_command_goes_on_without_it_and_names_it(tmp_path: Path, where: st
     assert run("erase", store, "--request", "nobody").exit_code == 0
     found = run("compact", store)
     assert found.exit_code == 3 and name.file in found.output
+    found = run("export", store, (tmp_path / "there").as_uri())
+    assert found.exit_code == 5 and name.file in found.output
     assert run("repair", store).exit_code == 0
     assert list_segments(store, QUARANTINE) == [name]
     assert run("verify", store).exit_code == 0

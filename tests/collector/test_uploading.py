@@ -88,6 +88,34 @@ def test_a_damaged_segment_is_left_out_and_said(tmp_path: Path) -> None:
     assert list_segments(store, QUARANTINE) == []
 
 
+def test_a_segment_that_was_damaged_since_does_not_take_the_place_of_its_good_copy(tmp_path: Path) -> None:
+    store, to = tmp_path / "store", tmp_path / "there"
+    names = seal(store, events(0), events(1))
+    exported(store, to)
+    copy = to / "sealed" / names[0].file
+    good = copy.read_bytes()
+    damage(names[0].path(store, SEALED))
+    for manifest in ("kept", "lost"):
+        if manifest == "lost":
+            (to / "manifest.json").unlink()
+        found = run("export", store, to.as_uri())
+        assert found.exit_code == 5
+        assert f"{names[0].file}: left out: damaged (at byte " in found.output
+        assert copy.read_bytes() == good
+    assert (to / "sealed" / names[1].file).exists()
+
+
+def test_another_stores_segment_of_the_same_name_is_not_written_over(tmp_path: Path) -> None:
+    to = tmp_path / "there"
+    (name,) = seal(tmp_path / "one", events(0))
+    seal(tmp_path / "two", events(1))
+    exported(tmp_path / "one", to)
+    good = (to / "sealed" / name.file).read_bytes()
+    found = run("export", tmp_path / "two", to.as_uri())
+    assert found.exit_code == 5 and f"{name.file}: left out: another one of this name" in found.output
+    assert (to / "sealed" / name.file).read_bytes() == good
+
+
 class Failing(pafs.FileSystemHandler):  # type: ignore[misc]
     """A file system in a folder that fails at the n-th file it is to write, or changes what it is given."""
 

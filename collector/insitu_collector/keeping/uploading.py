@@ -84,6 +84,9 @@ class Uploader:
             if known is not None and (known["bytes"], known["crc32"]) == data:
                 result.num_there += 1
                 continue
+            if name.startswith(f"{SEALED}/") and (why := self._refused(name, path, data)):
+                result.left_out[name.removeprefix(f"{SEALED}/")] = why
+                continue
             self._copy(path, name, data[1])
             manifest[name] = {"bytes": data[0], "crc32": data[1], **what}
             result.copied.append(name)
@@ -114,6 +117,31 @@ class Uploader:
                 twin = twin_path(self._store, name)
                 yield f"twins/{name.table}/{twin.name}", twin, {}
 
+    def _refused(self, name: str, path: Path, data: tuple[int, int]) -> str:
+        """Return why a segment is not to be copied over what is there, or "". A sealed segment never changes."""
+        try:
+            for _ in WholeSegment(path, name.split("/")[1]).batches():
+                pass
+        except NotWhole as error:
+            return f"damaged ({error}); what is there stays, `insitu store repair {self._store}` keeps what is whole"
+        except FileNotFoundError:
+            return "it has gone meanwhile"
+        there = self._there(name)
+        if there is None or there == data:
+            return ""
+        return "another one of this name is there and stays: export to another place, or move that one away"
+
+    def _there(self, name: str) -> tuple[int, int] | None:
+        """Return size and checksum of a copy, None where there is none."""
+        path = f"{self._root}/{name}"
+        if self._fs.get_file_info(path).type == pafs.FileType.NotFound:
+            return None
+        with self._fs.open_input_stream(path) as copy:
+            num_bytes = crc32 = 0
+            while chunk := copy.read(CHUNK_BYTES):
+                num_bytes, crc32 = num_bytes + len(chunk), zlib.crc32(chunk, crc32)
+        return num_bytes, crc32
+
     def _copy(self, path: Path, name: str, crc32: int) -> None:
         target = f"{self._root}/{name}"
         is_local = self._fs.type_name == "local"
@@ -123,11 +151,8 @@ class Uploader:
         with path.open("rb") as source, self._fs.open_output_stream(part) as sink:
             while chunk := source.read(CHUNK_BYTES):
                 sink.write(chunk)
-        found = 0
-        with self._fs.open_input_stream(part) as copy:
-            while chunk := copy.read(CHUNK_BYTES):
-                found = zlib.crc32(chunk, found)
-        if found != crc32:
+        found = self._there(part.removeprefix(f"{self._root}/"))
+        if found is None or found[1] != crc32:
             self._fs.delete_file(part)
             raise OSError(f"the copy of {name} is not what was copied")
         if is_local:
