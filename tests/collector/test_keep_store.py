@@ -14,6 +14,7 @@ from store_kit import batch, damage, events, rows_in, run, seal, source
 
 from insitu.records import schema_of
 from insitu.segments.layout import OPEN, QUARANTINE, SEALED, ShardLock, files_in, list_segments
+from insitu.segments.reader import batch_heads
 from insitu.segments.replacement import Replacement, Step, replace
 from insitu.segments.shard import ShardWriter
 from insitu.segments.whole import WholeSegment
@@ -160,6 +161,44 @@ def test_verify_finds_what_is_wrong_and_repair_makes_it_whole(tmp_path: Path) ->
     again = said(tmp_path, "verify")
     assert [p["kind"] for p in again["problems"]] == ["quarantined"] and again["exit"] == 0  # type: ignore[attr-defined]
     assert names[0].shard == "a"
+
+
+def cut(path: Path, num_bytes: int) -> None:
+    path.chmod(0o600)
+    os.truncate(path, num_bytes)
+
+
+@pytest.mark.parametrize("known_by", ["catalog", "twin"])
+@pytest.mark.parametrize("at_a_boundary", [False, True])
+def test_all_rows_that_a_cut_took_are_told_and_the_twin_that_has_them_is_kept(
+    tmp_path: Path, known_by: str, at_a_boundary: bool
+) -> None:
+    seal(tmp_path, *(events(n, epoch=7 + n // 5) for n in range(9)))
+    run("compact", tmp_path)
+    (merged,) = list_segments(tmp_path, SEALED, "events")
+    path = merged.path(tmp_path, SEALED)
+    ends = [path.read_bytes().rindex(b"\xff\xff\xff\xff" + bytes(4))]
+    for _, head in reversed(batch_heads(path)):
+        ends.append(ends[-1] - head.num_bytes)
+    cut(path, ends[6] + (0 if at_a_boundary else 100))  # of nine batches three are left
+    if known_by == "twin":
+        catalog_path(tmp_path).unlink()
+    twin = twin_path(tmp_path, merged).read_bytes()
+    answer = said(tmp_path, "repair")
+    assert (answer["salvaged"], answer["kept_twins"], answer["twins"]) == ([merged.file], [merged.file], [])
+    assert rows_in(tmp_path, "events") == [(7, n) for n in range(9)]
+    told = {7: 0, 8: 0}
+    for row in open_store(tmp_path).table("gaps").to_pylist():
+        assert row["file"] == merged.file
+        assert row["source_epoch"] is not None or row["num_rows"] == 0, "told by process"
+        told[row["source_epoch"] or 7] += row["num_rows"]
+    assert told == {7: 6, 8: 12}
+    assert merged.path(tmp_path, QUARANTINE).with_suffix(".parquet").read_bytes() == twin
+    assert list_twins(tmp_path) == []
+    assert said(tmp_path, "ls")["beside"]["quarantine"]["files"] == 2  # type: ignore[index]
+    assert said(tmp_path, "verify")["exit"] == 0
+    run("erase", tmp_path, "--request", "anybody", "--yes")
+    assert not any(file.is_file() for file in (tmp_path / "v1/quarantine").rglob("*")), "they may hold what is erased"
 
 
 def test_a_broken_footer_is_found_and_costs_no_row(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def repair(ctx: click.Context, store: Path, dry_run: bool, as_json: bool) -> Non
         "dry_run": dry_run,
         "recovered": [name.file for name in done.recovered],
         "salvaged": [name.file for name in done.salvaged],
+        "kept_twins": [name.file for name in done.kept_twins],
         "twins": [name.file for name in done.twins],
         "catalog": done.catalog,
         "in_use": done.in_use,
@@ -58,6 +59,7 @@ def repair(ctx: click.Context, store: Path, dry_run: bool, as_json: bool) -> Non
     lines += [
         f"{name}: {verb}made anew from what is whole; the original {verb}kept in quarantine" for name in done.salvaged
     ]
+    lines += [f"twins/{name}: {verb}kept in quarantine beside the original" for name in done.kept_twins]
     lines += [f"twins/{name}: {verb}made anew" for name in done.twins]
     lines += [f"the catalog: {verb}made anew"] if done.catalog else []
     lines += [f"{name}: left as it is, of a newer format" for name in done.newer]

@@ -11,7 +11,7 @@ from typing import Any
 from insitu.segments.layout import OPEN, QUARANTINE, SEALED, SegmentName, files_in, list_segments
 from insitu_collector.keeping.catalog import CatalogBusy, anchors_of, read_catalog, refresh
 from insitu_collector.keeping.facts import SegmentFacts, facts_of
-from insitu_collector.keeping.twins import list_twins, twin_path
+from insitu_collector.keeping.twins import list_twins, quarantined_twin, twin_path
 from insitu_collector.rows.selection import as_time
 
 
@@ -52,7 +52,10 @@ def contents(store: Path) -> Contents:
         segments=sorted(_facts(store).values(), key=lambda facts: facts.name),
         beside={
             "open": _sizes([name.path(store, OPEN) for name in list_segments(store, OPEN)]),
-            "quarantine": _sizes([name.path(store, QUARANTINE) for name in files_in(store, QUARANTINE, ".arrow")]),
+            "quarantine": _sizes(
+                [name.path(store, QUARANTINE) for name in files_in(store, QUARANTINE, ".arrow")]
+                + [quarantined_twin(store, name) for name in files_in(store, QUARANTINE, ".parquet")]
+            ),
             "twins": _sizes([twin_path(store, name) for name in list_twins(store)]),
         },
     )

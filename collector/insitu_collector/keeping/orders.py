@@ -107,9 +107,14 @@ def remove_copies(store: Path, order: Erasure) -> int:
     for name in list_twins(store):
         if name.table in tables:
             remove_twin(store, name)
-    quarantined = [name for name in files_in(store, QUARANTINE, ".arrow") if name.table in tables]
-    for name in quarantined:
-        name.path(store, QUARANTINE).unlink(missing_ok=True)
+    quarantined = [
+        name.path(store, QUARANTINE).with_suffix(suffix)
+        for suffix in (".arrow", ".parquet")
+        for name in files_in(store, QUARANTINE, suffix)
+        if name.table in tables
+    ]
+    for path in quarantined:
+        path.unlink(missing_ok=True)
     return len(quarantined)
 
 

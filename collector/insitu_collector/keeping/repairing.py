@@ -24,7 +24,10 @@ class Repaired:
     """Open files of writers that have gone."""
     salvaged: list[SegmentName] = field(default_factory=list)
     """Damaged segments: what is whole of them is kept, the originals are in quarantine."""
+    kept_twins: list[SegmentName] = field(default_factory=list)
+    """Twins of those, which may have rows that are lost: in quarantine beside the originals."""
     twins: list[SegmentName] = field(default_factory=list)
+    """Made anew."""
     catalog: bool = False
     """It is made again."""
     in_use: list[str] = field(default_factory=list)
@@ -46,8 +49,10 @@ def plan(store: Path) -> Repaired:
     ]
     newer = {problem.file for problem in found.problems if problem.kind == "newer"}
     result.newer = [name for name in list_segments(store, SEALED) if name.file in newer]
+    there = list_twins(store)
+    result.kept_twins = [name for name in result.salvaged if name in there]
     twins = {problem.file for problem in found.problems if problem.kind == "twin"}
-    result.twins = [name for name in list_twins(store) if f"twins/{name.file}" in twins]
+    result.twins = [name for name in there if f"twins/{name.file}" in twins and name not in result.kept_twins]
     return result
 
 

@@ -22,7 +22,9 @@ from insitu.segments.replacement import Reached, Replacement, Step, origin, repl
 from insitu.segments.retention import Held
 from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 from insitu.vocabulary import ERASED
+from insitu_collector.keeping.held import rows_held, told_in_full
 from insitu_collector.keeping.shards import OwnShard, Tell
+from insitu_collector.keeping.twins import quarantine_twin
 
 SPARE_BYTES: Final = 64 << 20
 """Left free beside what a new segment needs: ingest comes first."""
@@ -142,7 +144,8 @@ class Rewriter:
     ) -> SegmentName | None:
         """Make a damaged segment anew out of what is whole of it; the original goes to quarantine, or away.
 
-        Return the new segment; None when somebody else is at work on it. What is lost is told, as is what is erased.
+        So does its twin: it may have rows that are lost. Return the new segment; None when somebody else is at work on
+        it. What is lost is told, as is what is erased.
         """
         if not self._shard.claims.take([name]):
             return None
@@ -155,7 +158,11 @@ class Rewriter:
             lost = reader.damage
             if reader.good_bytes == FIRST_MESSAGE:
                 lost = [Damage(name, 0, 0, torn=False)]  # not even its schema is there
-            tell([*(gap_row(damage, time.time_ns()) for damage in lost), *gone])
+            now = time.time_ns()
+            told = [gap_row(damage, now) for damage in lost]
+            tell([*told_in_full(name, rows_held(self._store, name), stored, told, now), *gone])
+            if keep_original:
+                quarantine_twin(self._store, name)
             new = SegmentName(name.table, name.shard, self._shard.take_number())
             schema = file_schema(name, reader.spec)
             metadata = {k.decode(): v.decode() for k, v in schema.metadata.items()}

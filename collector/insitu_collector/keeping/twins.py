@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,16 @@ import pyarrow.parquet as pq
 
 from insitu.records import TABLES
 from insitu.segments.erasure import Erased
-from insitu.segments.layout import FORMAT, SEALED, SegmentName, files_in, list_segments, make_folder, sync_folder
+from insitu.segments.layout import (
+    FORMAT,
+    QUARANTINE,
+    SEALED,
+    SegmentName,
+    files_in,
+    list_segments,
+    make_folder,
+    sync_folder,
+)
 from insitu.segments.whole import WholeSegment
 
 TWINS: Final = "twins"
@@ -77,6 +87,19 @@ def remove_twin(store: Path, name: SegmentName) -> None:
     twin_path(store, name).unlink(missing_ok=True)
 
 
+def quarantined_twin(store: Path, name: SegmentName) -> Path:
+    return name.path(store, QUARANTINE).with_suffix(".parquet")
+
+
+def quarantine_twin(store: Path, name: SegmentName) -> None:
+    """Keep the twin of a damaged segment, if there is one, beside where the original is kept. Raises OSError."""
+    kept = quarantined_twin(store, name)
+    make_folder(kept.parent)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(twin_path(store, name), kept)
+        sync_folder(kept.parent)
+
+
 def sweep_twins(store: Path) -> list[SegmentName]:
     """Remove the twins of segments that have gone or were replaced; return them."""
     # Twins first: a segment that is made and gets its twin in between is then not taken for gone.
@@ -87,14 +110,17 @@ def sweep_twins(store: Path) -> list[SegmentName]:
     return orphans
 
 
-def twin_problem(store: Path, name: SegmentName, num_rows: int) -> str:
-    """Return what is wrong with a twin of a segment with so many rows, or "". Rows that are erased may be missing."""
+def twin_problem(store: Path, name: SegmentName, num_rows: int | None) -> str:
+    """Return what is wrong with a twin of a segment with so many rows, or "". Rows that are erased may be missing.
+
+    num_rows: None where that is not known, as of a damaged segment: its twin may well have more.
+    """
     try:
         found = pq.ParquetFile(twin_path(store, name))
         with found:
             names, rows = found.schema_arrow.names, found.metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         return f"it cannot be read: {str(error).splitlines()[0]}"
     if any(column in PAYLOADS for column in names):
         return "it holds a payload"
-    return f"{rows} rows, of {num_rows}" if rows > num_rows else ""
+    return f"{rows} rows, of {num_rows}" if num_rows is not None and rows > num_rows else ""

@@ -80,7 +80,8 @@ def verify(store: Path) -> Verified:
     _look_at_open(store, dead, result)
     for name in list_twins(store):
         of = facts.get(name)
-        text = "its segment has gone" if of is None else twin_problem(store, name, of.num_rows)
+        num_rows = of.num_rows if of is not None and of.state == "sealed" else None
+        text = "its segment has gone" if of is None else twin_problem(store, name, num_rows)
         result.num_twins += 1
         if text:
             result.add("twin", f"twins/{name.file}", text)
