@@ -101,6 +101,17 @@ def test_row_25_a_damaged_input_is_left_told_and_not_merged(tmp_path: Path) -> N
     assert names[1].path(tmp_path, SEALED).exists()
 
 
+def test_compact_names_a_damaged_segment_that_it_had_no_reason_to_touch(tmp_path: Path) -> None:
+    (name,) = seal(tmp_path, events(0))
+    assert run("compact", tmp_path).stdout == "nothing to merge; 1 twins written\n"
+    damage(name.path(tmp_path, SEALED))  # it has its twin, and the catalog knows it as it was
+    found = run("compact", tmp_path)
+    assert found.exit_code == 3
+    assert f"{name}: damaged, left as it is: at byte " in found.stdout
+    assert f"1 damaged segments were left: insitu store repair {tmp_path}\n" in found.stdout
+    assert list(said(tmp_path, "compact")["damaged"]) == [name.file]  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize("step", Step)
 def test_row_25_a_compaction_that_fails_at_a_step_is_made_good_by_the_next(tmp_path: Path, step: Step) -> None:
     seal(tmp_path, *(events(n) for n in range(4)))

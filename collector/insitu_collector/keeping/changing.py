@@ -13,7 +13,7 @@ from insitu.segments.erased_file import ErasedFile
 from insitu_collector.keeping import repairing
 from insitu_collector.keeping.expiring import expire as expire_in
 from insitu_collector.keeping.merge_plan import ON_DEMAND
-from insitu_collector.keeping.passes import Clean, erase_shard, merge_shard, write_twins
+from insitu_collector.keeping.passes import Clean, erase_shard, merge_shard, note_unreadable, write_twins
 from insitu_collector.keeping.recorder import Recorder
 from insitu_collector.keeping.rewriting import Rewritten
 from insitu_collector.keeping.shards import shards_of
@@ -96,11 +96,16 @@ def compact(ctx: click.Context, store: Path, as_json: bool) -> None:
                     merge_shard(path, held, ON_DEMAND, result)
         twins = write_twins(path, missing_twins(path), erased)
         sweep_twins(path)
+        note_unreadable(path, result)
         refresh_catalog(path)
     document = _rewritten(result) | {"twins": [name.file for name in twins], "in_use": in_use}
     num_inputs = sum(len(inputs) for inputs in result.made.values())
-    lines = [f"{num_inputs} segments are {len(result.made)} now; {len(twins)} twins written"]
+    merged = f"{num_inputs} segments are {len(result.made)} now" if result.made else "nothing to merge"
+    lines = [f"{merged}; {len(twins)} twins written"]
     lines += [f"{name}: damaged, left as it is: {text}" for name, text in result.damaged.items()]
+    if result.damaged:
+        lines.append(f"{len(result.damaged)} damaged segments were left: insitu store repair {store}")
+    lines += [f"{name}: of a newer format, left as it is" for name in result.newer]
     lines += ["the disk is nearly full: some were left as they are"] if result.no_room else []
     lines += [f"shard {shard}: left to its writer" for shard in in_use]
     say("compact", store, document, lines, as_json)

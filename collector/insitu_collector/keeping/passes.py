@@ -8,10 +8,10 @@ from pathlib import Path
 
 from insitu.records import TABLES
 from insitu.segments.erasure import Erased
-from insitu.segments.layout import SEALED, SegmentName, remove
+from insitu.segments.layout import SEALED, SegmentName, list_segments, remove
 from insitu.segments.replacement import Reached
 from insitu.segments.retention import Held
-from insitu.segments.whole import NotWhole
+from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 from insitu.vocabulary import EXPIRED
 from insitu_collector.keeping.merge_plan import MergeRules, merges
 from insitu_collector.keeping.rewriting import Rewriter, Rewritten, nothing
@@ -88,6 +88,26 @@ def merge_shard(
         for name in set(result.made) - made:
             for replaced in result.made[name]:
                 remove_twin(store, replaced)
+
+
+def note_unreadable(store: Path, result: Rewritten) -> None:
+    """Read the sealed segments that were not made just now; note which are damaged, and which are of a newer format.
+
+    A pass reads what it merges; what is large, alone, or has its twin would be damaged without a word. Raises OSError.
+    """
+    noted = {*result.made, *result.damaged, *result.newer}
+    for name in list_segments(store, SEALED):
+        if name in noted:
+            continue
+        try:
+            for _ in WholeSegment(name.path(store, SEALED), name.table).batches():
+                pass
+        except (NewerFormat, KeyError):
+            result.newer.append(name)
+        except NotWhole as error:
+            result.damaged[name] = str(error)
+        except FileNotFoundError:  # expired or replaced since
+            continue
 
 
 def write_twins(store: Path, names: Iterable[SegmentName], erased: Erased) -> list[SegmentName]:
