@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from disk_kit import fill, small_disk
+from disk_kit import fill, read_only, small_disk
 from store_kit import batch, damage, events, rows_in, run, seal, source
 
 from insitu.records import schema_of
@@ -172,6 +172,28 @@ def test_verify_finds_what_is_wrong_and_repair_makes_it_whole(tmp_path: Path) ->
     again = said(tmp_path, "verify")
     assert [p["kind"] for p in again["problems"]] == ["quarantined"] and again["exit"] == 0  # type: ignore[attr-defined]
     assert names[0].shard == "a"
+
+
+def test_verify_looks_at_a_store_that_nobody_can_write(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    seal(store, events(0))
+    (store / "v1/a.lock").touch()  # of a writer that was killed
+    writer = ShardWriter(store, "living")
+    writer.append(events(1))
+    writer.sync()
+    with read_only(store):
+        found = said(store, "verify")
+    assert (found["exit"], found["whole"], found["in_use"]) == (0, True, ["living"])
+    writer.close()
+
+
+def test_verify_makes_and_removes_no_lock(tmp_path: Path) -> None:
+    seal(tmp_path, events(0))
+    lock = tmp_path / "v1/a.lock"
+    lock.touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert said(tmp_path, "verify")["exit"] == 0
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def cut(path: Path, num_bytes: int) -> None:

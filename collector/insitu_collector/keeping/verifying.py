@@ -17,9 +17,8 @@ from insitu.segments.layout import (
     REPLACING,
     SEALED,
     SegmentName,
-    ShardLock,
-    ShardLocked,
     files_in,
+    is_in_use,
     list_segments,
 )
 from insitu.segments.reader import TailReader, is_known
@@ -95,9 +94,7 @@ def _sort_shards(store: Path, result: Verified) -> set[str]:
     """Note which shards are in use; return the others."""
     dead = set()
     for shard in shards_of(store):
-        try:
-            ShardLock(store, shard).release()
-        except ShardLocked:
+        if is_in_use(store, shard):
             result.in_use.append(shard)
         else:
             dead.add(shard)

@@ -292,6 +292,23 @@ class ShardLock:
             self._fd = None
 
 
+def is_in_use(store: Path, shard: str) -> bool:
+    """Return whether a process holds a shard, or may: its lock is another's. Writes nothing."""
+    try:
+        fd = disk.open(store / FORMAT / f"{shard}.lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        disk.flock(fd)
+    except BlockingIOError:
+        return True
+    finally:
+        disk.close(fd)
+    return False
+
+
 _HELD: weakref.WeakSet[ShardLock] = weakref.WeakSet()
 
 
