@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +24,10 @@ from insitu.forwarding.forwarder import Forwarder, Unreachable
 from insitu.records import schema_of
 from insitu.segments.layout import Key, list_segments
 from insitu.segments.shard import Limits, ShardWriter
+from insitu_collector.access.gate import Access
+from insitu_collector.access.roles import Role
+from insitu_collector.access.token_file import append_entry
+from insitu_collector.access.tokens import Entry, digest_of, new_token
 from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
@@ -191,6 +197,71 @@ def test_a_collector_that_is_not_there_is_waited_for_so_long_and_nothing_is_forg
         Forwarder(here, f"grpc://127.0.0.1:{deaf.getsockname()[1]}", timeout_s=0.3).run()
     assert list(here.glob("v1/forward/*.json")) == []
     assert len(list_segments(here, "sealed")) == 1
+
+
+def test_another_store_at_the_same_address_gets_all_before_anything_is_removed(here: Path, tmp_path: Path) -> None:
+    write(here, "h-1", *map(events, range(5)))
+    with CollectorServer(tmp_path / "first", port=0) as first:
+        Forwarder(here, to(first)).run()
+    with CollectorServer(tmp_path / "second", port=first.port) as second:
+        sent = Forwarder(here, to(second), remove=True).run()
+        assert (sent.num_rows, sent.num_removed) == (5, 5)
+        assert stored(second.store) == [0, 1, 2, 3, 4]
+
+
+def test_a_store_is_the_same_one_after_a_restart(here: Path, tmp_path: Path) -> None:
+    write(here, "h-1", *map(events, range(5)))
+    with CollectorServer(tmp_path / "there", port=0) as first:
+        Forwarder(here, to(first)).run()
+    with CollectorServer(tmp_path / "there", port=first.port) as again:
+        assert Forwarder(here, to(again)).run().num_rows == 0
+
+
+def test_a_store_that_takes_the_place_of_another_while_it_is_sent_is_noticed(here: Path, tmp_path: Path) -> None:
+    write(here, "h-1", *map(events, range(5)))
+    with ExitStack() as stack:
+        first = CollectorServer(tmp_path / "first", port=0)
+        address, asked = to(first), 0
+
+        def clock() -> float:
+            nonlocal asked
+            asked += 1
+            if asked == 3:  # the first two are of the question which store it is
+                first.stop()
+                stack.enter_context(CollectorServer(tmp_path / "second", port=first.port))
+            return time.monotonic()
+
+        with pytest.raises(Unreachable, match="another store"):
+            Forwarder(here, address, remove=True, clock=clock).run()
+        assert len(list_segments(here, "sealed")) == 5
+        assert Forwarder(here, address, remove=True).run().num_removed == 5
+        assert stored(tmp_path / "second") == [0, 1, 2, 3, 4]
+
+
+def test_with_nobody_there_nothing_is_removed_and_it_is_said_at_once(here: Path, tmp_path: Path) -> None:
+    write(here, "h-1", *map(events, range(5)))
+    with CollectorServer(tmp_path / "first", port=0) as first:
+        Forwarder(here, to(first)).run()
+    said = CliRunner().invoke(command, ["forward", str(here), "--to", to(first), "--remove", "--timeout", "1h"])
+    assert said.exit_code == ExitCode.UNREACHABLE
+    assert said.stdout == ""
+    (line,) = said.stderr.splitlines()
+    assert f"no collector answers at {to(first)}" in line
+    assert len(list_segments(here, "sealed")) == 5
+
+
+def test_a_caller_that_may_not_ship_is_told_so_and_removes_nothing(here: Path, tmp_path: Path) -> None:
+    write(here, "h-1", *map(events, range(5)))
+    with CollectorServer(tmp_path / "there", port=0) as first:
+        Forwarder(here, to(first)).run()
+    token_file = tmp_path / "tokens"
+    append_entry(token_file, Entry("a", frozenset({Role.SHIP}), sha256=digest_of(new_token())))
+    with (
+        CollectorServer(tmp_path / "there", port=first.port, access=Access(tokens=token_file)) as second,
+        pytest.raises(Unreachable, match="refuses this caller"),
+    ):
+        Forwarder(here, to(second), remove=True).run()
+    assert len(list_segments(here, "sealed")) == 5
 
 
 def test_the_command_says_what_became_of_it(server: CollectorServer, here: Path) -> None:

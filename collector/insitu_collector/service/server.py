@@ -24,6 +24,7 @@ from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, ShardWriter
 from insitu.vocabulary import HangUp
 from insitu.wire.address import PLAIN, SECURE
+from insitu.wire.channel import STORE_ID
 from insitu.wire.insitu_pb2 import (
     ClockQuery,
     ClockReading,
@@ -55,6 +56,7 @@ from insitu_collector.service.connection import Connection
 from insitu_collector.service.ingest import SHARD, Ingest
 from insitu_collector.service.query_service import QueryService
 from insitu_collector.service.rule_desk import RuleDesk, RulesRefused
+from insitu_collector.service.store_id import store_id
 from insitu_collector.store import Store
 
 if TYPE_CHECKING:
@@ -184,6 +186,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             others = recover_store(self.store)
             self.ingest.lost(others.damage)
             _report(others)
+            self._store_id = store_id(self.store)
             self._tenants = Tenants(owners_in(Store(self.store)) if self.gate.access.tokens else None)
         except BaseException:
             writer.close()
@@ -248,6 +251,8 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         """Serve one probe (see insitu.proto)."""
         caller = self.gate.require(context, Role.SHIP, "records are for callers that may ship")
         connection = self._let_in(context, caller)
+        if self._store_id is not None:
+            context.send_initial_metadata(((STORE_ID, self._store_id),))
         with self._lock:
             self._connections.add(connection)
         connection.may_be_cut_by(context.cancel)

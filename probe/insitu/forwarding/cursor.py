@@ -34,6 +34,7 @@ class Cursor:
         self._path = folder_of(store) / f"{id_of(to)}.json"
         self.account: dict[str, Any] = {}
         """What its owner counts beside it; plain JSON, written by `save`."""
+        self._store_id: str | None = None
         self._streams = self._load()
 
     def _load(self) -> Streams:
@@ -41,12 +42,24 @@ class Cursor:
             found = json.loads(self._path.read_text())
             streams = parse(found, self._to)
             self.account = dict(found.get("account", {}))
+            self._store_id = found.get("store_id")
             return streams
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             _log.warning("insitu: %s cannot be read (%s); all of the store is sent again", self._path, error)
             return {}
+
+    def holds_of(self, store_id: str | None) -> bool:
+        """Tell whether it is of the store there; None: of a collector that tells no identity."""
+        return self._store_id == store_id
+
+    def is_of(self, store_id: str | None) -> None:
+        """The store there is this one: what was noted of another one says nothing of it."""
+        if not self.holds_of(store_id) and self._streams:
+            _log.warning("insitu: another store answers at %s than before; all of this one is sent again", self._to)
+            self._streams = {}
+        self._store_id = store_id
 
     def __contains__(self, key: Key) -> bool:
         return any(first <= key.seq < end for first, end in self._streams.get((key.epoch, key.stream), ()))
@@ -80,7 +93,8 @@ class Cursor:
         draft = self._path.with_suffix(".draft")
         with draft.open("w") as file:
             account = {"account": self.account} if self.account else {}
-            json.dump(document(self._streams, self._to) | account, file)
+            store_id = {"store_id": self._store_id} if self._store_id else {}
+            json.dump(document(self._streams, self._to) | store_id | account, file)
             file.flush()
             os.fdatasync(file.fileno())
         os.replace(draft, self._path)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from insitu.credentials import NONE, Credentials
 from insitu.exporters.base import Batch
 from insitu.forwarding.cursor import Cursor
+from insitu.forwarding.greeting import store_id_at
 from insitu.forwarding.lane import Lane, Unreachable
 from insitu.identity import Source
 from insitu.records import TABLES, schema_of
@@ -96,6 +97,7 @@ class Forwarder:
     def run(self) -> Forwarded:
         """Send what is sealed and was not sent. Raises Unreachable, and OSError where the store cannot be used."""
         result = Forwarded()
+        self._cursor.is_of(self._store_id())
         self._note_gaps([gap_row(damage, time.time_ns()) for damage in recover_store(self._store).damage], result)
         names = self._look()
         due: list[SegmentName] = []
@@ -115,6 +117,9 @@ class Forwarder:
             while self._lanes:
                 self._lanes.popitem()[1].close()
         return result
+
+    def _store_id(self) -> str | None:
+        return store_id_at(self._to, self._own, self._timeout_s, self._clock, self._credentials)
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -203,6 +208,8 @@ class Forwarder:
         for epoch, lane in list(self._lanes.items()):
             self._settle(epoch, lane, result)
         self._tell_gaps()
+        if not self._cursor.holds_of(self._store_id()):
+            raise Unreachable(f"another store answers at {self._to} than when this began; run it again")
         keys = [key for name in due for key in self._heads[name][1]]
         self._unsent.difference_update(keys)
         if due:

@@ -11,6 +11,8 @@ from insitu.credentials import NONE, CredentialError, Credentials
 from insitu.wire.address import Address
 
 HEADER: Final = "authorization"
+STORE_ID: Final = "insitu-store-id"
+"""Initial metadata of `Ship`: which store the collector writes."""
 
 
 def open_channel(
