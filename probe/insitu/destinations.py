@@ -21,7 +21,7 @@ def one_destination(to: Any) -> Any:
     if len(given) > 1:
         raise ValueError(
             f"{' and '.join(given)} are {len(given)} destinations, and a session has one: send to a collector "
-            "(grpc://), which keeps all and passes incidents on as OTLP logs (docs/otel.md)"
+            "(grpc://) that runs with `insitu collect --otlp-to URL`: it keeps all and sends it on (docs/otel.md)"
         )
     if isinstance(to, str) or callable(getattr(to, "export", None)):
         return to
