@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,6 +17,7 @@ from insitu.destinations import one_destination
 from insitu.flight.settings import Flight, flight_text, parse_flight
 from insitu.intake import IntakeLimits, Quotas, limits_text, parse_limits, parse_quotas, quotas_text
 from insitu.segments.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
+from insitu.session.row_map import AXES
 
 if TYPE_CHECKING:
     from insitu.exporters import Exporter
@@ -27,6 +29,7 @@ STAGE_VARIABLE: Final = "INSITU_CHILD_STAGE"
 """How `insitu run --stage` reaches the processes it starts: a number, or "rank"."""
 MODEL_VARIABLE: Final = "INSITU_CHILD_MODEL"
 """And `--model`: a glob of class names."""
+_RUN: Final = re.compile(r"[0-9a-fA-F]{16}")
 FILE: Final = "insitu.toml"
 PROJECT: Final = "pyproject.toml"
 DEFAULT_TO: Final = "file://./insitu-store"
@@ -69,7 +72,7 @@ def is_on(value: Any) -> bool:
 def _count(value: Any) -> int:
     try:
         count = 0 if isinstance(value, bool | float) else int(value)
-    except ValueError:
+    except (TypeError, ValueError):
         count = 0
     if count < 1:
         raise ValueError(f"{value!r} is no count; write a whole number from 1")
@@ -98,7 +101,16 @@ def _t0(value: Any) -> str:
 def _axes(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping) or not all(isinstance(axis, str) for axis in value.values()):
         raise ValueError(f'{value!r} is no table; write it like {{ "logits" = "samples" }}')
+    for glob, axis in value.items():
+        if not isinstance(glob, str) or axis not in AXES:
+            raise ValueError(f"{glob!r} = {axis!r} is no axis of a site; it may be {', '.join(AXES)}")
     return dict(value)
+
+
+def _run(value: Any) -> str:
+    if not isinstance(value, str) or not _RUN.fullmatch(value):
+        raise ValueError(f"{value!r} is no run; write 16 hex digits, or leave it out")
+    return value
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -166,8 +178,16 @@ SETTINGS: Final = (
         is_checked=True,
     ),
     Setting("disabled", False, "true: nothing is observed", is_on, "INSITU_DISABLED", "disabled"),
-    Setting("run", None, "16 hex digits all processes of a run share; the first makes them", _text, "INSITU_RUN"),
-    Setting("max_rows", DEFAULT_MAX_ROWS, "most rows of a step that are kept", _count, "INSITU_MAX_ROWS", "max_rows"),
+    Setting("run", None, "16 hex digits all processes of a run share; the first makes them", _run, "INSITU_RUN"),
+    Setting(
+        "max_rows",
+        DEFAULT_MAX_ROWS,
+        "most rows of a step that are kept",
+        _count,
+        "INSITU_MAX_ROWS",
+        "max_rows",
+        is_checked=True,
+    ),
     Setting(
         "overhead_budget",
         DEFAULT_BUDGET,
@@ -179,7 +199,7 @@ SETTINGS: Final = (
     ),
     Setting("t0", "all", "sites with a canary in each step: all or boundary", _t0, "INSITU_T0", "t0", is_checked=True),
     Setting("fused_taps", True, "one kernel a tap, on CUDA with Triton", is_on, "INSITU_FUSED_TAPS", "fused_taps"),
-    Setting("axes", {}, "site glob -> tokens, samples or batch", _axes, key="axes"),
+    Setting("axes", {}, "site glob -> tokens, samples or batch", _axes, key="axes", is_checked=True),
     Setting(
         "flight",
         None,
@@ -188,6 +208,7 @@ SETTINGS: Final = (
         "INSITU_FLIGHT",
         "flight",
         flight_text,
+        is_checked=True,
     ),
     Setting(
         "keep_bytes",

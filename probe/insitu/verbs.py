@@ -11,10 +11,10 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from insitu.arguments import rules_of, source_of
 from insitu.config import Config, Origin, is_on, load
 from insitu.exporters import Exporter
 from insitu.flight.settings import Flight
-from insitu.identity import Source
 from insitu.rules.rule import Rule
 from insitu.session.intervals import Interval
 from insitu.session.live import Session
@@ -24,6 +24,8 @@ from insitu.vocabulary import Role
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from insitu.identity import Source
 
 logger = logging.getLogger("insitu")
 
@@ -110,10 +112,10 @@ def start(
         logger.warning("insitu: %s is set; nothing is observed", _switch(config))
         return off()
     if rank is None:
-        identity = Source.without_rank(Role(role or Role.CLIENT), model=model, **source)
+        identity = source_of(role or Role.CLIENT, model=model, **source)
     else:
+        identity = source_of(role or Role.RANK, rank=rank, stage=stage or 0, model=model, **source)
         _give_way()
-        identity = Source(role=Role(role or Role.RANK), rank=rank, stage=stage or 0, model=model, **source)
     return _remember(_session(identity, config))
 
 
@@ -156,8 +158,11 @@ def attach(
     if config.disabled:
         logger.warning("insitu: %s is set; the model stays untouched", _switch(config))
         return off()
-    from insitu.taps.attaching import attach_with
+    from insitu.taps.attaching import attach_with, check_model
 
+    check_model(model)
+    rules = rules_of(rules)
+    source_of(role, rank=rank, stage=stage, **source)
     _give_way()
     session, _ = attach_with(config, model, rules, role, name=model_name, rank=rank, stage=stage, **source)
     return _remember(session)
@@ -255,8 +260,8 @@ def start_steps(
     config = settings(to=to, spool=spool)
     if config.disabled:
         return off()
+    identity = source_of(role, rank=rank, stage=stage, **source)
     _give_way()
-    identity = Source(role=Role(role), rank=rank, stage=stage, **source)
     return _remember(_session(identity, config))
 
 

@@ -166,9 +166,12 @@ BAD: Final[Sequence[tuple[str, type[BaseException], Callable[[], Any]]]] = (
     ("insitu.Rule", RuleError, lambda: insitu.Rule(sites="")),
     ("insitu.Flight", FlightError, lambda: insitu.Flight(pre_s=-1)),
     ("insitu.Flight.row_bytes", FlightError, lambda: insitu.Flight(max_bytes="lots")),
+    ("insitu.Rows", ValueError, lambda: insitu.Rows("one", -1, 1)),
     ("insitu.Rows", KeyError, closing(session, lambda s: s.step(rows=[insitu.Rows("one", 0, 1, phase="lunch")]))),
     ("insitu.Config", ConfigError, lambda: load(max_rows="none")),
     ("insitu.Session", ValueError, lambda: insitu.start(to="nowhere://x")),
+    ("insitu.Session.step", ValueError, closing(session, lambda s: s.step("q"))),  # type: ignore[arg-type]
+    ("insitu.Session.event", ValueError, closing(session, lambda s: s.event("k", 3))),  # type: ignore[arg-type]
     ("insitu.Session.step", KeyError, closing(session, lambda s: s.step(phase="lunch"))),
     ("insitu.Session.interval", KeyError, closing(session, lambda s: s.interval("lunch"))),
     ("insitu.Session.request", KeyError, closing(session, lambda s: s.request("lost", "one"))),

@@ -293,7 +293,7 @@ def test_of_rows_that_a_map_names_and_the_tensor_has_not_nothing_is_made_up(
                 called(torch.full((5, 3), float(step)))
             if step % 50 == 49:
                 session.flush()
-        with session.step(900, rows=[insitu.Rows("a", 1, 4, capture=True), insitu.Rows("b", -1, 1, capture=True)]):
+        with session.step(900, rows=[insitu.Rows("a", 1, 4, capture=True), insitu.Rows("b", 5, 1, capture=True)]):
             called(torch.full((3, 3), 900.0))
         stats = session.stats()
     assert rows_of(insitu_records, 900) == [("a", 1, [900.0] * 3), ("a", 2, [900.0] * 3)]

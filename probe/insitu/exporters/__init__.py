@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,12 @@ def open_exporter(
     if url.scheme == "file":
         from insitu.exporters.file import FileExporter
 
-        return FileExporter(url.netloc + url.path, source, keep=keep, tell=partial(put, "gaps") if put else None)
+        path = url.netloc + url.path
+        if os.path.isfile(path):
+            raise NotADirectoryError(
+                f"destination {to}: {path} is a file; name a folder, which is made where there is none"
+            )
+        return FileExporter(path, source, keep=keep, tell=partial(put, "gaps") if put else None)
     if url.scheme == "otlp":
         try:
             from insitu.exporters.otlp.exporter import OtlpExporter

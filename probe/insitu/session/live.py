@@ -12,6 +12,7 @@ from threading import Lock, get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from insitu.arguments import rules_of
 from insitu.config import DEFAULT_QUEUE_BYTES
 from insitu.credentials import NONE, Credentials
 from insitu.drain.inlet import Inlet
@@ -31,7 +32,7 @@ from insitu.session.accounts import Coverage, FlushReport, Stats, coverage_of, s
 from insitu.session.gc_pauses import GcPauses
 from insitu.session.intervals import Interval, Recorder
 from insitu.session.open_step import Step
-from insitu.session.row_map import Rows
+from insitu.session.row_map import Rows, check_rows, whole
 from insitu.session.step import StepRecord, phase_of
 from insitu.session.step_traces import StepTraces
 from insitu.session.trace_context import RequestContext
@@ -153,6 +154,7 @@ class Session:
         Only sites that were attached can be named. for_s: seconds, after which the rules before are in force again.
         who: is told in `events`. Raises RuleError, and nothing changes.
         """
+        rules = rules_of(rules)
         if self._observer is None:
             raise RuleError("this session observes no model; rules are for one that attach was given")
         return self._observer.changes.set_here(rules, who, for_s)
@@ -182,8 +184,11 @@ class Session:
         step_id: the scheduler's number, the same on every rank; None counts this session's own. mb: the micro-batch
         slot. rows: the row map, stated from what really runs. num_rows: valid rows (default: what the row map covers;
         else all). num_padded: rows beyond them. phase: "prefill", "decode" or "mixed" (default: what the row map says).
-        Raises KeyError for a phase that is none; what the model raises inside goes on to the caller.
+        Raises KeyError for a phase that is none, ValueError for a number or a row map that is none; what the model
+        raises inside goes on to the caller.
         """
+        step_id = None if step_id is None else whole("step_id", step_id)
+        check_rows(rows)
         with self._numbering:
             if step_id is None:
                 step_id = self._next_step
@@ -264,8 +269,11 @@ class Session:
     def event(self, kind: str, text: str = "", *, step_id: int = -1) -> None:
         """Record a named moment: its kind, a text for people, the step it belongs to (step_id, -1: none). Any thread.
 
-        Raises nothing: what finds no room is counted.
+        Raises ValueError for what is no text or no number; what finds no room is counted.
         """
+        if not isinstance(kind, str) or not isinstance(text, str):
+            raise ValueError(f"an event is two texts, its kind and what it says, not {kind!r} and {text!r}")
+        step_id = whole("step_id", step_id)
         self.append("events", {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": step_id, "text": text})
 
     def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from insitu.session.trace_context import RequestContext
 from insitu.vocabulary import Numbers, Phase
@@ -20,8 +21,8 @@ class Rows:
 
     `phase` is "prefill" or "decode"; None: what the step says. `sample_row` is the request's row on the `samples` axis
     (logits), -1 if it samples nothing in this step. `capture` opts the request in to rules with `requests="opt-in"`.
-    Left-padded batches name only valid rows. Nothing is checked here; `Session.step` raises KeyError for a phase that
-    is none.
+    Left-padded batches name only valid rows. Raises ValueError for numbers that cannot be; `Session.step` raises
+    KeyError for a phase that is none.
     """
 
     request: str
@@ -34,9 +35,36 @@ class Rows:
     trace: RequestContext | None = None
     """Where the request stands in its trace (`insitu.request_context`)."""
 
+    def __post_init__(self) -> None:
+        try:
+            is_possible = self.start >= 0 and self.count >= 1 and self.sample_row >= -1
+        except TypeError:
+            is_possible = False
+        if not is_possible:
+            raise ValueError(
+                f"Rows(start={self.start!r}, count={self.count!r}, sample_row={self.sample_row!r}): start is a number "
+                "from 0, count from 1, sample_row from 0 or -1 for none"
+            )
+
     def phase_number(self) -> int | None:
         """Return the phase as `steps.phase` has it, None where it says none. Raises KeyError for one that is none."""
         return None if self.phase is None else PHASE_NUMBERS[self.phase]
+
+
+def check_rows(rows: Any) -> None:
+    """Raise ValueError, one line, where a row map is none."""
+    if rows is None:
+        return
+    if isinstance(rows, str) or not isinstance(rows, Sequence) or not all(isinstance(entry, Rows) for entry in rows):
+        raise ValueError(f"rows: {rows!r:.80} is no row map; give a list of insitu.Rows")
+
+
+def whole(name: str, value: Any) -> int:
+    """Return a whole number as an int. Raises ValueError, one line, for what is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: {value!r} is no whole number") from None
 
 
 @dataclass(frozen=True, slots=True)

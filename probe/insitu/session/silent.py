@@ -67,7 +67,7 @@ class SilentSession(Session):
     ) -> Step:
         if step_id is None:
             step_id = self._next_step
-        self._next_step = step_id + 1
+        self._next_step = step_id + 1 if isinstance(step_id, int) else self._next_step
         return _SilentStep(step_id)
 
     @property

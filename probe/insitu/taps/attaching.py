@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from insitu.arguments import source_of
 from insitu.config import Config
 from insitu.flight.settings import Flight
-from insitu.identity import Source, current_run
+from insitu.identity import current_run
 from insitu.rules.rule import Rule
 from insitu.session.live import Session
 from insitu.sites.site import is_named
@@ -22,9 +23,16 @@ from insitu.taps.eager import is_traced
 from insitu.taps.forwards import forward_of, give_forward, is_observed
 from insitu.taps.observer import Observer
 from insitu.taps.root import tap_root
-from insitu.vocabulary import Role
 
 logger = logging.getLogger("insitu")
+
+
+def check_model(model: Any) -> None:
+    """Raise ValueError, one line, for what is no module."""
+    if isinstance(model, type):
+        raise ValueError(f"{model.__name__} is a class; attach to one made of it, or decorate it: @insitu.observe")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{model!r:.80} is no model; attach to a torch.nn.Module")
 
 
 def attach_with(
@@ -41,8 +49,8 @@ def attach_with(
     armed = [flight.rule] if flight is not None and flight.rule is not None else []
     taken, budget, t0 = [*rules, *armed], config.overhead_budget, config.t0
     observer = Observer(model, taken, config.max_rows, config.axes, run, budget, t0, config.fused_taps)
-    identity = Source(
-        role=Role(role),
+    identity = source_of(
+        role,
         model=name or type(model).__name__,
         plan_digest=observer.plan.digest,
         param_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),

@@ -28,6 +28,8 @@ class Address(NamedTuple):
         if not target.rpartition(":")[2].isdigit():
             name = f"{scheme}://{target}" if mark else target
             raise ValueError(f"destination {name} has no port; the usual one is {name}:4317")
+        if not 0 < int(target.rpartition(":")[2]) <= 65535:
+            raise ValueError(f"destination {text}: there is no such port; write one from 1 to 65535")
         return cls(target, scheme == SECURE)
 
     def __str__(self) -> str:

@@ -116,7 +116,7 @@ def setting(name: str, signal: str, environment: Mapping[str, str] = os.environ)
 def target_of(signal: str, place: str, environment: Mapping[str, str] = os.environ) -> Target:
     """Return where a signal goes. place: what follows `otlp://`, "" for what OTEL_* variables say.
 
-    Raises ValueError, one line, for a protocol or a compression there is no exporter for.
+    Raises ValueError, one line, for a port that is none, a protocol or a compression there is no exporter for.
     """
     protocol = setting("PROTOCOL", signal, environment) or "grpc"
     if protocol not in PORTS:
@@ -130,6 +130,9 @@ def target_of(signal: str, place: str, environment: Mapping[str, str] = os.envir
     host, _, path = place.partition("/")
     if ":" not in host.rpartition("]")[2]:
         host = f"{host}:{PORTS[protocol]}"
+    port = host.rpartition(":")[2]
+    if not port.isdigit() or not 0 < int(port) <= 65535:
+        raise ValueError(f"destination otlp://{place}: {port!r} is no port; write one from 1 to 65535")
     is_open = setting("INSECURE", signal, environment).lower() != "false" and not setting(
         "CERTIFICATE", signal, environment
     )

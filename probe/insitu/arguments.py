@@ -1,0 +1,49 @@
+"""What the arguments of the verbs may be: a line at the call, in place of records that are lost later. Pure."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Final
+
+from insitu.config import ConfigError
+from insitu.identity import Source
+from insitu.rules.rule import Rule, RuleError
+from insitu.vocabulary import NO_RANK, Role
+
+MOST: Final = 2**15 - 1
+"""Of what `records.py` keeps as int16."""
+_PLACES: Final = ("replica", "dp_rank", "tp_rank", "pp_rank", "ep_rank")
+_FIELDS: Final = tuple(field.name for field in fields(Source))
+
+
+def source_of(role: str, *, rank: int = NO_RANK, stage: int = NO_RANK, **further: Any) -> Source:
+    """Return the source that these say. Raises ConfigError, one line, for what is no field or no such number."""
+    if unknown := [name for name in further if name not in _FIELDS]:
+        raise ConfigError(f"there is no argument {unknown[0]!r}; fields of the source are {', '.join(_FIELDS)}")
+    try:
+        known = Role(role)
+    except ValueError:
+        raise ConfigError(f"role: {role!r} is not known; it may be {', '.join(Role)}") from None
+    least = 0 if known is Role.RANK else NO_RANK
+    places = {"rank": _number("rank", rank, least), "stage": _number("stage", stage, least)}
+    places |= {name: _number(name, further[name], 0) for name in _PLACES if name in further}
+    return Source(role=known, **{**further, **places})
+
+
+def _number(name: str, value: Any, least: int) -> int:
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= MOST:
+        raise ConfigError(f"{name}: {value!r} is no such number; write a whole one from {least} to {MOST}")
+    return number
+
+
+def rules_of(rules: Any) -> Sequence[Rule]:
+    """Return the rules as a tuple. Raises RuleError, one line, where it is no list of rules."""
+    if isinstance(rules, list | tuple | set | frozenset) and all(isinstance(each, Rule) for each in rules):
+        return tuple(rules)
+    raise RuleError(f'rules: {rules!r:.200} is no list of rules; write rules=[insitu.Rule(sites="*")]')
