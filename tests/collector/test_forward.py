@@ -217,6 +217,17 @@ def test_a_store_is_the_same_one_after_a_restart(here: Path, tmp_path: Path) -> 
         assert Forwarder(here, to(again)).run().num_rows == 0
 
 
+def test_a_collector_that_tells_no_identity_is_sent_to_once_and_trusted_for_no_other(
+    here: Path, tmp_path: Path
+) -> None:
+    write(here, "h-1", *map(events, range(5)))
+    (tmp_path / "there/v1/id").mkdir(parents=True)
+    with CollectorServer(tmp_path / "there", port=0) as server:
+        assert [Forwarder(here, to(server)).run().num_rows for _ in range(2)] == [5, 0]
+    with CollectorServer(tmp_path / "other", port=server.port) as other:
+        assert Forwarder(here, to(other)).run().num_rows == 5
+
+
 def test_a_store_that_takes_the_place_of_another_while_it_is_sent_is_noticed(here: Path, tmp_path: Path) -> None:
     write(here, "h-1", *map(events, range(5)))
     with ExitStack() as stack:
