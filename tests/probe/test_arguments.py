@@ -71,7 +71,7 @@ def test_a_file_is_no_store_and_the_remedy_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"start": -1}, {"count": 0}, {"count": "a"}, {"sample_row": -2}], ids=lambda each: str(each)
+    "numbers", [{"start": -1}, {"count": -1}, {"count": "a"}, {"sample_row": -2}], ids=lambda each: str(each)
 )
 def test_rows_that_cannot_be_are_refused_where_they_are_stated(numbers: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(numbers))):

@@ -37,13 +37,13 @@ class Rows:
 
     def __post_init__(self) -> None:
         try:
-            is_possible = self.start >= 0 and self.count >= 1 and self.sample_row >= -1
+            is_possible = self.start >= 0 and self.count >= 0 and self.sample_row >= -1
         except TypeError:
             is_possible = False
         if not is_possible:
             raise ValueError(
-                f"Rows(start={self.start!r}, count={self.count!r}, sample_row={self.sample_row!r}): start is a number "
-                "from 0, count from 1, sample_row from 0 or -1 for none"
+                f"Rows(start={self.start!r}, count={self.count!r}, sample_row={self.sample_row!r}): start "
+                "and count are numbers from 0, sample_row from 0 or -1 for none"
             )
 
     def phase_number(self) -> int | None:
