@@ -113,7 +113,11 @@ def test_gzip_of_as_much_as_is_taken_is_taken_and_of_a_byte_more_is_not() -> Non
 WHOLE = gzip.compress(b"content" * 40)
 
 
-@pytest.mark.parametrize("body", [b"plain", WHOLE[:-1], WHOLE[:12], WHOLE[:-5] + b"xxxxx", WHOLE + b"more"])
+@pytest.mark.parametrize(
+    "body",
+    [b"plain", WHOLE[:-1], WHOLE[:12], WHOLE[:-5] + b"xxxxx", WHOLE + b"more"],
+    ids=["plain", "short", "begun", "another sum", "more"],
+)
 def test_what_is_no_gzip_is_refused(body: bytes) -> None:
     with pytest.raises(Problem, match="not gzip"):
         unzipped(body)
