@@ -227,6 +227,26 @@ def test_steps_go_on_beside_an_exporter_that_hangs_and_each_is_counted(hanging: 
     assert len(steps) == 400
     assert blind > 0
     assert session.stats().dropped["summaries"] == {"slab_full": blind}
+
+
+def test_rows_that_are_due_in_steps_that_found_no_slab_are_counted(hanging: Hanging) -> None:
+    net, rules = nn.Linear(4, 4), [insitu.Rule(sites="output", requests="all")]
+    with torch.no_grad(), insitu.attach(net, to=hanging, rules=rules, max_rows=8, overhead_budget=1.0) as session:
+        net(torch.zeros(2, 4))
+        until(hanging.is_hanging.is_set)
+        for _ in range(400):
+            with session.step(rows=[insitu.Rows("a", 0, 2)]):
+                net(torch.zeros(2, 4))
+        hanging.let_go.set()
+    stats = session.stats()
+    blind = sum(step["dropped"] for step in hanging.rows("steps"))
+    kept = len(hanging.rows("captures"))
+    assert blind > 0
+    assert stats.produced["captures"] == 2 * 400
+    assert (stats.dropped["summaries"], stats.dropped["captures"]) == (
+        {"slab_full": blind},
+        {"slab_full": 2 * 400 - kept},
+    )
     assert unaccounted(session) == {}
 
 

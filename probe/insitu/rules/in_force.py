@@ -126,12 +126,8 @@ class InForce:
     def choose_rows(self, record: StepRecord) -> dict[int, RowArea]:
         """Pick the rows of a step and a slab for them; return their areas by site, empty where nothing is taken."""
         slabs, groups = self.row_slabs, self.plan.groups
-        if slabs is None or (rules := self._due_rows.followed(record)) is None:
+        if slabs is None or (wanted := self._chosen(record)) is None:
             return {}
-        wanted = [self._wanted(at, rule, record) for at, rule in enumerate(rules)]
-        if record.giving_way:
-            wanted = self._give_way(wanted, record)
-        wanted = self._within_budgets(wanted, record)
         if all(places == [] for places in wanted):
             record.wants_more = False
             return {}
@@ -151,6 +147,20 @@ class InForce:
         rows = [everything if places is None else [p.row for p in places] for places in wanted]
         self._aim(rows, record)
         return self._areas_at(slabs, record.row_slab)
+
+    def miss_rows(self, record: StepRecord) -> None:
+        """Count the rows of a step that has no place for anything."""
+        if self.row_slabs is not None and (wanted := self._chosen(record)) is not None:
+            record.num_crowded += self._num_captures(wanted, record)
+
+    def _chosen(self, record: StepRecord) -> Wanted | None:
+        """Return the rows that are due in a step, None where no rule follows it; what gives way is counted."""
+        if (rules := self._due_rows.followed(record)) is None:
+            return None
+        wanted = [self._wanted(at, rule, record) for at, rule in enumerate(rules)]
+        if record.giving_way:
+            wanted = self._give_way(wanted, record)
+        return self._within_budgets(wanted, record)
 
     def _wanted(self, at: int, rule: Rule, record: StepRecord) -> list[Place] | None:
         """Return the rows that a group takes, whose rule is followed so in this step."""

@@ -178,6 +178,7 @@ class Observer:
         current = self.current
         current.record = record
         if record.slab is None:
+            self.in_force.miss_rows(record)
             record.num_unmeasured = len(self._due(record))
             record.num_unplugged = len(self.plugged.due(record)) if self.plugged else 0
             self.overhead.start(record)
