@@ -26,6 +26,9 @@ from insitu_engine.text import open_tokenizer
 
 STOP_RANKS_S = 8.0
 """How long ranks may take to flush their probes and exit before they are killed."""
+KEEP_ALIVE_S = 75
+"""How long a connection may be idle: longer than clients keep one (httpx 5 s) and than balancers do (commonly 60 s).
+Who closes first must be the client, or a request meets a connection that is just being closed."""
 
 
 class _Server(uvicorn.Server):
@@ -96,6 +99,7 @@ class _Life:
                 log_level="critical",
                 access_log=False,
                 timeout_graceful_shutdown=2,
+                timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
         serving = asyncio.create_task(http.serve(sockets=[self._listener]))

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,15 @@ def test_a_seed_repeats_a_draw_whatever_runs_beside_it(server: Server) -> None:
     assert drawn[0] == drawn[2] == drawn[4]
     assert drawn[1] == drawn[5]
     assert drawn[0] != drawn[1] != drawn[3]
+
+
+def test_a_connection_stays_open_for_longer_than_clients_keep_one(server: Server) -> None:
+    with closing(HTTPConnection(server.url.removeprefix("http://"))) as connection:
+        connection.request("GET", "/health/live")
+        assert connection.getresponse().read()
+        connection.sock.settimeout(6.5)  # httpx forgets one that was idle for 5 s
+        with pytest.raises(TimeoutError):
+            connection.sock.recv(1)
 
 
 def test_end_of_text_ends_the_output_unless_told_otherwise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import threading
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class HttpServer:
             proxy_headers=False,  # a caller is who is connected, whatever a header says
             server_header=False,
             timeout_graceful_shutdown=STOP_S,
+            timeout_keep_alive=math.ceil(bounds.head_s),  # exporters send each 5 s, which is when it closed by default
         )
         config.load()
         config.ssl = gate.tls_context()
