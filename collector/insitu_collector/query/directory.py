@@ -51,15 +51,16 @@ class Directory:
 
     def __init__(self, path: Path, sources: pa.Table, clocks: pa.Table, sites: pa.Table, tenant: str = "") -> None:
         self._path = path
+        self.tenant = tenant
+        """Whose rows are shown; rows of no known process are shown to nobody in particular. Empty: everybody's."""
+        self._everybody = {row["epoch"]: _process(row) for row in sources.to_pylist()}
         if tenant:
             sources = sources.filter(_of_tenant(sources, tenant))
         self._sources = sources
         self._clocks = clocks
         self._clock_of: dict[str, Timeline] = {}
         self._sites = _Sites(sites)
-        self.is_limited = bool(tenant)
-        """Rows of no known process are shown to nobody in particular."""
-        self.processes: dict[int, Process] = {row["epoch"]: _process(row) for row in sources.to_pylist()}
+        self.processes = {epoch: each for epoch, each in self._everybody.items() if tenant in ("", each.tenant)}
 
     @property
     def runs(self) -> set[str]:
@@ -76,16 +77,20 @@ class Directory:
             raise NothingFound(no_run(self._path, run, found))
         return group[0]
 
-    def epochs(self, asked: Asked) -> frozenset[int] | None:
-        """Return whose rows are meant; None: anybody's, known or not. Raises NothingFound for a run that is not."""
+    def epochs(self, asked: Asked, *, rows_say_whose: bool = False) -> frozenset[int] | None:
+        """Return whose rows are meant; None: anybody's, known or not. Raises NothingFound for a run that is not.
+
+        rows_say_whose: of a table that says of each row whose it is, whoever wrote it.
+        """
         run = self.chosen_run(asked.run)
         places = {"replica": asked.replica, "rank": asked.rank, "stage": asked.stage, "epoch": asked.epoch}
         said = {name: value for name, value in places.items() if value is not None}
-        if run == EVERY_RUN and not said and not self.is_limited:
+        is_open = not self.tenant or rows_say_whose
+        if run == EVERY_RUN and not said and is_open:
             return None
         return frozenset(
             process.epoch
-            for process in self.processes.values()
+            for process in (self._everybody if is_open else self.processes).values()
             if run in (EVERY_RUN, process.run) and all(getattr(process, name) == value for name, value in said.items())
         )
 

@@ -24,8 +24,6 @@ from insitu_collector.query.segment import PAYLOAD
 from insitu_collector.rows.selection import BY_STEP, MONOTONIC, TIMED, UNIX
 from insitu_collector.store import TIME_TABLES
 
-SMALL: Final = ("sources", "clocks", "sites")
-"""What says what other rows mean; read whole."""
 _FOREVER: Final = -(2**62), 2**62
 
 
@@ -110,7 +108,10 @@ class Question:
         self.table = table
         self.asked = asked
         self.schema = asked_schema(table, asked)
-        self._epochs = None if self._is_of_no_epoch else self._directory.epochs(asked)
+        self._says_whose = table != "sources" and "tenant" in schema_of(table).names
+        """Each row does: a collector writes what several sent by OTLP as its own."""
+        of = None if self._is_of_no_epoch else self._directory.epochs(asked, rows_say_whose=self._says_whose)
+        self._epochs = of
         self._run = self._directory.chosen_run(asked.run)
         self._begin, self._end = asked.window
         self._steps = asked.step_range
@@ -243,10 +244,15 @@ class Question:
     def _whose(self, batch: Batch) -> Bools:
         if not self._is_of_no_epoch:
             mine = self._epochs is None or batch.epoch in self._epochs
-            return np.full(batch.num_rows, mine)
-        if self._run == EVERY_RUN and not self._directory.is_limited:
+            found = np.full(batch.num_rows, mine)
+            return found & self._of_tenant(batch) if self._says_whose and self._directory.tenant else found
+        if self._run == EVERY_RUN and not self._directory.tenant:
             return np.ones(batch.num_rows, bool)
         return np.asarray(_of_runs(self.table, batch.data, self._runs, self._directory))
+
+    def _of_tenant(self, batch: Batch) -> Bools:
+        is_theirs = pc.equal(batch.data["tenant"], self._directory.tenant)
+        return np.asarray(pc.fill_null(is_theirs, False))
 
     @cached_property
     def _runs(self) -> set[str]:
