@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from insitu.credentials import NONE, Credentials
 from insitu.doctor import MIN_FREE_BYTES, Check, Status
+from insitu.vocabulary import DAMAGED, NOT_LOST, SENT_AGAIN
 from insitu.wire.address import Address
 
 if TYPE_CHECKING:
@@ -53,12 +54,22 @@ def checks_of(url: str, answer: HealthAnswer) -> list[Check]:
     """Return what an answer tells."""
     checks = [_ready(url, answer), *_space(answer)]
     refused, dropped = dict(answer.refused_frames), dict(answer.dropped_rows)
-    lost = {reason: num_rows for reason, num_rows in answer.gap_rows.items() if reason != "expired"}
+    lost = _lost(answer.gap_rows)
     checks.append(_counted("collector refused", "frames", refused, "nothing was refused"))
     checks.append(_counted("collector ended", "streams", dict(answer.ended_streams), "no stream was ended"))
     checks.append(_counted("rows dropped", "rows", dropped, "its probes dropped nothing"))
     checks.append(_counted("rows lost", "rows", lost, "nothing that it had is lost"))
     return checks
+
+
+def _lost(gap_rows: Mapping[str, int]) -> dict[str, int]:
+    """Return what is lost by reason, less what was told as lost and came again."""
+    lost = {reason: num_rows for reason, num_rows in gap_rows.items() if reason not in NOT_LOST}
+    num_back = lost.pop(SENT_AGAIN, 0)
+    for reason in sorted(DAMAGED & lost.keys(), reverse=True):
+        back = min(num_back, lost[reason])
+        lost[reason], num_back = lost[reason] - back, num_back - back
+    return {reason: num_rows for reason, num_rows in lost.items() if num_rows}
 
 
 def _ready(url: str, answer: HealthAnswer) -> Check:

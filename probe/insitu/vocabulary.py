@@ -143,6 +143,12 @@ ERASED = "erased"
 """`gaps.reason` of rows that were stored and have been erased because somebody asked for it: not lost either."""
 NOT_LOST = frozenset({EXPIRED, ERASED})
 """Reasons of `gaps` that say that somebody wanted it so."""
+CORRUPT = "corrupt"
+"""`gaps.reason` of a stretch of a file whose bytes changed after they were written."""
+DAMAGED = frozenset({str(DropReason.TORN_TAIL), CORRUPT})
+"""Reasons of `gaps` of what a store could not read any more."""
+SENT_AGAIN = "sent_again"
+"""`gaps.reason` of a batch that an earlier row tells as lost: it came again after all, and that row counts no more."""
 
 
 class VerdictKind(StrEnum):

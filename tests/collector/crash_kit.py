@@ -23,10 +23,12 @@ from simulated_disk import Killed, SimulatedDisk
 from insitu.exporters.base import Batch
 from insitu.exporters.window import Pending
 from insitu.records import schema_of, table_spec
+from insitu.segments.gaps import standing
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, list_segments
 from insitu.segments.reader import TailReader
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Limits, ShardWriter
+from insitu.vocabulary import DAMAGED
 from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.service.ingest import SHARD, Ingest
 from insitu_collector.store import Store, StoreTail
@@ -120,6 +122,16 @@ class World:
         for sender in self.senders:
             self._guarded(partial(self._send, sender))
         self._guarded(self._commit)
+
+    def be_away(self, seconds: float) -> None:
+        """Time passes in which no sender finds its way to the collector."""
+        self.now_s += seconds
+        self.disk.now_ns += round(seconds * 1e9)
+        self._guarded(self._commit)
+
+    def end(self) -> None:
+        """The collector stops in order, as far as the disk lets it; senders send again what was not called durable."""
+        self._guarded(self._end)
 
     def poll(self) -> None:
         """A reader in another process takes what is new."""
@@ -225,6 +237,11 @@ class World:
                 sender.num_durable = max(sender.num_durable, durable + 1)  # what was called durable is sent no more
             self._gone |= self._held.keys() - {name.file for name in list_segments(STORE, SEALED)}
 
+    def _end(self) -> None:
+        with suppress(OSError):
+            self._running().close()
+        self.crash(power=False)
+
     # -- what must hold --------------------------------------------------------------------------------------------
 
     def check(self, *, at_end: bool = False) -> None:
@@ -243,10 +260,18 @@ class World:
         assert self._has_failed or max(stored.values(), default=0) <= 1, "a batch is stored twice"
         self._check_reader(stored, expired)
         if at_end:
-            lost = {(gap["source_epoch"], gap["table"], gap["seq_from"]) for gap in gaps if gap["reason"] != "expired"}
+            lost = self._lost()
             made = {(sender.epoch, sender.table, seq) for sender in self.senders for seq in range(len(sender.frames))}
             assert not lost & made, "counted as lost, and stored"
             self._check_rows(gaps, there)
+
+    def _lost(self) -> set[tuple[int, str, int]]:
+        """Return which batches are told as lost, as a view counts."""
+        told = standing(Store(STORE).table("gaps").to_pylist())
+        lost = [(gap["source_epoch"], gap["table"], gap["seq_from"]) for gap in told if gap["reason"] in DAMAGED]
+        lost = [batch for batch in lost if batch[2] is not None]  # of some not even that can be read
+        assert len(lost) == len(set(lost)), "counted as lost twice"
+        return set(lost)
 
     def _check_reader(self, stored: Counter[Key], expired: set[Key]) -> None:
         for sender in self.senders:

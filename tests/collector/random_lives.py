@@ -15,10 +15,11 @@ CALLS: Final = (
     *("allocate", "truncate"),
 )
 """What a collector does to a disk, as `SimulatedDisk` names it."""
+_ALWAYS: Final = {"send": 40, "commit": 20, "wait": 10, "away": 2, "poll": 8, "crash": 2, "end": 1}
 LIVES: Final[Mapping[str, Mapping[str, int]]] = {
-    "kill": {"send": 40, "commit": 20, "wait": 10, "poll": 8, "kill": 12, "crash": 3},
-    "full": {"send": 40, "commit": 20, "wait": 10, "poll": 8, "kill": 2, "crash": 2, "fill": 6, "room": 6},
-    "error": {"send": 40, "commit": 20, "wait": 10, "poll": 8, "kill": 2, "crash": 2, "fail": 12},
+    "kill": _ALWAYS | {"kill": 12},
+    "full": _ALWAYS | {"kill": 2, "fill": 6, "room": 6},
+    "error": _ALWAYS | {"kill": 2, "fail": 12},
 }
 """What may happen in a life, and how likely."""
 MOMENTS: Final = ("before", "after")
@@ -33,6 +34,10 @@ def random_step(world: World, chance: random.Random, lives: Mapping[str, int], k
         world.commit()
     elif kind == "wait":
         world.wait(chance.choice([0.5, 2.0, 11.0, SWEEP_S]))
+    elif kind == "away":
+        world.be_away(SWEEP_S)
+    elif kind == "end":
+        world.end()
     elif kind == "poll":
         world.poll()
     elif kind == "fail":

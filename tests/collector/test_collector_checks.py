@@ -57,6 +57,11 @@ def test_why_it_is_not_ready_is_told_with_the_remedy() -> None:
     assert found["collector disk"].status is Status.WARN
     assert found["rows dropped"].why.endswith(": queue_full 3")
     assert found["rows lost"].why.endswith(": torn_tail 2"), "what has expired is not lost"
+    answer.gap_rows.update({"erased": 9, "corrupt": 4, "sent_again": 3})
+    found = {check.check: check for check in checks_of("there:1", answer)}
+    assert found["rows lost"].why.endswith(": corrupt 3"), "nor what came again"
+    answer.gap_rows["sent_again"] = 7
+    assert {check.check: check for check in checks_of("there:1", answer)}["rows lost"].status is Status.OK
 
 
 def test_a_collector_that_is_not_there_is_a_problem_and_a_foreign_one_a_warning() -> None:

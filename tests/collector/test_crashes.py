@@ -93,6 +93,14 @@ class Machine(RuleBasedStateMachine):
         self.world.wait(seconds)
 
     @rule()
+    def be_away(self) -> None:
+        self.world.be_away(SWEEP_S)
+
+    @rule()
+    def end(self) -> None:
+        self.world.end()
+
+    @rule()
     def poll(self) -> None:
         self.world.poll()
 

@@ -16,10 +16,10 @@ from insitu.exporters.base import Batch, Refused
 from insitu.intake import MAX_FRAME_BYTES
 from insitu.records import schema_of, table_spec
 from insitu.segments.expiry import SWEEP_S
-from insitu.segments.gaps import gap_row
+from insitu.segments.gaps import gap_row, standing
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Damage, Key, Limits, SegmentName, ShardWriter, list_segments
-from insitu.vocabulary import DropReason
+from insitu.vocabulary import SENT_AGAIN, DropReason
 from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.service.ingest import SENT_AGAIN_S, SHARD, Ingest, checked_batch
 from insitu_collector.store import open_store
@@ -276,6 +276,101 @@ def test_what_did_not_come_again_by_the_end_is_lost(tmp_path: Path) -> None:
     ingest = Ingest(ShardWriter(tmp_path / "store", SHARD), Clock())
     ingest.close()
     assert open_store(tmp_path / "store").table("gaps").num_rows == 1
+
+
+def lost_and_stored(store: Path) -> tuple[list[int], int]:
+    """Return which frames a store tells as lost, as a view counts them, and how many rows of events it has."""
+    lost = [row["seq_from"] for row in standing(open_store(store).table("gaps").to_pylist())]
+    return lost, open_store(store).table("events").num_rows
+
+
+def test_a_loss_is_taken_back_when_its_batch_comes_long_after(tmp_path: Path) -> None:
+    tear_last_batch(tmp_path)
+    store, clock = tmp_path / "store", Clock()
+    ingest = Ingest(ShardWriter(store, SHARD), clock)
+    clock.now += SENT_AGAIN_S
+    ingest.commit()
+    ingest.commit()
+    assert lost_and_stored(store) == ([1], 3)
+    ingest.take(EPOCH, frame(rows(3), 1))
+    ingest.commit()
+    assert lost_and_stored(store) == ([], 6)
+    ingest.close()
+    for _ in range(2):
+        Ingest(ShardWriter(store, SHARD), clock).close()
+    reasons = [row["reason"] for row in open_store(store).table("gaps").to_pylist()]
+    assert (lost_and_stored(store), reasons) == (([], 6), ["torn_tail", SENT_AGAIN]), "told once, taken back once"
+
+
+def test_a_loss_that_was_told_at_the_end_is_taken_back_in_the_next_life(tmp_path: Path) -> None:
+    tear_last_batch(tmp_path)
+    store = tmp_path / "store"
+    Ingest(ShardWriter(store, SHARD), Clock()).close()
+    assert lost_and_stored(store) == ([1], 3)
+    ingest = Ingest(ShardWriter(store, SHARD), Clock())
+    ingest.take(EPOCH, frame(rows(3), 1))
+    ingest.close()
+    assert lost_and_stored(store) == ([], 6), "by its end at the latest"
+
+
+def test_a_loss_whose_batch_was_stored_just_before_a_kill_is_taken_back_at_the_next_start(tmp_path: Path) -> None:
+    tear_last_batch(tmp_path)
+    store = tmp_path / "store"
+    Ingest(ShardWriter(store, SHARD), Clock()).close()
+    writer = ShardWriter(store, SHARD)  # all that the kill left of that life: the batch, and no word of it
+    writer.append(Batch(EPOCH, 1, rows(3), "events"))
+    writer.close()
+    assert lost_and_stored(store) == ([1], 6)
+    Ingest(ShardWriter(store, SHARD), Clock()).close()
+    assert lost_and_stored(store) == ([], 6)
+
+
+def test_a_batch_that_tears_once_more_is_lost_once(tmp_path: Path) -> None:
+    tear_last_batch(tmp_path)
+    store, name = tmp_path / "store", SegmentName("events", SHARD, 1)
+    torn = name.path(store, "open").read_bytes()
+    for number in (1, 100, 200):
+        path = SegmentName("events", SHARD, number).path(store, "open")
+        path.write_bytes(torn)
+        Ingest(ShardWriter(store, SHARD), Clock()).close()
+    assert lost_and_stored(store) == ([1], 3)
+    ingest = Ingest(ShardWriter(store, SHARD), Clock())
+    ingest.take(EPOCH, frame(rows(3), 1))
+    ingest.close()
+    assert lost_and_stored(store) == ([], 6)
+
+
+def test_a_loss_that_another_shard_told_is_taken_back_too(tmp_path: Path) -> None:
+    repair = Ingest(ShardWriter(tmp_path, "keeper"))
+    repair.lost([Damage(SegmentName("events", SHARD, 0), 0, 9, torn=True, epoch=EPOCH, seq=0, num_rows=3)])
+    repair.close()
+    assert lost_and_stored(tmp_path) == ([0], 0)
+    ingest = Ingest(ShardWriter(tmp_path, SHARD))
+    ingest.take(EPOCH, frame(rows()))
+    ingest.close()
+    assert lost_and_stored(tmp_path) == ([], 3)
+
+
+def test_what_takes_a_loss_back_waits_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tear_last_batch(tmp_path)
+    store = tmp_path / "store"
+    Ingest(ShardWriter(store, SHARD), Clock()).close()
+    ingest = Ingest(ShardWriter(store, SHARD), Clock())
+    ingest.take(EPOCH, frame(rows(3), 1))
+    append = ShardWriter.append
+
+    def refuse_gaps(writer: ShardWriter, batch: Batch, *, use_reserve: bool = False) -> None:
+        if batch.table == "gaps":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(writer, batch, use_reserve=use_reserve)
+
+    monkeypatch.setattr(ShardWriter, "append", refuse_gaps)
+    ingest.commit()
+    assert lost_and_stored(store) == ([1], 6)
+    monkeypatch.undo()
+    ingest.commit()
+    assert lost_and_stored(store) == ([], 6)
+    ingest.close()
 
 
 def test_a_dead_processs_torn_tail_is_lost_at_once(ingest: Ingest, tmp_path: Path) -> None:

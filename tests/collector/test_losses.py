@@ -7,8 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from insitu.records import schema_of
+from insitu.segments.gaps import sent_again_row, standing
 from insitu_collector.clocks.timeline import Timeline
 from insitu_collector.export.losses import Loss, drops_of, gaps_of
+from insitu_collector.views.stalls import missing_rows
 
 
 def beat(epoch: int, t_ns: int, *drops: tuple[str, str, int]) -> dict[str, Any]:
@@ -52,3 +54,20 @@ def test_gaps_of_these_sources_are_told_and_what_expired_is_not() -> None:
     gaps = pa.Table.from_pylist(rows, schema=schema_of("gaps"))
     told = gaps_of(gaps, pa.Table.from_pylist(sources, schema=schema_of("sources")), 1_000)
     assert told == [Loss(4, 50, 50, 3, "rows lost in the store: 3 of steps (torn_tail)")]
+
+
+def test_a_loss_that_was_taken_back_is_none() -> None:
+    gap = {"epoch": 9, "rank": -1, "stage": -1, "row_seq": 0, "table": "steps", "unix_ns": 1_050, "num_rows": 3}
+    gap |= {"source_epoch": 1, "reason": "torn_tail", "num_bytes": 9, "file": "steps/collector-0000000001.arrow"}
+    told = [gap | {"seq_from": seq, "seq_to": seq} for seq in (4, 5)]
+    back = gap | sent_again_row(told[0], 1_060)
+    unread = gap | {"seq_from": None, "seq_to": None, "num_rows": None}
+    assert standing([*told, back]) == [told[1]]
+    assert standing([*told, back, told[0]]) == [told[1], told[0]], "it was lost once more"
+    assert standing([unread, *told, unread]) == [unread, *told, unread]
+    gaps = pa.Table.from_pylist([*told, back], schema=schema_of("gaps"))
+    sources = pa.Table.from_pylist(
+        [{"epoch": 1, "rank": 4, "stage": 0, "row_seq": 0, "role": "rank"}], schema=schema_of("sources")
+    )
+    assert [loss.num_rows for loss in gaps_of(gaps, sources, 1_000)] == [3]
+    assert missing_rows({}, gaps) == {"torn_tail": 3}

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from insitu.segments.gaps import standing
 from insitu.vocabulary import NOT_LOST
 from insitu_collector.clocks.timeline import Timeline
 
@@ -53,7 +54,7 @@ def gaps_of(gaps: pa.Table, sources: pa.Table, unix_minus_mono_ns: int) -> list[
     """Return what the store knows to have lost of these sources, each at the moment it was noticed."""
     ranks = dict(zip(sources["epoch"].to_pylist(), sources["rank"].to_pylist(), strict=True))
     found = []
-    for row in gaps.to_pylist():
+    for row in standing(gaps.to_pylist()):
         if row["reason"] not in NOT_LOST and row["unix_ns"] is not None and row["source_epoch"] in ranks:
             t_ns = row["unix_ns"] - unix_minus_mono_ns
             count = "an unknown number" if row["num_rows"] is None else row["num_rows"]

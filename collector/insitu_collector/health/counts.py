@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 from insitu.exporters.base import Batch
 from insitu.segments.layout import Key
 from insitu.segments.shard import Synced
-from insitu.vocabulary import EXPIRED, DropReason, FrameDefect, HangUp
+from insitu.vocabulary import CORRUPT, NOT_LOST, SENT_AGAIN, DropReason, FrameDefect, HangUp
 from insitu_collector.health.histogram import Distribution, Histogram
 
 COMMIT_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 LATENCY_BOUNDS_S: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0, 10.0, 30.0, 60.0)
 TIMES: Final = {"intervals": "t1_ns", "requests": "t_ns", "health": "t_ns", "events": "t_ns", "steps": "t0_ns"}
 """Table -> the column that says when its rows were made, on the clock of their host."""
-REASONS: Final = frozenset({*map(str, DropReason), EXPIRED, "corrupt"})
+REASONS: Final = frozenset({*map(str, DropReason), *NOT_LOST, CORRUPT, SENT_AGAIN})
 """What rows may say; anything else is counted as `other`, so that nobody makes up labels."""
 MOST_EPOCHS: Final = 4096
 """Processes whose own counts of drops are remembered one by one; of older ones, only the sum."""

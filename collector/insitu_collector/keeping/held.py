@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from insitu.segments.layout import SegmentName
 from insitu.segments.reader import Stored
-from insitu.vocabulary import DropReason
+from insitu.vocabulary import CORRUPT, DropReason
 from insitu_collector.keeping.catalog import read_catalog
 from insitu_collector.keeping.twins import twin_path
 
@@ -56,7 +56,7 @@ def told_in_full(
             "table": name.table,
             "file": name.file,
             "num_rows": num_rows - known[epoch],
-            "reason": str(DropReason.TORN_TAIL) if torn else "corrupt",
+            "reason": str(DropReason.TORN_TAIL) if torn else CORRUPT,
             "unix_ns": unix_ns,
         }
         for epoch, num_rows in held.items()

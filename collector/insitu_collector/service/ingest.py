@@ -19,15 +19,15 @@ from insitu.identity import Source
 from insitu.intake import MAX_FRAME_BYTES
 from insitu.records import TABLES, schema_of, spec_by_digest, table_spec, with_todays_columns
 from insitu.segments.expiry import Expiry
-from insitu.segments.gaps import gap_row
 from insitu.segments.message import RECORD_BATCH, read_head
 from insitu.segments.reader import Damage, key_of, recent_keys
 from insitu.segments.retention import Keep
-from insitu.segments.shard import Key, ShardWriter
+from insitu.segments.shard import Key, ShardWriter, Synced
 from insitu.vocabulary import DropReason, FrameDefect, Role
 from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.access.tenants import with_tenant
 from insitu_collector.health.health import Health
+from insitu_collector.service.losses import Losses, told_in
 from insitu_collector.service.progress import StreamProgress
 from insitu_collector.service.received import Received, nothing_to_wait_for
 
@@ -165,10 +165,10 @@ class Ingest:
             claims=writer.claims,
         )
         self._is_failing = False
-        self._unsure: list[tuple[float, Damage]] = []
-        """Lost unless sent again: since when, and what."""
+        self._losses = Losses(told_in(writer.store))
         for key in recent_keys(writer.store, SHARD):
             self._stream(key.epoch, key.stream).commit(key.seq)
+            self._losses.stored(key)
         self.write_own("sources", [self._source.row()])
         self.lost(writer.recovery.damage, may_come_again=True)
 
@@ -214,11 +214,10 @@ class Ingest:
         """Make what was appended durable; return what has to be sent again."""
         self._write_own_again()
         began_s = time.monotonic()
-        done = self._writer.sync()
+        done = self._sync()
         self.health.committed(done, time.monotonic() - began_s)
         self.health.look(self._writer.check)
         with self._lock:
-            self._settle(done.durable, done.failed)
             now = self._clock()
             for progress in self._streams.values():
                 progress.close_old_holes(now)
@@ -227,37 +226,40 @@ class Ingest:
             self._expiry.look(self._writer.busy)
         return done.failed
 
+    def _sync(self) -> Synced:
+        done = self._writer.sync()
+        with self._lock:
+            self._settle(done.durable, done.failed)
+        return done
+
     def lost(self, damage: Sequence[Damage], *, may_come_again: bool = False) -> None:
         """Write down what recovery could not read.
 
         `may_come_again`: what was not yet acknowledged as durable in a file of our own, its probe, if it lives, sends
-        again; it counts as lost only when that has not happened after `SENT_AGAIN_S`, or by the end. Not only a torn
-        tail: a power loss may keep later writes and lose earlier ones.
+        again; it counts as lost only when that has not happened after `SENT_AGAIN_S`, or by the end, and no longer once
+        it happens later. Not only a torn tail: a power loss may keep later writes and lose earlier ones.
         """
         since = self._clock() if may_come_again else -math.inf
         with self._lock:
-            self._unsure += [(since, stretch) for stretch in damage]
+            self._losses.add(damage, since)
         self._write_losses(before=-1.0)
 
     def _write_losses(self, before: float) -> None:
         with self._lock:
-            waiting = [entry for entry in self._unsure if not self._came_again(entry[1])]
-            self._unsure = [entry for entry in waiting if entry[0] > before]
-            due = [entry for entry in waiting if entry[0] <= before]
+            due = self._losses.take_due(before, self._has)
         try:
-            self.write_own("gaps", [gap_row(stretch, time.time_ns()) for _, stretch in due])
+            self.write_own("gaps", due.rows())
         except OSError:  # no room now: at the next commit, perhaps
             with self._lock:
-                self._unsure += due
+                self._losses.put_back(due)
 
-    def _came_again(self, stretch: Damage) -> bool:
-        if stretch.epoch is None or stretch.seq is None:
-            return False
-        return stretch.seq in self._stream(stretch.epoch, table_spec(stretch.segment.table).stream)
+    def _has(self, key: Key) -> bool:
+        return key.seq in self._stream(key.epoch, key.stream)
 
     def _settle(self, durable: Sequence[Key], failed: Sequence[Key]) -> None:
         for key in durable:
             self._stream(key.epoch, key.stream).commit(key.seq)
+            self._losses.stored(key)
             self._own_unsynced.pop(key, None)
             self._received.settle(key, is_durable=True)
         for key in failed:
@@ -355,6 +357,7 @@ class Ingest:
     def close(self) -> None:
         """Commit and seal everything."""
         self._write_own_again()
+        self._sync()  # what was told as lost may have come since
         self._write_losses(before=math.inf)
         done = self._writer.close()
         with self._lock:

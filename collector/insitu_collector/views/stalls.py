@@ -18,6 +18,7 @@ from insitu.cli import ExitCode
 from insitu.config import ConfigError
 from insitu.records import schema_of
 from insitu.rules.command import Unreachable
+from insitu.segments.gaps import standing
 from insitu.segments.layout import SEALED, list_segments
 from insitu.vocabulary import ERASED, EXPIRED, NOT_LOST, DropReason
 from insitu_collector.clocks.timeline import Timeline, numbers, timeline_of
@@ -208,7 +209,8 @@ def missing_rows(tables: Tables, gaps: pa.Table) -> dict[str, int]:
         if row["epoch"] not in last or row["t_ns"] >= last[row["epoch"]]["t_ns"]:
             last[row["epoch"]] = row
     drops = [(drop["reason"], drop["rows"]) for row in last.values() for drop in row["dropped"] or ()]
-    drops += [(row["reason"] or str(DropReason.TORN_TAIL), row["num_rows"] or 0) for row in gaps.to_pylist()]
+    lost = standing(gaps.to_pylist())
+    drops += [(row["reason"] or str(DropReason.TORN_TAIL), row["num_rows"] or 0) for row in lost]
     for reason, num_rows in drops:
         if num_rows and reason not in NOT_LOST:
             missing[reason] = missing.get(reason, 0) + num_rows
