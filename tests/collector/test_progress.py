@@ -43,10 +43,45 @@ def test_a_hole_that_stays_is_given_up_and_its_frame_still_taken_when_it_comes()
     assert progress.durable == 500
     assert 7 not in progress
     progress.take(7)
-    assert (progress.received, progress.durable) == (500, 6), "not durable yet, so not covered"
+    assert (progress.received, progress.durable) == (7, 6), "not durable yet, so not covered, nor what may follow it"
     progress.commit(7)
+    assert progress.durable == 7
+    progress.close_old_holes(20.0)
+    progress.close_old_holes(20.0 + HOLE_S)
     assert progress.durable == 500
     assert not progress.close_old_holes(99.0)
+
+
+def test_frames_that_failed_below_a_durable_one_are_awaited_for_as_long_as_nothing_comes() -> None:
+    progress = StreamProgress()
+    for seq in range(4):
+        progress.take(seq)
+    progress.commit(0)
+    progress.commit(3)
+    for seq in (1, 2):
+        progress.fail(seq)
+    for now_s in (10.0, 10.0 + HOLE_S, 99.0):
+        assert progress.close_old_holes(now_s)
+        assert (progress.received, progress.durable) == (0, 0), "its sender would forget what was lost"
+    progress.take(4)
+    progress.commit(4)
+    progress.close_old_holes(100.0)
+    progress.close_old_holes(100.0 + HOLE_S)
+    assert progress.durable == 4, "a sender that goes on behind them has given them up"
+
+
+def test_a_sender_that_comes_back_after_a_hole_was_given_up_has_no_frame_of_it_passed() -> None:
+    progress = StreamProgress()
+    for seq in (0, 4):
+        progress.take(seq)
+        progress.commit(seq)
+    progress.close_old_holes(10.0)
+    progress.close_old_holes(10.0 + HOLE_S)
+    assert progress.durable == 4
+    for seq in (1, 2, 3):
+        progress.take(seq)
+        progress.commit(seq)
+        assert progress.durable == (4 if seq == 3 else seq), "the next one is on its way"
 
 
 def test_a_frame_refused_for_good_is_passed_and_one_that_failed_is_not() -> None:

@@ -11,14 +11,19 @@ NUMBERS = st.integers(0, 40)
 ADD = st.tuples(st.just("add"), NUMBERS, NUMBERS)
 DISCARD = st.tuples(st.just("discard"), NUMBERS, NUMBERS)
 
+CUT = st.tuples(st.just("cut"), NUMBERS, NUMBERS)
 
-@given(st.lists(ADD | DISCARD, max_size=30))
+
+@given(st.lists(ADD | DISCARD | CUT, max_size=30))
 def test_it_is_the_set_that_the_same_calls_make(calls: list[tuple[str, int, int]]) -> None:
     ranges, model = Ranges(), set[int]()
     for what, a, b in calls:
         if what == "add":
             ranges.add(min(a, b), max(a, b))
             model |= set(range(min(a, b), max(a, b)))
+        elif what == "cut":
+            ranges.cut(a)
+            model = {number for number in model if number < a}
         else:
             ranges.discard(a)
             model.discard(a)

@@ -56,6 +56,12 @@ class Ranges:
         self._starts[first:last] = [start]
         self._ends[first:last] = [end]
 
+    def cut(self, start: int) -> None:
+        """Take out every number from `start` on."""
+        kept = [(low, min(high, start)) for low, high in self.ranges if low < start]
+        self._starts = [low for low, _ in kept]
+        self._ends = [high for _, high in kept]
+
     def discard(self, number: int) -> None:
         """Take one number out, if it is in."""
         i = bisect_right(self._starts, number) - 1

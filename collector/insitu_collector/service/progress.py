@@ -21,13 +21,17 @@ class StreamProgress:
         self._skipped = Ranges()
         """Refused for good, or a hole that stayed: an acknowledgement may pass them."""
         self._hole_since: float | None = None
+        self._is_awaited = False
+        """Frames could not be synced, and none has come since: whoever has them is told, and connects anew first."""
 
     def __contains__(self, seq: int) -> bool:
         return seq in self._stored
 
     def take(self, seq: int) -> None:
-        """The frame was appended."""
-        self._skipped.discard(seq)
+        """The frame was appended. One that was given up as missing shows that what is behind it may come, too."""
+        if seq in self._skipped:
+            self._skipped.cut(seq)
+        self._is_awaited = False
         self._stored.add(seq, seq + 1)
 
     def commit(self, seq: int) -> None:
@@ -38,6 +42,8 @@ class StreamProgress:
     def fail(self, seq: int) -> None:
         """The frame could not be synced: it has to come again."""
         self._stored.discard(seq)
+        self._is_awaited = True
+        self._hole_since = None
 
     def skip(self, seq: int) -> None:
         """The frame was refused for good."""
@@ -50,6 +56,8 @@ class StreamProgress:
         if next_stored is None:
             self._hole_since = None
             return False
+        if self._is_awaited:
+            return True
         if self._hole_since is None:
             self._hole_since = now_s
         elif now_s - self._hole_since >= HOLE_S:
