@@ -19,9 +19,9 @@ from insitu.segments.expiry import SWEEP_S
 from insitu.segments.gaps import gap_row, standing
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Damage, Key, Limits, SegmentName, ShardWriter, list_segments
-from insitu.vocabulary import SENT_AGAIN, DropReason
+from insitu.vocabulary import EXPIRED, SENT_AGAIN, DropReason
 from insitu.wire.insitu_pb2 import Frame
-from insitu_collector.service.ingest import SENT_AGAIN_S, SHARD, Ingest, checked_batch
+from insitu_collector.service.ingest import FIRST_LOOK_S, SENT_AGAIN_S, SHARD, Ingest, checked_batch
 from insitu_collector.store import open_store
 
 EPOCH = 7
@@ -408,3 +408,38 @@ def test_what_the_collector_received_expires_and_is_told(tmp_path: Path) -> None
     assert store.table("events").num_rows + gone == 12
     assert store.table("sources").num_rows == 1
     assert ingest.account()["produced"] == {"sources": 1, "gaps": len(gaps)}
+
+
+def test_a_collector_that_never_lives_a_minute_expires_what_it_has_to(tmp_path: Path) -> None:
+    clock = Clock()
+    for seq in range(6):
+        ingest = Ingest(ShardWriter(tmp_path, SHARD, limits=Limits(max_bytes=1)), clock, Keep(1, None))
+        ingest.take(EPOCH, frame(rows(first=3 * seq), seq=seq))
+        ingest.commit()
+        clock.now += FIRST_LOOK_S
+        ingest.commit()
+        clock.now += SWEEP_S / 2
+        ingest.commit()
+        ingest.close()
+    told = [row for row in open_store(tmp_path).table("gaps").to_pylist() if row["reason"] == EXPIRED]
+    there = {name.file for name in list_segments(tmp_path, "sealed")}
+    assert len({row["file"] for row in told}) == len(told), "each once"
+    assert sum(row["num_rows"] for row in told if row["file"] not in there) >= 9
+    left = open_store(tmp_path).table("events").num_rows
+    assert left + sum(row["num_rows"] for row in told if row["file"] not in there) == 18
+
+
+def test_a_start_is_not_held_up_by_what_is_to_expire(tmp_path: Path) -> None:
+    clock = Clock()
+    first = Ingest(ShardWriter(tmp_path, SHARD, limits=Limits(max_bytes=1)), clock)
+    for seq in range(4):
+        first.take(EPOCH, frame(rows(first=3 * seq), seq=seq))
+        first.commit()
+    first.close()
+    ingest = Ingest(ShardWriter(tmp_path, SHARD), clock, Keep(1, None))
+    ingest.commit()
+    assert open_store(tmp_path).table("gaps").num_rows == 0
+    clock.now += FIRST_LOOK_S
+    ingest.commit()
+    assert open_store(tmp_path).table("gaps").num_rows > 0
+    ingest.close()

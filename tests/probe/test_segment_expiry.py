@@ -17,7 +17,7 @@ from insitu.exporters.base import Batch
 from insitu.exporters.file import FileExporter
 from insitu.identity import Source
 from insitu.records import schema_of
-from insitu.segments.expiry import SWEEP_S, Expiry
+from insitu.segments.expiry import SWEEP_S, Expiry, gap_rows
 from insitu.segments.retention import Busy, Keep
 from insitu.segments.shard import SegmentName, ShardWriter, list_segments
 from insitu.vocabulary import EXPIRED
@@ -101,6 +101,49 @@ def test_between_two_looks_nothing_is_looked_at(tmp_path: Path) -> None:
     clock.now += SWEEP_S - 0.1
     expiry.look(unexpected)
     assert told == []
+
+
+def test_the_first_look_may_come_sooner_and_the_next_a_minute_after_it(tmp_path: Path) -> None:
+    sealed(tmp_path, events(0), events(1), age_s=100)
+    sealed(tmp_path, events(2))
+    told: Rows = []
+    clock = Clock()
+    expiry = Expiry(tmp_path, "a", Keep(None, 50.0), told.extend, own_epoch=1, clock=clock, first_look_s=1.0)
+    looks: list[float] = []
+
+    def busy() -> Busy:
+        looks.append(clock.now)
+        return Busy()
+
+    for second in range(130):
+        clock.now = float(second)
+        expiry.look(busy)
+    assert looks == [1.0, 1.0 + SWEEP_S, 1.0 + 2 * SWEEP_S]
+    assert files(tmp_path) == ["events/a-0000000002.arrow"] and len(told) == 2
+
+
+def test_what_an_earlier_life_had_told_goes_with_the_first_look_and_is_not_told_again(tmp_path: Path) -> None:
+    sealed(tmp_path, events(0), events(1), events(2), age_s=100)
+    sealed(tmp_path, events(3))
+    told = [row for name in list_segments(tmp_path, "sealed")[:2] for row in gap_rows(tmp_path, name, 5, EXPIRED)]
+    identity = {"epoch": 9, "rank": -1, "stage": -1}
+    of = [{**row, **identity, "row_seq": place} for place, row in enumerate(told)]
+    sealed(tmp_path, Batch(9, 0, pa.RecordBatch.from_pylist(of, schema=schema_of("gaps")), "gaps"), shard="another")
+    shard = Shard(tmp_path, Keep(None, 50.0))
+    shard.minute()
+    left = [f"events/a-{number:010}.arrow" for number in (2, 3)]
+    assert files(tmp_path) == [*left, "gaps/another-0000000000.arrow"]
+    assert [row["file"] for row in shard.told] == left[:1]
+
+
+def test_what_is_kept_after_all_stays_though_it_was_told(tmp_path: Path) -> None:
+    sealed(tmp_path, events(0), events(1), age_s=100)
+    (row,) = gap_rows(tmp_path, list_segments(tmp_path, "sealed")[0], 5, EXPIRED)
+    of = {**row, "epoch": 9, "rank": -1, "stage": -1, "row_seq": 0}
+    sealed(tmp_path, Batch(9, 0, pa.RecordBatch.from_pylist([of], schema=schema_of("gaps")), "gaps"), shard="another")
+    shard = Shard(tmp_path, Keep(None, 500.0))
+    shard.minute()
+    assert len(list_segments(tmp_path, "sealed", "events")) == 2
 
 
 def test_one_row_an_epoch_says_what_of_it_went(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from insitu_collector.service.received import Received, nothing_to_wait_for
 SHARD: Final = "collector"
 SENT_AGAIN_S: Final = 30.0
 """How long after a restart a probe may take to send again what the last collector had torn off."""
+FIRST_LOOK_S: Final = 1.0
+"""When a collector first looks at what it keeps: who asks whether it is ready has its answer by then."""
 MAX_SEQ: Final = (1 << 63) - 1
 """The highest that `gaps` can tell of."""
 
@@ -163,6 +165,7 @@ class Ingest:
             own_epoch=self._source.epoch,
             clock=clock,
             claims=writer.claims,
+            first_look_s=FIRST_LOOK_S,
         )
         self._is_failing = False
         self._losses = Losses(told_in(writer.store))

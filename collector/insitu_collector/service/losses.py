@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from insitu.exporters.base import Batch
 from insitu.records import TABLES, table_spec
 from insitu.segments.gaps import gap_row, sent_again_row, standing
-from insitu.segments.layout import OPEN, SEALED, Key, list_segments
-from insitu.segments.reader import Damage, TailReader
+from insitu.segments.layout import Key
+from insitu.segments.reader import Damage
+from insitu.segments.told import told
 from insitu.vocabulary import DAMAGED, SENT_AGAIN
-from insitu_collector.store import SeenRows
 
 Row = Mapping[str, Any]
-_TOLD: Final = pa.array(sorted({*DAMAGED, SENT_AGAIN}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +41,10 @@ class Due:
 class Losses:
     """Those of one shard. The caller holds a lock."""
 
-    def __init__(self, told: Iterable[Row] = ()) -> None:
-        """told: rows of `gaps` of earlier lives."""
+    def __init__(self, earlier: Iterable[Row] = ()) -> None:
+        """earlier: rows of `gaps` of earlier lives."""
         self._waiting: list[tuple[float, Damage]] = []
-        self._told = {key: row for row in standing(told) if (key := _key_of_row(row)) is not None}
+        self._told = {key: row for row in standing(earlier) if (key := _key_of_row(row)) is not None}
         """Batches that are told as lost, and are not stored."""
         self._taken_back: list[Row] = []
 
@@ -89,20 +83,8 @@ class Losses:
 
 
 def told_in(store: Path) -> Iterator[Row]:
-    """Yield the rows of `gaps` in a store, whoever wrote them, of what could not be read or came again; each once."""
-    seen = SeenRows()
-    for state in (OPEN, SEALED):
-        for name in list_segments(store, state, "gaps"):
-            with suppress(FileNotFoundError), closing(TailReader(store, name, state)) as reader:
-                for batch in reader.read(final=state == SEALED):
-                    yield from _told(seen, batch)
-
-
-def _told(seen: SeenRows, batch: Batch) -> list[Row]:
-    rows = seen.new_rows(batch)
-    is_told = pc.and_(pc.is_in(rows["reason"], _TOLD), pc.is_valid(rows["seq_from"]))
-    found: list[Row] = rows.filter(pc.fill_null(is_told, False)).to_pylist()
-    return found
+    """Yield the rows of `gaps` in a store of batches that could not be read, and of those that came again."""
+    return told(store, {*DAMAGED, SENT_AGAIN})
 
 
 def _key_of(stretch: Damage) -> Key | None:

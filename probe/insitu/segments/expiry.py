@@ -16,6 +16,7 @@ from insitu.segments.claims import Claims
 from insitu.segments.layout import OPEN, SEALED, SegmentName, is_full, list_segments, remove, sync_folder
 from insitu.segments.reader import TailReader, batch_heads
 from insitu.segments.retention import Busy, Epochs, Held, Keep, expired
+from insitu.segments.told import told
 from insitu.vocabulary import EXPIRED
 
 SWEEP_S: Final = 60.0
@@ -31,7 +32,8 @@ class Expiry:
     """Keeps one shard within bounds. Called by the shard's writer, never by a step thread; raises nothing.
 
     What is to go is told first, one row of `gaps` a segment and epoch, and unlinked at the next look, a minute later:
-    a crash in between leaves a file that is told to have gone, which a reader sees, and never the other way round.
+    a crash in between leaves a file that is told to have gone, which a reader sees, and never the other way round. What
+    an earlier life had told goes with the first look: one that never lives a minute expires what it has to, too.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class Expiry:
         clock: Callable[[], float] = time.monotonic,
         unix_clock_ns: Callable[[], int] = time.time_ns,
         claims: Claims | None = None,
+        first_look_s: float | None = None,
     ) -> None:
-        """claims: what others in this process are at work on, where anybody is."""
+        """claims: what others in this process are at work on, where anybody is. first_look_s: how soon the first look
+        comes; None: as late as any other."""
         self._claims = claims or Claims()
         self._store = Path(store)
         self._shard = shard
@@ -57,7 +61,9 @@ class Expiry:
         self._reason = reason
         self._clock = clock
         self._unix_clock_ns = unix_clock_ns
-        self._next_look = clock() + SWEEP_S
+        self._next_look = clock() + (SWEEP_S if first_look_s is None else first_look_s)
+        self._is_first_look = True
+        """Of those that found something to remove."""
         self._held: dict[SegmentName, Held] = {}
         self._epochs: dict[SegmentName, Epochs] = {}
         self._told: list[SegmentName] = []
@@ -89,7 +95,7 @@ class Expiry:
         held = self._look_at_files()
         now = self._unix_clock_ns()
         gone = expired(held, self._keep, now, replace(busy, epochs={*busy.epochs, self._own_epoch}), self._epochs_of)
-        for segment in gone:
+        for segment in self._without_told_before(gone):
             if self._claims.take([segment.name]):
                 self._owed += gap_rows(self._store, segment.name, now, self._reason)
                 self._told.append(segment.name)
@@ -105,6 +111,17 @@ class Expiry:
             # No room to tell; unlinking makes some. What cannot be told now is told later.
             self._owed = owed
             self._unlink_told()
+
+    def _without_told_before(self, gone: list[Held]) -> list[Held]:
+        """Unlink what an earlier life had told and did not come to; return the rest."""
+        if not self._is_first_look or not gone:
+            return gone
+        files = {row["file"] for row in told(self._store, {self._reason})}
+        self._is_first_look = False
+        before = [segment for segment in gone if segment.name.file in files]
+        self._told += [segment.name for segment in before if self._claims.take([segment.name])]
+        self._unlink_told()
+        return [segment for segment in gone if segment not in before]
 
     def _look_at_files(self) -> list[Held]:
         names = [name for name in list_segments(self._store, SEALED) if name.shard == self._shard]
