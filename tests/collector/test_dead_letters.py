@@ -32,7 +32,7 @@ def test_a_letter_is_read_as_it_was_written(store: Path) -> None:
     ((path, letter),) = letters(store)
     assert (letter.to, letter.signal, letter.reason, letter.text) == (TO, "traces", "400", "no such field\n{")
     assert (letter.unix_ns, letter.num_items) == (7, 3)
-    assert read(path) == (letter, payload())
+    assert read(store, path) == (letter, payload())
 
 
 @pytest.mark.parametrize("bound", ["max_letters", "max_bytes"])
@@ -65,7 +65,7 @@ def test_a_letter_with_a_changed_byte_is_not_sent_again(store: Path) -> None:
     found[-1] ^= 1
     path.write_bytes(found)
     with pytest.raises(BadLetter, match="is damaged"):
-        read(path)
+        read(store, path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]\n", b'{"schema": "insitu.dead/2"}\n', b"\xff\n"])

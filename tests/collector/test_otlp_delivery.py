@@ -168,7 +168,7 @@ def test_row_26_what_is_too_large_is_split_down_to_the_one_item_that_is_never_ta
     taken = {span.name for span in receiver.spans()}
     assert len(receiver.spans()) == len(taken) == 15
     ((path, letter),) = letters(sent.store, sent.to)
-    found, payload = read(path)
+    found, payload = read(sent.store, path)
     assert (found, letter.num_items) == (letter, 1)
     assert [item[2] for item in items_of(payload)] == [items_of(spans(16))[4][2]]
     assert sent.account.num_split == receiver.num_asked - sent.account.num_requests - 1

@@ -12,6 +12,7 @@ from insitu.config_show import load_for_command
 from insitu.segments.erased_file import ErasedFile
 from insitu_collector.keeping import repairing
 from insitu_collector.keeping.expiring import expire as expire_in
+from insitu_collector.keeping.letters import erase_letters
 from insitu_collector.keeping.merge_plan import ON_DEMAND
 from insitu_collector.keeping.passes import Clean, erase_shard, merge_shard, note_unreadable, write_twins
 from insitu_collector.keeping.recorder import Recorder
@@ -87,6 +88,7 @@ def compact(ctx: click.Context, store: Path, as_json: bool) -> None:
     result, in_use = Rewritten(), []
     with opened(store) as path, Recorder(path) as recorder:
         erased, clean = ErasedFile(path).read(), Clean()
+        erase_letters(path, erased)
         for shard in shards_of(path):
             with recorder.hold(shard) as held:
                 if held is None:

@@ -17,8 +17,9 @@ import click
 
 from insitu.cli import ExitCode
 from insitu.segments.erased_file import ErasedFile
-from insitu.segments.erasure import Erasure, Kind
+from insitu.segments.erasure import Erased, Erasure, Kind
 from insitu.segments.retention import parse_age
+from insitu_collector.keeping.letters import erase_letters, num_in_letters
 from insitu_collector.keeping.orders import NothingKnown, order_for, remove_copies, rows_of, still_there
 from insitu_collector.keeping.passes import Clean, erase_shard, write_twins
 from insitu_collector.keeping.recorder import Recorder
@@ -40,6 +41,8 @@ class Outcome:
     """Rows by table."""
     changed: dict[str, int]
     """Rows by table that lose a name."""
+    num_in_letters: int = 0
+    """Items of dead letters."""
     num_quarantined: int = 0
     still_in: list[str] = field(default_factory=list)
     """Files that hold some of it, and belong to writers that are at work."""
@@ -49,7 +52,7 @@ def would_erase(store: Path, kind: Kind, name: str) -> Outcome:
     """Return what an order would take away. Changes nothing. Raises NothingKnown, OSError."""
     salt = ErasedFile(store).read().salt or secrets.token_bytes(16)
     order = order_for(store, kind, name, by="", within_s=0.0, salt=salt)
-    return Outcome(order, *rows_of(store, salt, order))
+    return Outcome(order, *rows_of(store, salt, order), num_in_letters(store, Erased(salt, [order])))
 
 
 def erase_from(store: Path, kind: Kind, name: str, recorder: Recorder, *, within_s: float) -> Outcome:
@@ -58,7 +61,8 @@ def erase_from(store: Path, kind: Kind, name: str, recorder: Recorder, *, within
     salt = file.salt()
     order = order_for(store, kind, name, by=f"{_user()}@{socket.gethostname()}", within_s=within_s, salt=salt)
     done = Outcome(order, *rows_of(store, salt, order))
-    file.add(order)
+    erased = file.add(order)
+    done.num_in_letters = erase_letters(store, erased)
     done.num_quarantined = remove_copies(store, order)
     recorder.event("erased", sentence(done))
     return done
@@ -91,6 +95,7 @@ def sentence(done: Outcome) -> str:
     what = f"{order.kind} {order.digest} by {order.by}: {_rows(done.gone)} hidden"
     if done.changed:
         what += f", its name taken out of {_rows(done.changed)}"
+    what += f", {done.num_in_letters} items of dead letters removed" if done.num_in_letters else ""
     return f"{what}, {done.num_quarantined} quarantined files removed; bytes gone by {order.due_unix_ns}"
 
 
@@ -161,6 +166,7 @@ def erase(
         "digest": done.order.digest if yes else None,
         "rows": done.gone,
         "names_taken_out": done.changed,
+        "dead_letter_items": done.num_in_letters,
         "quarantined": done.num_quarantined,
         "due_unix_ns": done.order.due_unix_ns if yes else None,
         "still_in": done.still_in,
@@ -177,6 +183,8 @@ def _lines(done: Outcome, *, yes: bool, when: str) -> list[str]:
     lines = [f"{_rows(done.gone)}: {would}hidden at once, {would}gone from the files {when}"]
     if done.changed:
         lines.append(f"{_rows(done.changed)}: {would}without the name")
+    if done.num_in_letters:
+        lines.append(f"{done.num_in_letters:,} items of dead letters: {would}gone at once")
     lines += [f"{file}: still holds some of it until its writer ends or it expires" for file in done.still_in]
     return lines
 

@@ -17,6 +17,7 @@ from insitu.segments.layout import OPEN, SEALED, SegmentName, list_segments
 from insitu.segments.replacement import finish_replacements
 from insitu.segments.shard import ShardWriter
 from insitu_collector.keeping.catalog import CatalogBusy, refresh
+from insitu_collector.keeping.letters import erase_letters
 from insitu_collector.keeping.merge_plan import IN_BACKGROUND, MergeRules, merges
 from insitu_collector.keeping.passes import Clean, erase_shard, merge_shard, write_twins
 from insitu_collector.keeping.recorder import SHARD as COMMANDS
@@ -69,6 +70,8 @@ class Keeper:
         self._clean = Clean()
         self._hurried: Erased | None = None
         """What was erased at once already."""
+        self._in_letters: Erased | None = None
+        """What was taken out of dead letters already: what comes into them later is without it."""
         self._damaged: set[SegmentName] = set()
         self._next_look = clock() + LOOK_S
         self._is_failing = False
@@ -115,6 +118,9 @@ class Keeper:
     def look(self) -> Rewritten:
         """Make one pass over the collector's shard and those whose writers have gone. Raises OSError, NotWhole."""
         erased, result = self._erased_file.read(), Rewritten()
+        if erased is not self._in_letters:  # the command did so, unless it was killed
+            erase_letters(self._store, erased)
+            self._in_letters = erased
         finish_replacements(self._store, self._writer.shard)
         self._pass_over_own(erased, result)
         for shard in shards_of(self._store):

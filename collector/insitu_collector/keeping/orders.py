@@ -14,6 +14,7 @@ from insitu.segments.erasure import TOLD, TRACED, Erased, Erasure, Kind, digest
 from insitu.segments.layout import OPEN, QUARANTINE, SEALED, SegmentName, files_in, list_segments
 from insitu.segments.reader import TailReader
 from insitu.vocabulary import Role
+from insitu_collector.keeping.letters import rows_in_letters
 from insitu_collector.keeping.twins import list_twins, remove_twin
 from insitu_collector.store import open_store
 
@@ -65,6 +66,9 @@ def _sent_by(store: Path, tenant: str) -> tuple[tuple[str, int, int], ...]:
             of = rows.filter(pc.equal(rows["tenant"], tenant))
             for epoch, row_seq in zip(of["epoch"].to_pylist(), of["row_seq"].to_pylist(), strict=True):
                 before[table, epoch] = max(row_seq + 1, before.get((table, epoch), 0))
+    for rows in rows_in_letters(store):  # of which the store may have none any more
+        if rows.tenant == tenant:
+            before[rows.table, rows.epoch] = max(rows.row_seq + 1, before.get((rows.table, rows.epoch), 0))
     return tuple((table, epoch, number) for (table, epoch), number in sorted(before.items()))
 
 

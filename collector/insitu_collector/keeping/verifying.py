@@ -25,6 +25,7 @@ from insitu.segments.reader import TailReader, is_known
 from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 from insitu_collector.keeping.catalog import anchors_of, catalog_path, read_catalog
 from insitu_collector.keeping.facts import Anchors, SegmentFacts, facts_of
+from insitu_collector.keeping.letters import letters_with
 from insitu_collector.keeping.orders import still_there
 from insitu_collector.keeping.shards import shards_of
 from insitu_collector.keeping.twins import list_twins, twin_problem
@@ -181,3 +182,5 @@ def _look_at_erasures(store: Path, result: Verified) -> None:
     if overdue:
         for name in still_there(store, erased, shards_of(store)):
             result.add("not_erased", name, "it still holds what was to be erased by now")
+        for path in letters_with(store, erased):
+            result.add("not_erased", path.relative_to(store), "it still holds what was to be erased by now")

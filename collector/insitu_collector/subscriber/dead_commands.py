@@ -78,8 +78,8 @@ def show(store: Path, letter: str | None, raw: bool) -> None:
         click.echo(f"{store} has no dead letters")
         return
     try:
-        found, payload = read(paths[0])
-    except BadLetter as error:
+        found, payload = read(path, paths[0])
+    except (BadLetter, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from None
     if raw:
         click.echo(payload.body, nl=False)
@@ -100,7 +100,7 @@ def drop(store: Path, names: tuple[str, ...], all_of_them: bool, of: str | None)
     insitu store dead drop ./insitu-store --all
     insitu store dead drop ./insitu-store --all --of http://127.0.0.1:4318
     """
-    from insitu_collector.subscriber.dead import letters
+    from insitu_collector.subscriber.dead import letters, remove
 
     if bool(names) == all_of_them:
         raise click.UsageError("name letters, or give --all")
@@ -110,5 +110,5 @@ def drop(store: Path, names: tuple[str, ...], all_of_them: bool, of: str | None)
     if unknown:
         raise click.ClickException(f"{store} has no dead letter {unknown[0]}; nothing was removed")
     for name in found if all_of_them else names:
-        found[name].unlink(missing_ok=True)
+        remove(found[name])
     click.echo(f"{len(found) if all_of_them else len(names)} dead letters were removed")

@@ -9,10 +9,11 @@ from typing import Final, NamedTuple
 from insitu.exporters.base import Batch
 from insitu_collector.otlp.signals import GROUPS, RECORDS, SCOPES, SIGNALS, signal_of
 from insitu_collector.otlp.wire import entry
-from insitu_collector.subscriber.payloads import Payload, num_items
+from insitu_collector.subscriber.payloads import Origin, Payload, num_items
 
 TABLES: Final[tuple[str, ...]] = tuple(signal.table for signal in SIGNALS)
 """Tables whose rows are passed on."""
+_TABLE_OF: Final = {signal.name: signal.table for signal in SIGNALS}
 MAX_BYTES: Final = 1 << 20
 """Of a request, unless a single record with its resource and scope is larger: under the 4 MiB of most receivers."""
 
@@ -33,6 +34,9 @@ class Record(NamedTuple):
     """One span, metric or log record, and what it is of."""
 
     signal: str
+    epoch: int
+    """Of the row's writer."""
+    row_seq: int
     tenant: str | None
     resource: bytes
     """Of its group, all fields but the scopes."""
@@ -61,21 +65,27 @@ def records_of(batch: Batch, find_earlier: FindEarlier) -> list[Record]:
     return [
         Record(
             signal,
+            batch.epoch,
+            row_seq,
             tenant,
             (owner(resource_row, tenant).resource if resource is None else resource) or b"",
             (owner(scope_row, tenant).scope if scope is None else scope) or b"",
             otlp or b"",
         )
-        for _, tenant, resource_row, resource, scope_row, scope, otlp in rows
+        for row_seq, tenant, resource_row, resource, scope_row, scope, otlp in rows
     ]
 
 
 def requests_of(records: Iterable[Record]) -> Iterator[Payload]:
-    """Yield records as requests, in order; each has those of one signal and one tenant."""
-    for (signal, _), of_one in groupby(records, lambda record: (record.signal, record.tenant)):
+    """Yield records as requests, in order; each has those of one signal, writer and tenant."""
+    for (signal, epoch, tenant), of_one in groupby(records, _whose):
         for some in _bounded(of_one):
             num = sum(num_items(signal, record.otlp) for record in some)
-            yield Payload(signal, _request(some), num)
+            yield Payload(signal, _request(some), num, Origin(_TABLE_OF[signal], epoch, some[0].row_seq, tenant))
+
+
+def _whose(record: Record) -> tuple[str, int, str | None]:
+    return record.signal, record.epoch, record.tenant
 
 
 def _bounded(records: Iterable[Record]) -> Iterator[list[Record]]:

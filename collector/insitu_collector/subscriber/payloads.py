@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Final
 
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
@@ -32,6 +33,28 @@ _LEVELS: Final = (GROUPS, SCOPES, RECORDS)
 """Fields from a request down to its records. An item of metrics is a data point, one below."""
 
 
+class Part(Enum):
+    """What a request is made of."""
+
+    RESOURCE = 0
+    """What a group says of itself."""
+    SCOPE = 1
+    RECORD = 2
+    """A span, a log record, or a metric without its points."""
+    POINT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The rows that records of a request are, where they came by OTLP: of one table, writer and tenant."""
+
+    table: str
+    epoch: int
+    row_seq: int
+    """The first one's."""
+    tenant: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Payload:
     """One request."""
@@ -41,6 +64,8 @@ class Payload:
     body: bytes
     num_items: int
     """Spans, data points or log records."""
+    of: Origin | None = None
+    """None: they were made here, and their resources say of which processes."""
 
 
 def payload_of(signal: str, body: bytes) -> Payload:
@@ -74,7 +99,47 @@ def halves(payload: Payload) -> tuple[Payload, Payload]:
     signal, middle = payload.signal, payload.num_items // 2
     first = _part(signal, payload.body, _LEVELS, 0, middle)
     second = _part(signal, payload.body, _LEVELS, middle, payload.num_items)
-    return Payload(signal, first, middle), Payload(signal, second, payload.num_items - middle)
+    return (
+        replace(payload, body=first, num_items=middle),
+        replace(payload, body=second, num_items=payload.num_items - middle),
+    )
+
+
+def without(payload: Payload, is_gone: Callable[[Part, bytes], bool]) -> Payload:
+    """Return a request without the parts of which this is so, and all they hold; the same object where none is.
+
+    Raises Malformed, and DecodeError of protobuf.
+    """
+    body, num = _left(payload.signal, payload.body, 0, is_gone)
+    return payload if num == payload.num_items else replace(payload, body=body, num_items=num)
+
+
+def _left(signal: str, data: bytes, depth: int, is_gone: Callable[[Part, bytes], bool]) -> tuple[bytes, int]:
+    """Return what is left of a request, a group, a scope or a record, and its items."""
+    if depth == len(_LEVELS):
+        return _left_of_record(signal, data, is_gone)
+    rest, children = _children(data, _LEVELS[depth])
+    if depth and is_gone(Part(depth - 1), rest):
+        return b"", 0
+    left = [_left(signal, child, depth + 1, is_gone) for child in children]
+    kept = (entry(_LEVELS[depth], child) for child, num in left if num)
+    return rest + b"".join(kept), sum(num for _, num in left)
+
+
+def _left_of_record(signal: str, record: bytes, is_gone: Callable[[Part, bytes], bool]) -> tuple[bytes, int]:
+    if signal != "metrics":
+        return (b"", 0) if is_gone(Part.RECORD, record) else (record, 1)
+    metric = MetricMessage.FromString(record)
+    points = points_of(metric)
+    every = list(points)
+    kept = [point for point in every if not is_gone(Part.POINT, point.SerializeToString())]
+    del points[:]
+    if is_gone(Part.RECORD, metric.SerializeToString()) or (every and not kept):
+        return b"", 0
+    if len(kept) == len(every):
+        return record, max(1, len(every))
+    points.extend(kept)
+    return metric.SerializeToString(), len(kept)
 
 
 def num_items(signal: str, record: bytes) -> int:

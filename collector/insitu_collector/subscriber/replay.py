@@ -19,7 +19,7 @@ from insitu.forwarding.cursor import Cursor
 from insitu.identity import Source
 from insitu.segments.retention import NAMES
 from insitu_collector.subscriber.backlog import backlog
-from insitu_collector.subscriber.dead import BadLetter, letters, read
+from insitu_collector.subscriber.dead import BadLetter, letters, read, remove
 from insitu_collector.subscriber.delivery import Delivery, Wait
 from insitu_collector.subscriber.earlier import Earlier
 from insitu_collector.subscriber.follower import Follower, Read
@@ -135,7 +135,7 @@ class Replay:
         """Send the dead letters of a destination; what is taken goes, what is refused is a dead letter again."""
         for path, _ in list(letters(self._store, of)):
             try:
-                _, payload = read(path)
+                _, payload = read(self._store, path)
             except FileNotFoundError:
                 continue
             except BadLetter:
@@ -143,7 +143,7 @@ class Replay:
                 continue
             if not self._send([payload]):
                 return
-            path.unlink(missing_ok=True)
+            remove(path)
             self.result.num_letters += 1
 
     def _learn_steps(self, cut: Cut) -> None:

@@ -27,6 +27,10 @@ TOLD: Final = ("verdicts", "events", "incidents")
 INSTEAD: Final = "(erased)"
 """Stands in a sentence where a name stood."""
 _WORD: Final = re.compile(r"[^\s,;()\[\]'\"`]+")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+TRACE_BYTES: Final = 16
+_LONGEST_NAME: Final = 256
+_LONGEST_SENTENCE: Final = 1 << 16
 _KNOWN_NAMES: Final = 1 << 16
 
 
@@ -94,6 +98,46 @@ class Erased:
             data = kept_of(data, pa.array(~gone))
         return self._without_names(table, data)
 
+    def has_process(self, epoch: int) -> bool:
+        """Tell whether all of a process goes."""
+        return epoch in self._epochs
+
+    @property
+    def has_processes(self) -> bool:
+        """Tell whether all of any process goes."""
+        return bool(self._epochs)
+
+    def has_verdict(self, name: str) -> bool:
+        """Tell whether a verdict goes, since it is of a run that was an erased tenant's alone."""
+        return bool(self._runs) and name.startswith(self._runs)
+
+    def has_sent(self, table: str, epoch: int, row_seq: int, tenant: str | None) -> bool:
+        """Tell whether a row that came by OTLP goes with its tenant."""
+        if tenant is None:
+            return False
+        return row_seq < self._sent.get((table, epoch, self._digest(tenant)), 0)
+
+    def told(self, text: str) -> str:
+        """Return a sentence without the names of erased requests."""
+        return self._told(text, ()) or ""
+
+    def is_said_in(self, message: bytes) -> bool:
+        """Tell whether a protobuf message says an erased request's name or trace anywhere: as a value, or as a word."""
+        return any(self._is_said(value) for value in strings_in(message))
+
+    def _is_said(self, value: bytes) -> bool:
+        if len(value) == TRACE_BYTES and self._digest(value.hex()) in self._traces:
+            return True
+        if len(value) > _LONGEST_SENTENCE:
+            return False
+        text = value.decode(errors="replace")
+        if len(value) <= _LONGEST_NAME and self._is_erased(text):
+            return True
+        if _CONTROL.search(text):  # a message: what it says comes by itself
+            return False
+        words = (word.rstrip(".:") for word in _WORD.findall(text))
+        return any(self._is_erased(word) or self._digest(word) in self._traces for word in words)
+
     def _gone(self, table: str, data: pa.RecordBatch, deep: bool) -> NDArray[np.bool_]:
         gone = np.zeros(data.num_rows, np.bool_)
         columns = data.schema.names
@@ -105,7 +149,7 @@ class Erased:
                 gone |= np.array([self._is_inside(value) for value in data.column("otlp").to_pylist()], np.bool_)
         if table == "verdicts" and self._runs:
             names = data.column("verdict").to_pylist()
-            gone |= np.array([str(name).startswith(self._runs) for name in names], np.bool_)
+            gone |= np.array([self.has_verdict(str(name)) for name in names], np.bool_)
         return gone
 
     def _sent_by_erased(self, table: str, epoch: int, data: pa.RecordBatch) -> NDArray[np.bool_]:
@@ -167,7 +211,8 @@ class Erased:
     def _is_inside(self, otlp: bytes | None) -> bool:
         """Tell whether a protobuf message has a string that is an erased request's name, at whatever depth."""
         return any(
-            len(value) <= 256 and self._is_erased(value.decode(errors="replace")) for value in strings_in(otlp or b"")
+            len(value) <= _LONGEST_NAME and self._is_erased(value.decode(errors="replace"))
+            for value in strings_in(otlp or b"")
         )
 
     def _is_named(self, values: pa.Array, digests: frozenset[str]) -> NDArray[np.bool_]:
