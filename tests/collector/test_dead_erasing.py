@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +22,7 @@ from target_kit import Receiver, Say, http_target
 from test_otlp_replay import replay
 from test_passed_on import take
 from test_subscriber import send
+from wait_kit import until
 
 from insitu.cli import ExitCode
 from insitu.cli import insitu as command
@@ -28,6 +32,7 @@ from insitu.segments.layout import SEALED, list_segments
 from insitu.segments.shard import ShardWriter
 from insitu.vocabulary import RequestEvent
 from insitu_collector.keeping.keeper import Keeper
+from insitu_collector.keeping.letters import erase_letters
 from insitu_collector.otlp.index import points_of
 from insitu_collector.otlp.signals import LOGS, METRICS, TRACES, Signal
 from insitu_collector.service.ingest import SHARD, Ingest
@@ -223,6 +228,21 @@ def test_what_was_on_its_way_when_it_was_erased_becomes_no_letter(asked: Path) -
     assert len(list(letters(asked))) == num_letters
 
 
+def test_a_letter_that_waits_for_its_turn_while_an_order_is_given_is_put_without_it(asked: Path) -> None:
+    ((path, _), *_) = letters(asked)
+    with (path.parent / "lock").open("w") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        inode = os.fstat(lock.fileno()).st_ino
+        putting = pool.submit(put, asked, payload_of("traces", some_spans().SerializeToString()))
+        waits = re.compile(rf"-> FLOCK .*:{inode} ")
+        until(lambda: waits.search(Path("/proc/locks").read_text()), "it to wait for the folder")
+        order_alone(asked)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        putting.result(30)
+    assert erase_letters(asked, ErasedFile(asked).read()) == 7, "of the three that were there"
+    assert left_in(asked)["traces"] == LEFT["traces"] * 2
+
+
 def test_while_it_cannot_be_told_what_is_erased_no_letter_is_shown_or_kept(asked: Path) -> None:
     ((path, _), *_) = letters(asked)
     dead, file = DeadLetters(asked, TO), ErasedFile(asked).path
@@ -273,6 +293,8 @@ def test_of_a_tenant_all_goes_that_it_had_sent_by_otlp_and_what_others_sent_stay
     )
     fill_dead(store, receiver)
     assert [letter.num_items for _, letter in letters(store)] == [2, 2, 2, 1]
+    listed = json.loads(run("dead", "ls", store, "--json"))["letters"]
+    assert [each["of"]["tenant"] for each in listed] == ["a", "b", "a", None]
     assert erase(store, "--tenant", "a", "--yes")["dead_letter_items"] == 4
     assert not [path for path in store.rglob("*.letter") if b"of-a" in path.read_bytes()]
     replay(store, receiver.url, "--dead")

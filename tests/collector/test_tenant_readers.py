@@ -97,8 +97,8 @@ def check_readers(server: CollectorServer, rig: Rig, readers: dict[str, str], se
                 assert batch.num_rows == rows.num_rows and batch["run"].null_count == batch.num_rows
                 assert [b.num_rows for b in store.rows(table, run="*", rank=-1)] == [rows.num_rows]
                 assert list(store.rows(table, run="*", rank=0)) == []
-            window = {"t0": 1_800_000_000_000_000_001, "t1": 1_800_000_000_000_000_002, "run": "*"}
-            assert [b["name"].to_pylist() for b in store.rows("spans", **window)] == [["span 1"]]
+            of_one_ns = store.rows("spans", 1_800_000_000_000_000_001, 1_800_000_000_000_000_002, run="*")
+            assert [b["name"].to_pylist() for b in of_one_ns] == [["span 1"]]
             everything = [store.table(name).to_pylist() for name in store.tables()]
             others = ({*TENANTS} - {tenant}).pop()
             assert others not in repr(everything) and "owner" not in repr(everything)

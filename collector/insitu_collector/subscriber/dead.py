@@ -57,6 +57,11 @@ class Letter:
     of: Origin | None = None
     """Which rows they are, where others had sent them."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what is said of it in JSON."""
+        of = None if self.of is None else {**asdict(self.of), "epoch": str(self.of.epoch)}
+        return {**asdict(self), "of": of}
+
 
 class DeadLetters:
     """Those of one destination. A subscriber and a replay may write side by side."""
@@ -239,10 +244,8 @@ def _read(path: Path) -> tuple[Letter, Payload]:
 
 def _write(path: Path, letter: Letter, payload: Payload) -> int:
     """Write a letter, durably; return its bytes. Raises OSError."""
-    head = {"schema": SCHEMA, **asdict(letter)}
+    head = {"schema": SCHEMA, **letter.to_json()}
     del head["name"]
-    if letter.of is not None:
-        head["of"]["epoch"] = str(letter.of.epoch)
     content = json.dumps(head).encode() + b"\n" + payload.body
     draft = path.with_suffix(_DRAFT)
     with draft.open("wb") as file:

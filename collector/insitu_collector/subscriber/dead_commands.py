@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +48,7 @@ def ls(store: Path, of: str | None, as_json: bool) -> None:
     with opened(store) as path:
         found = [letter for _, letter in letters(path, of)]
     lines = [line(letter) for letter in found] or [f"{store} has no dead letters"]
-    say("dead", store, {"letters": [asdict(letter) for letter in found]}, lines, as_json)
+    say("dead", store, {"letters": [letter.to_json() for letter in found]}, lines, as_json)
 
 
 @dead.command()
@@ -85,7 +84,7 @@ def show(store: Path, letter: str | None, raw: bool) -> None:
         click.echo(payload.body, nl=False)
         return
     request = MessageToDict(REQUESTS[payload.signal].FromString(payload.body))
-    click.echo(json.dumps({"schema": LETTER, **asdict(found), "request": request}, indent=2))
+    click.echo(json.dumps({"schema": LETTER, **found.to_json(), "request": request}, indent=2))
 
 
 @dead.command()
