@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from insitu.config import load
 from insitu.records import TABLES, schema_of
 from insitu.segments.erased_file import ErasedFile
 from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segments
-from insitu.segments.reader import FIRST_MESSAGE, Damage, TailReader, newer_text
+from insitu.segments.reader import FIRST_MESSAGE, PIECE_BYTES, Damage, TailReader, newer_text
 from insitu.segments.whole import numbers_replaced
 from insitu.wire.address import SCHEMES
 from insitu_collector.query.asked import Asked, Filters, Time
@@ -60,6 +61,11 @@ def open_store(path: str | os.PathLike[str]) -> Store:
 
         return RemoteStore(f"{scheme}://{rest.lstrip('/')}", load().credentials)
     root = Path(path)
+    _check(root)
+    return Store(root)
+
+
+def _check(root: Path) -> None:
     if not (root / FORMAT).is_dir():
         inside = sorted(folder.parent for folder in root.glob(f"*/{FORMAT}") if folder.is_dir())
         if inside:
@@ -70,8 +76,34 @@ def open_store(path: str | os.PathLike[str]) -> Store:
             raise FileNotFoundError(
                 f"the store at {root} has format {max(later)}, and this reads {FORMAT}; update insitu"
             )
-        raise FileNotFoundError(f"no store at {root}: expected a folder {FORMAT!r} in it, made by a probe or collector")
-    return Store(root)
+        raise FileNotFoundError(
+            f"no store at {root}: expected a folder {FORMAT!r} in it, made by a probe or collector; "
+            "`insitu demo` makes one"
+        )
+
+
+class Tail(Protocol):
+    """Follows tables of a store while they are written. Not for several threads at once."""
+
+    damage: list[Damage]
+    """Everything that could not be read so far; of a collector's store only how much that is: `Store.num_damaged`."""
+    hidden: Counter[tuple[str, int]]
+    """Rows so far, by table and epoch, that were left out because they are erased."""
+
+    def poll(self, *, final: bool = False) -> dict[str, pa.Table]:
+        """Return the new rows by table; tables without any are left out.
+
+        `final`: one look is all there will be, so go past what looks incomplete.
+        """
+        ...
+
+    def batches(self, table: str, *, final: bool = False) -> Iterator[pa.RecordBatch]:
+        """Yield the new rows of one table, of which a few MiB are in memory at a time; otherwise as `poll`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of every file, or of the call."""
+        ...
 
 
 class Store:
@@ -94,6 +126,22 @@ class Store:
         """How many stretches could not be read by any call so far."""
         return len(self.all_damage)
 
+    def check(self) -> None:
+        """Raise, as `open_store` or a first question does, where the store cannot be read now."""
+        _check(self.path)
+
+    def close(self) -> None:
+        """Let go of the connection, where there is one; from any thread: a question that waits for its answer fails."""
+
+    def last_written_ns(self) -> int:
+        """Return when a segment was last written, Unix time where the store is; 0 where none is there."""
+        found = 0
+        for state in (OPEN, SEALED):
+            for name in list_segments(self.path, state):
+                with contextlib.suppress(FileNotFoundError):  # sealed or expired since
+                    found = max(found, name.path(self.path, state).stat().st_mtime_ns)
+        return found
+
     def tables(self) -> list[str]:
         """Return the tables that have segments, in order of `insitu.records.TABLES`."""
         found = {name.table for state in (OPEN, SEALED) for name in list_segments(self.path, state)}
@@ -108,7 +156,7 @@ class Store:
         return rows
 
     def scan(self, name: str, since_unix_ns: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a table as they are now, a batch at a time: one segment is in memory, never the table.
+        """Yield the rows of a table as they are now, a batch at a time: a few MiB are in memory, never the table.
 
         since_unix_ns: as of `tail`. Raises KeyError for an unknown name.
         """
@@ -135,7 +183,7 @@ class Store:
         tables: Iterable[str] | None = None,
         since_unix_ns: int | None = None,
         skip: Callable[[SegmentName], bool] | None = None,
-    ) -> StoreTail:
+    ) -> Tail:
         """Return a reader whose first `poll` gives all rows there are, and each later one those that are new.
 
         since_unix_ns: leave out, of `TIME_TABLES` only, sealed segments that were last written before this time, so
@@ -277,7 +325,7 @@ class Store:
 
     def _salvage(self, name: SegmentName, is_sealed: bool) -> list[Batch]:
         tail = StoreTail(self.path, [name.table], None, self.all_damage)
-        batches = tail.read_segment(name, is_done=is_sealed, final=True)
+        batches = list(tail.read_segment(name, is_done=is_sealed, final=True))
         self.damage += tail.damage
         tail.close()
         return batches
@@ -386,7 +434,7 @@ class StoreTail:
         return rows
 
     def batches(self, table: str, *, final: bool = False) -> Iterator[pa.RecordBatch]:
-        """Yield the new rows of one table, read a segment at a time; otherwise as `poll`."""
+        """Yield the new rows of one table, of which a few MiB are in memory at a time; otherwise as `poll`."""
         erased = self._erased.read()
         for batch in self._new_batches(table, final):
             fresh = self._seen.new_rows(batch)
@@ -453,14 +501,15 @@ class StoreTail:
     def _reading_of(self, table: str) -> set[SegmentName]:
         return {name for name in self._reading if name.table == table}
 
-    def read_segment(self, name: SegmentName, *, is_done: bool, final: bool) -> list[Batch]:
-        """Return the batches of one segment that are new; is_done: nobody writes it any more. Rows may come twice."""
+    def read_segment(self, name: SegmentName, *, is_done: bool, final: bool) -> Iterator[Batch]:
+        """Yield the batches of one segment that are new; is_done: nobody writes it any more. Rows may come twice."""
         try:
             reader = self._reading.get(name) or TailReader(self._path, name)
         except FileNotFoundError:  # moved away or expired between the listing and now
-            return []
+            return
         self._reading[name] = reader
-        batches = reader.read(final=is_done or final)
+        while batches := reader.read(final=is_done or final, max_bytes=PIECE_BYTES):
+            yield from batches
         if reader.newer:
             _log.warning("insitu: %s is left out: %s", name.path(self._path, SEALED), newer_text(reader.newer))
         # The end of a file still being written is not damage, however it looks.
@@ -474,7 +523,6 @@ class StoreTail:
         if reader.finished:
             self._finished.add(name)
             self._reading.pop(name).close()
-        return batches
 
     def _tell(self, damage: Damage) -> None:
         if damage not in self._told:

@@ -31,7 +31,7 @@ from insitu.segments.shard import Limits, ShardWriter
 from insitu.vocabulary import DAMAGED
 from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.service.ingest import SHARD, Ingest
-from insitu_collector.store import Store, StoreTail
+from insitu_collector.store import Store, Tail
 
 STORE: Final = Path("/store")
 TABLES: Final = ("events", "requests")
@@ -97,7 +97,7 @@ class World:
         """Files that expired, for good."""
         self._batches: dict[bytes, list[Batch]] = {}
         self._seen: set[Row] = set()
-        self._tail: StoreTail | None = None
+        self._tail: Tail | None = None
         self._ingest: Ingest | None = None
 
     def install(self, patch: pytest.MonkeyPatch) -> None:

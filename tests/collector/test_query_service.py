@@ -124,7 +124,6 @@ def test_what_stands_in_a_store_can_be_asked_from_afar(remote: RemoteStore, path
         (lambda store: store.table("dreams"), KeyError, "no table 'dreams'"),
         (lambda store: store.tensor({"epoch": 7, "row_seq": 9999}), LookupError, "no captured row 9999"),
         (lambda store: store.tensors("nobody"), NothingFound, "no captured row of request 'nobody'"),
-        (lambda store: store.tail(), BadQuestion, "cannot be followed"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(

@@ -14,7 +14,7 @@ from insitu.cli import ExitCode
 from insitu_collector.compare.comparison import Comparison, Measured, Ratio, compare
 from insitu_collector.compare.fail_on import FORMS, Condition, Outcome, outcome, parse_condition
 from insitu_collector.compare.sides import NothingToCompare, Recorded
-from insitu_collector.store import open_store
+from insitu_collector.opening import opened
 
 SCHEMA: Final = "insitu.compare/1"
 _FIGURES: Final = {
@@ -72,6 +72,8 @@ def command(
 ) -> None:
     """Say how B differs from A: step times at equal batch shape, latencies, values at sites, verdicts.
 
+    A and B are folders, or grpc://HOST:PORT of collectors (docs/query.md).
+
     Exit code 3: something that --fail-on names is so; 5: too little was recorded to tell.
 
     \b
@@ -80,8 +82,8 @@ def command(
     """
     _check_use(b, run_b, ranks, at)
     try:
-        found = _found(Recorded(open_store(a), run_a), b, run_b, ranks, at)
-    except (FileNotFoundError, NothingToCompare) as error:
+        found = _found(_recorded(a, run_a), b, run_b, ranks, at)
+    except NothingToCompare as error:
         raise click.ClickException(str(error)) from None
     outcomes = {condition: outcome(condition, found) for condition in fail_on}
     click.echo(json.dumps(to_json(found, outcomes), indent=1) if as_json else to_text(found, outcomes))
@@ -98,10 +100,15 @@ def _check_use(b: Path | None, run_b: str, ranks: tuple[int, int] | None, at: fl
         raise click.UsageError("what is A compared with? Give B, --run-b HEX, --ranks I,J or --at SECONDS")
 
 
+def _recorded(store: Path, run: str) -> Recorded:
+    with opened(store) as read:
+        return Recorded(read, run)
+
+
 def _found(a: Recorded, b: Path | None, run_b: str, ranks: tuple[int, int] | None, at: float | None) -> Comparison:
     if at is not None:
         return compare(*a.split(at))
-    other = a if b is None and not run_b else Recorded(open_store(b or a.path), run_b)
+    other = a if b is None and not run_b else _recorded(b or a.path, run_b)
     if ranks is None:
         return compare(a.whole(), other.whole())
     sides: tuple[Measured, Measured] = a.rank(ranks[0]), other.rank(ranks[1])

@@ -42,10 +42,10 @@ class Recorded:
         found = Groups().sort({name: store.table(name) for name in (*JUDGED, "statistics")})
         group = latest(found, run)
         if group is None:
-            raise NothingToCompare(f"{store.path} holds no run {run + '...' if run else 'of any rank'}")
+            raise NothingToCompare(f"{store.name} holds no run {run + '...' if run else 'of any rank'}")
         self.path = store.path
         self.run, self._tables = group[0], found[group]
-        self.label = f"{store.path}, run {self.run[:8]}"
+        self.label = f"{store.name}, run {self.run[:8]}"
         window = traffic_window(self._tables)
         if window is None:
             raise NothingToCompare(f"{self.label} has no step of traffic, only warm-up or nothing")

@@ -12,8 +12,8 @@ import click
 from insitu.cli import ExitCode
 from insitu.records import TABLES
 from insitu_collector.export.outputs import whole
+from insitu_collector.opening import opened
 from insitu_collector.rows.selection import TIMED, NothingFound, Selection, as_time, select, time_of
-from insitu_collector.store import open_store
 from insitu_collector.views.stalls import missing_rows
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ class Exported:
     missing: dict[str, int] = field(default_factory=dict)
     """Rows of the run that are known to be missing, by reason."""
 
-    def to_json(self, store: Path) -> dict[str, Any]:
+    def to_json(self, store: str) -> dict[str, Any]:
         """Return the document `insitu.export/1`."""
         return {
             "schema": SCHEMA,
-            "store": str(store),
+            "store": store,
             "run": self.run,
             "to": self.to,
             "out": str(self.out),
@@ -111,7 +111,7 @@ def _nothing(chosen: Selection) -> NothingFound:
     if chosen.has_window:
         begin, end = chosen.begin_unix_ns, chosen.end_unix_ns
         where = f" from {as_time(begin) if begin else 'its begin'} to {as_time(end) if end else 'its end'}"
-    return NothingFound(f"run {chosen.run} in {chosen.store.path} has no rows{where}; nothing was written")
+    return NothingFound(f"run {chosen.run} in {chosen.store.name} has no rows{where}; nothing was written")
 
 
 def _notes(chosen: Selection, trace: Trace) -> list[str]:
@@ -121,7 +121,7 @@ def _notes(chosen: Selection, trace: Trace) -> list[str]:
     if trace.num_against_clock:
         notes.append(f"{trace.num_against_clock} flows left out: by the hosts' clocks, received before they were sent")
     if "verdicts" not in chosen.store.tables():
-        notes.append(f"no verdicts in it: the store was never judged (insitu judge {chosen.store.path} --once)")
+        notes.append(f"no verdicts in it: the store was never judged (insitu judge {chosen.store.name} --once)")
     return notes
 
 
@@ -139,7 +139,7 @@ def _default_out(to: str, run: str) -> Path:
     return Path(f"insitu-{run[:8]}{TRACES[to]}" if to in TRACES else f"insitu-{run[:8]}-{to}")
 
 
-def _say(found: Exported, store: Path, as_json: bool) -> None:
+def _say(found: Exported, store: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.to_json(store), indent=1))
     else:
@@ -187,6 +187,7 @@ def export(
 ) -> None:
     """Write a run of STORE, or a window of it, for Perfetto, Chrome, or as tables.
 
+    STORE is a folder, or grpc://HOST:PORT of a collector (docs/query.md).
     Times: 2026-01-31T13:00:00 (UTC, or with an offset), Unix seconds, or Unix nanoseconds as in JSON.
 
     \b
@@ -194,19 +195,21 @@ def export(
     insitu export ./insitu-store --to csv --table steps --table intervals --last 60 --json
     """
     _check(to, tables, begin, last)
-    try:
-        opened = open_store(store)
-        chosen = select(opened, run, begin, end, last)
-        where = out or _default_out(to, chosen.run)
-        if to in TRACES:
-            found = export_trace(chosen, to, where, force=force)
-        else:
-            wanted = list(dict.fromkeys(tables)) or opened.tables()
-            found = export_tables(chosen, to, where, wanted, force=force)
-    except (NothingFound, OSError) as error:
-        raise click.ClickException(_one_line(error)) from None
-    _say(found, store, as_json)
-    if found.missing or chosen.damage:
+    with opened(store) as read:
+        try:
+            chosen = select(read, run, begin, end, last)
+            where = out or _default_out(to, chosen.run)
+            if to in TRACES:
+                found = export_trace(chosen, to, where, force=force)
+            else:
+                wanted = list(dict.fromkeys(tables)) or read.tables()
+                found = export_tables(chosen, to, where, wanted, force=force)
+        except (ConnectionError, TimeoutError):
+            raise  # of the collector, not of the output
+        except (NothingFound, OSError) as error:
+            raise click.ClickException(_one_line(error)) from None
+    _say(found, read.name, as_json)
+    if found.missing or read.num_damaged:
         ctx.exit(ExitCode.PARTIAL)
 
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from insitu.cli import ExitCode
 from insitu_collector.flight.records import Answer, FlightIncident, incidents_of
+from insitu_collector.opening import opened
 from insitu_collector.rows.selection import Selection, as_time
-from insitu_collector.store import open_store
 
 if TYPE_CHECKING:
     from insitu_collector.store import Store
@@ -70,7 +70,7 @@ def to_json(store: Store, incidents: list[FlightIncident], stored: list[Stored] 
     """Return the document `insitu.incidents/1`."""
     document = {
         "schema": SCHEMA,
-        "store": str(store.path),
+        "store": store.name,
         "incidents": [incident.to_json() for incident in incidents],
     }
     return document if stored is None else document | {"stored": [each.to_json() for each in stored]}
@@ -79,7 +79,7 @@ def to_json(store: Store, incidents: list[FlightIncident], stored: list[Stored] 
 def to_text(store: Store, incidents: list[FlightIncident]) -> str:
     """Return the list for people."""
     if not incidents:
-        return f"no incident in {store.path}: no flight recorder was triggered (docs/probe.md)"
+        return f"no incident in {store.name}: no flight recorder was triggered (docs/probe.md)"
     return "\n".join(f"{each.incident}  {as_time(each.trigger_unix_ns)}  {each.sentence()}" for each in incidents)
 
 
@@ -94,7 +94,7 @@ def one_to_text(store: Store, incident: FlightIncident, stored: list[Stored]) ->
         lines.append(f"other ranks opened {', '.join(incident.parts)} in the same stretch: part of this one")
     if incident.num_suppressed:
         lines.append(f"{incident.num_suppressed} triggers of this kind opened no incident before it")
-    lines += ["", f"insitu export {store.path} --to perfetto --from {as_time(begin)} --until {as_time(end)}"]
+    lines += ["", f"insitu export {store.name} --to perfetto --from {as_time(begin)} --until {as_time(end)}"]
     if stored:
         lines += ["", "in the store, of steps that began in the window:"]
         width = max(len(each.site) for each in stored)
@@ -132,26 +132,24 @@ def _answer_text(answer: Answer) -> str:
 def incidents(ctx: click.Context, store: Path, incident: str | None, as_json: bool, run: str) -> None:
     """List what flight recorders shipped into STORE, or show the incident whose id begins with ID.
 
+    STORE is a folder, or grpc://HOST:PORT of a collector (docs/query.md).
     Exit status 5 where a rank of the incident that is shown has not answered.
 
     \b
     insitu incidents ./insitu-store
     insitu incidents ./insitu-store --json | python -m json.tool
     """
-    try:
-        opened = open_store(store)
-    except FileNotFoundError as error:
-        raise click.ClickException(str(error)) from None
-    found = incidents_in(opened, run)
-    if incident is None:
-        click.echo(json.dumps(to_json(opened, found), indent=1) if as_json else to_text(opened, found))
-        return
-    chosen = _one(found, incident)
-    stored = stored_of(opened, chosen)
-    if as_json:
-        click.echo(json.dumps(to_json(opened, [chosen], stored), indent=1))
-    else:
-        click.echo(one_to_text(opened, chosen, stored))
+    with opened(store) as read:
+        found = incidents_in(read, run)
+        if incident is None:
+            click.echo(json.dumps(to_json(read, found), indent=1) if as_json else to_text(read, found))
+            return
+        chosen = _one(found, incident)
+        stored = stored_of(read, chosen)
+        if as_json:
+            click.echo(json.dumps(to_json(read, [chosen], stored), indent=1))
+        else:
+            click.echo(one_to_text(read, chosen, stored))
     if chosen.missing:
         ctx.exit(ExitCode.PARTIAL)
 

@@ -16,9 +16,9 @@ from insitu.config_show import BadConfig
 from insitu_collector.judge.metrics import HOST, JudgeMetrics
 from insitu_collector.judge.runs import Judge
 from insitu_collector.notify.receivers import alert_options, deliveries_to, receivers_of
+from insitu_collector.opening import open_folder
 from insitu_collector.plugins import load_plugins
 from insitu_collector.stopping import be_nice, stopping
-from insitu_collector.store import open_store
 
 
 def _run(judge: Judge, stop: threading.Event, parent: int | None, metrics: JudgeMetrics | None) -> None:
@@ -60,10 +60,8 @@ def judge(
     import insitu
 
     try:
-        opened, config = open_store(store), load(webhooks=webhooks or None, otlp_logs=otlp_logs)
+        opened, config = open_folder(store), load(webhooks=webhooks or None, otlp_logs=otlp_logs)
         receivers, plugins = receivers_of(config), load_plugins()
-    except FileNotFoundError as error:
-        raise click.ClickException(str(error)) from None
     except ConfigError as error:
         raise BadConfig(str(error)) from None
     be_nice()

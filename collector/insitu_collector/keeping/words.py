@@ -12,7 +12,7 @@ import click
 
 from insitu.segments.layout import ShardLocked
 from insitu_collector.keeping.catalog import CatalogBusy, refresh
-from insitu_collector.store import open_store
+from insitu_collector.opening import open_folder
 
 STORE = click.argument("store", type=click.Path(path_type=Path))
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -26,8 +26,9 @@ def json_option(name: str) -> Callable[[Any], Any]:
 @contextmanager
 def opened(path: Path) -> Iterator[Path]:
     """Give the store; whatever is wrong with it, or who else is at work on it, is one line."""
+    folder = open_folder(path).path
     try:
-        yield open_store(path).path
+        yield folder
     except FileNotFoundError as error:
         raise click.ClickException(str(error)) from None
     except ShardLocked as error:

@@ -62,6 +62,10 @@ class Directory:
         self._sites = _Sites(sites)
         self.processes = {epoch: each for epoch, each in self._everybody.items() if tenant in ("", each.tenant)}
 
+    def shows(self, epoch: int) -> bool:
+        """Return whether all rows of a process are shown, known to anybody or not."""
+        return not self.tenant or epoch in self.processes
+
     @property
     def runs(self) -> set[str]:
         """Every run there is."""

@@ -6,14 +6,14 @@ What comes back is checked before anything looks inside: length, checksum, head,
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from insitu.segments.message import RECORD_BATCH, read_head
-from insitu.wire.insitu_pb2 import End, Part, Piece
+from insitu.wire.insitu_pb2 import End, Hidden, Part, Piece
 from insitu_collector.query.asked import BadQuestion
 
 TARGET_BYTES: Final = 1 << 20
@@ -37,24 +37,41 @@ def parts_of(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[P
             yield from _pieces(small.serialize().to_pybytes())
 
 
-def end_of(num_rows: int, num_damaged: int) -> Part:
-    """Return the message that says that an answer is whole."""
-    return Part(end=End(num_rows=num_rows, num_damaged=num_damaged))
+def end_of(num_rows: int, num_damaged: int, hidden: Mapping[int, int] | None = None, begun_unix_ns: int = 0) -> Part:
+    """Return the message that says that an answer is whole. hidden: rows that are left out, by epoch."""
+    left_out = [Hidden(epoch=epoch, num_rows=num) for epoch, num in (hidden or {}).items()]
+    return Part(end=End(num_rows=num_rows, num_damaged=num_damaged, hidden=left_out, begun_unix_ns=begun_unix_ns))
+
+
+class Counted:
+    """Batches, and how many rows they had."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self.num_rows = 0
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._batches:
+            self.num_rows += batch.num_rows
+            yield batch
 
 
 class Answer:
     """An answer as it comes in: its schema, then its batches."""
 
-    def __init__(self, parts: Iterator[Part]) -> None:
-        """Waits for the schema. Raises BadAnswer."""
+    def __init__(self, parts: Iterator[Part], schema: pa.Schema | None = None) -> None:
+        """schema: where it is known from an earlier answer, so that none comes; else waits for it. Raises BadAnswer."""
         self._parts = parts
-        self.num_damaged = 0
+        self.end = End()
         """Known when the last batch was given."""
+        if schema is not None:
+            self.schema: pa.Schema = schema
+            return
         first = next(parts, None)
         if first is None or first.WhichOneof("m") != "schema":
             raise BadAnswer("the answer has no schema; ask again")
         try:
-            self.schema: pa.Schema = pa.ipc.read_schema(pa.py_buffer(first.schema))
+            self.schema = pa.ipc.read_schema(pa.py_buffer(first.schema))
         except (pa.ArrowException, OSError) as error:
             raise BadAnswer(f"the answer's schema cannot be read ({error}); ask again") from None
 
@@ -66,7 +83,7 @@ class Answer:
             if kind == "end":
                 if body or part.end.num_rows != num_rows:
                     raise BadAnswer(f"the answer has {num_rows} rows and says {part.end.num_rows}; ask again")
-                self.num_damaged = part.end.num_damaged
+                self.end = part.end
                 return
             if kind != "piece" or len(body) + len(part.piece.body) > MOST_BYTES:
                 raise BadAnswer("the answer is none that this version reads; update insitu here")

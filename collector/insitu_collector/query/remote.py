@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from insitu.credentials import NONE, Credentials
 from insitu.records import TABLES, schema_of, with_todays_columns
 from insitu.wire.address import Address
 from insitu.wire.channel import open_channel
-from insitu.wire.insitu_pb2 import Part, RowsQuery, SqlQuery, TablesQuery
+from insitu.wire.insitu_pb2 import Look, Part, RowsQuery, SqlQuery, TablesAnswer, TablesQuery
 from insitu.wire.insitu_pb2_grpc import QueryStub
 from insitu.wire.refusals import why_refused
 from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion
 from insitu_collector.query.directory import Directory
 from insitu_collector.query.parts import Answer
 from insitu_collector.query.payloads import Piece, RowGone, held_of
+from insitu_collector.query.remote_tail import RemoteTail
 from insitu_collector.query.sql import QueryTooLarge
 from insitu_collector.query.tensors import Tensors
 from insitu_collector.rows.selection import NothingFound
@@ -35,6 +37,18 @@ TIMEOUT_S: Final = 300.0
 """Of one answer; a collector ends it by then."""
 MOST_ROWS_AT_ONCE: Final = 4096
 """Of rows whose values are asked for by number."""
+_OPTIONS: Final = (
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel tries anew, and not when the last one would have
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # the longest that one attempt to connect takes: 20 s otherwise
+    ("grpc.keepalive_time_ms", 10_000),  # a collector that vanished without a word is noticed
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+_REFUSED: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
 _PIECE_COLUMNS: Final = ("epoch", "row_seq", "data")
 
 
@@ -42,7 +56,7 @@ class RemoteStore(Store):
     """A collector's store. Raises as `Store` does; ConnectionError, PermissionError and TimeoutError, one line each,
     where the collector cannot be reached, does not let the caller read, or does not answer in time.
 
-    Values are copies. Nothing is followed: `tail` is for a store's own host.
+    Values are copies.
     """
 
     def __init__(self, url: str, credentials: Credentials = NONE, timeout_s: float = TIMEOUT_S) -> None:
@@ -52,9 +66,18 @@ class RemoteStore(Store):
         self.url = self.name = url
         self._rows = RemoteRows(Address.of(url), credentials, timeout_s)
 
+    def check(self) -> None:
+        """Raise where the collector cannot be asked now."""
+        self.tables()
+
     def tables(self) -> list[str]:
         """Return the tables that have segments."""
-        return self._rows.tables()
+        found = set(self._rows.tables().tables)
+        return [table for table in TABLES if table in found]
+
+    def last_written_ns(self) -> int:
+        """Return when a segment was last written, on the collector's clock; 0 where none is there."""
+        return int(self._rows.tables().last_written_unix_ns)
 
     def table(self, name: str) -> pa.Table:
         """Return every row of a table as it is now, with today's columns."""
@@ -62,7 +85,9 @@ class RemoteStore(Store):
 
     def scan(self, name: str, since_unix_ns: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a table as they are now, as `Store.scan` does."""
-        yield from self._rows.stored(name, since_unix_ns)
+        hidden = Counter[tuple[str, int]]()
+        yield from self._rows.stored(name, since_unix_ns, hidden)
+        self.hidden = hidden
 
     def sql(self, query: str) -> pa.Table:
         """Run one SELECT there, within the collector's bounds, and return its rows."""
@@ -78,9 +103,16 @@ class RemoteStore(Store):
         """Return what answers questions: the collector, which knows whose rows are shown."""
         return self._rows
 
-    def tail(self, *_: Any, **__: Any) -> Any:
-        """Raise BadQuestion: what is new is followed on the store's own host."""
-        raise BadQuestion(f"{self.url} cannot be followed; open the store's folder on the collector's host")
+    def tail(
+        self, tables: Iterable[str] | None = None, since_unix_ns: int | None = None, skip: object = None
+    ) -> RemoteTail:
+        """Return a reader of what is new, as `Store.tail` does; skip: not used, only the collector sees segments."""
+        return RemoteTail(self._rows, TABLES if tables is None else tables, since_unix_ns)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of answers so far, as they came over the network but for gRPC's own."""
+        return self._rows.bytes_read
 
     @property
     def num_damaged(self) -> int:
@@ -88,7 +120,7 @@ class RemoteStore(Store):
         return self._rows.num_damaged
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection, from any thread: a question that waits for its answer fails."""
         self._rows.close()
 
     def _tensors(self) -> Tensors:
@@ -100,10 +132,12 @@ class RemoteRows:
 
     def __init__(self, address: Address, credentials: Credentials, timeout_s: float) -> None:
         self._address = address
-        self._channel = open_channel(address, credentials, [("grpc.enable_retries", 0)])
-        self._stub = QueryStub(self._channel)
+        self._credentials = credentials
+        self._channel = self._open()
+        self._is_refused = self._is_closed = False
         self._timeout_s = timeout_s
         self.num_damaged = 0
+        self.bytes_read = 0
 
     @property
     def directory(self) -> Directory:
@@ -113,10 +147,10 @@ class RemoteRows:
         )
         return Directory(Path(str(self._address)), sources, clocks, sites)
 
-    def tables(self) -> list[str]:
+    def tables(self) -> TablesAnswer:
         with self._told():
-            found = set(self._stub.Tables(TablesQuery(), timeout=self._timeout_s).tables)
-        return [table for table in TABLES if table in found]
+            found: TablesAnswer = self._stub.Tables(TablesQuery(), timeout=self._timeout_s)
+        return found
 
     def batches(self, table: str, asked: Asked) -> Iterator[pa.RecordBatch]:
         return self._ask(_question(table, asked)).batches()
@@ -125,30 +159,54 @@ class RemoteRows:
         answer = self._ask(_question(table, asked))
         return pa.Table.from_batches(answer.batches(), schema=answer.schema)
 
-    def stored(self, table: str, since_unix_ns: int | None = None) -> Iterator[pa.RecordBatch]:
+    def stored(
+        self, table: str, since_unix_ns: int | None = None, hidden: Counter[tuple[str, int]] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         schema = schema_of(table)
         query = RowsQuery(table=table, as_stored=True)
         if since_unix_ns is not None:
             query.begin_unix_ns = since_unix_ns
-        for batch in self._ask(query).batches():
+        answer = self._ask(query)
+        for batch in answer.batches():
             yield with_todays_columns(batch, schema)
+        if hidden is not None:
+            hidden.update({(table, each.epoch): each.num_rows for each in answer.end.hidden})
 
     def sql(self, query: str) -> pa.Table:
         with self._told():
             answer = Answer(self._parts(self._stub.Sql(SqlQuery(query=query), timeout=self._timeout_s)))
             return pa.Table.from_batches(answer.batches(), schema=answer.schema)
 
+    def follow(self, looks: Iterator[Look]) -> Generator[Part]:
+        """Yield what answers the looks, in their order; to close it ends the call."""
+        return self._parts(self._stub.Follow(looks))
+
     def close(self) -> None:
+        self._is_closed = True
         self._channel.close()
+
+    def _open(self) -> grpc.Channel:
+        return open_channel(self._address, self._credentials, _OPTIONS)
+
+    @property
+    def _stub(self) -> Any:
+        """What calls the collector: with what the files of the credentials hold now, where the last call failed."""
+        if self._is_closed:
+            raise ConnectionError(f"{self._address} was let go of; open it again")
+        if self._is_refused:
+            self._channel.close()
+            self._channel, self._is_refused = self._open(), False
+        return QueryStub(self._channel)
 
     def _ask(self, query: RowsQuery) -> Answer:
         return Answer(self._parts(self._stub.Rows(query, timeout=self._timeout_s)))
 
-    def _parts(self, call: Any) -> Iterator[Part]:
+    def _parts(self, call: Any) -> Generator[Part]:
         """Yield what comes; whoever stops listening ends the call."""
         try:
             with self._told():
                 for part in call:
+                    self.bytes_read += part.ByteSize()
                     if part.HasField("end"):
                         self.num_damaged = part.end.num_damaged
                     yield part
@@ -160,6 +218,7 @@ class RemoteRows:
         try:
             yield
         except grpc.RpcError as error:
+            self._is_refused = error.code() in _REFUSED
             raise _error(self._address, error) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Final
@@ -24,6 +25,8 @@ from insitu_collector.query.segment import PAYLOAD
 from insitu_collector.rows.selection import BY_STEP, MONOTONIC, TIMED, UNIX
 from insitu_collector.store import TIME_TABLES
 
+ABOUT_RUNS: Final = ("gaps", "verdicts", "incidents")
+"""Whose rows others write: what says of whom they are is not `epoch`."""
 _FOREVER: Final = -(2**62), 2**62
 
 
@@ -81,17 +84,23 @@ class Rows:
         """Return the columns of `stored`. Raises KeyError for an unknown table."""
         return schema_of(table)
 
-    def stored(self, table: str, since_unix_ns: int | None = None) -> Iterator[pa.RecordBatch]:
+    def stored(
+        self, table: str, since_unix_ns: int | None = None, hidden: Counter[int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a table as they are stored, of every run.
 
         since_unix_ns: sealed segments last written well before may be left out, of tables that grow with time.
+        hidden: counts the rows, by epoch, that are left out because they are erased.
         """
         every = Question(self, table, Asked(run=EVERY_RUN))
         wanted = Wanted(since_unix_ns=since_unix_ns if table in TIME_TABLES else None)
-        for batch in self.scan(table, every.keep, wanted, payload=True):
+        erased = Counter[int]()
+        for batch in self._scan.batches(table, every.keep, wanted, hidden=erased):
             rows = every.meant(batch)
             if rows.num_rows:
                 yield rows
+        if hidden is not None:
+            hidden.update({epoch: num for epoch, num in erased.items() if self.directory.shows(epoch)})
 
     def scan(self, table: str, keep: Keep, wanted: Wanted, *, payload: bool) -> Iterator[Batch]:
         """Yield batches of the store that may hold what is meant."""
@@ -121,7 +130,7 @@ class Question:
 
     @property
     def _is_of_no_epoch(self) -> bool:
-        return self.table in ("gaps", "verdicts", "incidents")
+        return self.table in ABOUT_RUNS
 
     def batches(self, keep: Keep = Extents.all, may_have_steps: MayHaveSteps | None = None) -> Iterator[Batch]:
         """Yield the batches that may hold rows that are meant; the arguments: and what else is said of them."""

@@ -9,6 +9,7 @@ the others, which makes it part of a later listing; rows that were given out alr
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -49,18 +50,27 @@ class Scan:
         """Held while something is found out about a segment, never while a caller has the turn."""
 
     def batches(
-        self, table: str, keep: Keep = Extents.all, wanted: Wanted = EVERYTHING, *, payload: bool = True
+        self,
+        table: str,
+        keep: Keep = Extents.all,
+        wanted: Wanted = EVERYTHING,
+        *,
+        payload: bool = True,
+        hidden: Counter[int] | None = None,
     ) -> Iterator[Batch]:
         """Yield the batches that may hold what is meant, without rows that were in an earlier one or are erased by now.
 
         payload: read the table's large column; else it is not there, and checksums are those of the rest's bounds.
-        Raises ErasedUnreadable.
+        hidden: counts the erased rows by epoch. Raises ErasedUnreadable.
         """
         seen = SeenRows()
         payload = payload or table not in PAYLOAD
         for name in self._segments(table):
             for batch in self._read(name, keep, wanted, payload):
-                rows = self.erased.read().left(table, batch.epoch, seen.new_rows(batch))
+                fresh = seen.new_rows(batch)
+                rows = self.erased.read().left(table, batch.epoch, fresh)
+                if hidden is not None and rows.num_rows < fresh.num_rows:
+                    hidden[batch.epoch] += fresh.num_rows - rows.num_rows
                 if rows.num_rows:
                     yield Batch(batch.epoch, batch.seq, rows, table)
 

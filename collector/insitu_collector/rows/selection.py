@@ -184,13 +184,13 @@ def select(
     found = Groups().sort({"sources": store.table("sources")})
     group = latest(found, run)
     if group is None:
-        raise NothingFound(no_run(store.path, run, found))
+        raise NothingFound(no_run(store.name, run, found))
     whole = Selection(store, group[0])
     if begin_unix_ns is None and end_unix_ns is None and last_s is None:
         return whole
     extent = whole.extent_unix_ns()
     if extent is None:
-        raise NothingFound(f"run {whole.run} in {store.path} has no intervals and no heartbeats, so it has no window")
+        raise NothingFound(f"run {whole.run} in {store.name} has no intervals and no heartbeats, so it has no window")
     if last_s is not None:
         end = extent[1] if end_unix_ns is None else min(end_unix_ns, extent[1])
         begin_unix_ns = end - round(last_s * 1e9)
@@ -227,7 +227,7 @@ def as_time(unix_ns: int) -> str:
     return f"{np.datetime64(unix_ns // 1_000_000, 'ms')}Z"
 
 
-def no_run(path: Path, run: str, found: dict[Group, dict[str, pa.Table]]) -> str:
+def no_run(path: Path | str, run: str, found: dict[Group, dict[str, pa.Table]]) -> str:
     """Return one line that says which runs a store has instead."""
     if not found:
         return f"the store {path} holds no record of any rank; attach a probe to a model first"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,18 +14,21 @@ import grpc
 import pyarrow as pa
 
 from insitu.segments.erased_file import ErasedUnreadable
-from insitu.wire.insitu_pb2 import Part, RowsQuery, SqlQuery, TablesAnswer, TablesQuery
+from insitu.wire.insitu_pb2 import Look, Part, RowsQuery, SqlQuery, TablesAnswer, TablesQuery
 from insitu.wire.insitu_pb2_grpc import QueryServicer
 from insitu_collector.access.gate import Gate, Role
 from insitu_collector.query import rows, sql
 from insitu_collector.query.asked import BadQuestion
-from insitu_collector.query.parts import end_of, parts_of
+from insitu_collector.query.parts import Counted, end_of, parts_of
 from insitu_collector.query.wire_form import from_message
 from insitu_collector.rows.selection import NothingFound
+from insitu_collector.service.following import Following
 from insitu_collector.store import Store, open_store
 
 MOST_AT_ONCE: Final = 4
 """Questions that are answered at the same time; whoever comes meanwhile is told to try again."""
+MOST_FOLLOWERS: Final = 16
+"""Calls that follow the store at the same time: one a dashboard, however many look at that."""
 LONGEST_S: Final = 300.0
 """An answer that takes longer is ended, however slowly it is read."""
 REMEDY: Final = "who reads the store needs the role `read`; callers on the collector's own host have it"
@@ -40,55 +44,77 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
         self._store: Store | None = None
         self._lock = threading.Lock()
         self._turns = threading.BoundedSemaphore(MOST_AT_ONCE)
+        self._places = threading.BoundedSemaphore(MOST_FOLLOWERS)
+        self._followers: set[Any] = set()
+        """Calls that last until somebody ends them."""
+        self._is_closed = False
 
     def Tables(self, query: TablesQuery, context: Any) -> TablesAnswer:
-        """Say which tables have segments."""
+        """Say which tables have segments, and when one was last written."""
         self._gate.require(context, Role.READ, REMEDY)
-        return TablesAnswer(tables=self._opened().tables())
+        store = self._opened()
+        return TablesAnswer(tables=store.tables(), last_written_unix_ns=store.last_written_ns())
 
     def Rows(self, query: RowsQuery, context: Any) -> Iterator[Part]:
         """Send rows of a table that are meant."""
         with self._turn(context) as reading:
-            yield from self._answer(context, *_rows(reading, query))
+            hidden = Counter[int]()
+            yield from self._answer(context, *_rows(reading, query, hidden), hidden)
 
     def Sql(self, query: SqlQuery, context: Any) -> Iterator[Part]:
         """Send the rows of one SELECT."""
         with self._turn(context) as reading:
             batches = sql.stream(reading, query.query, self.limits, _when_over(context))
-            yield from self._answer(context, next(batches).schema, batches)
+            yield from self._answer(context, next(batches).schema, batches, Counter())
+
+    def Follow(self, looks: Iterator[Look], context: Any) -> Iterator[Part]:
+        """Answer look after look by what is new."""
+        caller = self._gate.require(context, Role.READ, REMEDY)
+        with (
+            _place(self._places, context, f"{MOST_FOLLOWERS} readers follow this store, and no more can"),
+            self._gate.watched(caller, context.cancel),
+            self._following(context),
+            _told(context),
+            closing(Following(self._opened(), caller.tenant)) as following,
+        ):
+            for look in looks:
+                yield from _in_time(context, following.answer(look))
+
+    def close(self) -> None:
+        """End the calls that would last; who follows may come again."""
+        with self._lock:
+            self._is_closed = True
+            followers = list(self._followers)
+        for context in followers:
+            context.cancel()
+
+    @contextmanager
+    def _following(self, context: Any) -> Iterator[None]:
+        with self._lock:
+            self._followers.add(context)
+            is_closed = self._is_closed
+        try:
+            if is_closed:
+                context.cancel()
+            yield
+        finally:
+            with self._lock:
+                self._followers.discard(context)
 
     @contextmanager
     def _turn(self, context: Any) -> Iterator[rows.Rows]:
         """Give what the caller may see; end the call, in one line, where that cannot be."""
         caller = self._gate.require(context, Role.READ, REMEDY)
-        if not self._turns.acquire(blocking=False):
-            busy = f"{MOST_AT_ONCE} questions are being answered here; ask again when one of them is done"
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, busy)
-        try:
+        busy = f"{MOST_AT_ONCE} questions are being answered here"
+        with _place(self._turns, context, busy), _told(context):
             yield self._opened().reading(caller.tenant)
-        except sql.QueryTooLarge as error:
-            context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
-        except BadQuestion as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except ErasedUnreadable as error:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except LookupError as error:
-            text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-            code = grpc.StatusCode.NOT_FOUND if isinstance(error, NothingFound) else grpc.StatusCode.INVALID_ARGUMENT
-            context.abort(code, text)
-        finally:
-            self._turns.release()
 
-    def _answer(self, context: Any, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[Part]:
-        counted = _Counted(batches)
-        late_s = time.monotonic() + LONGEST_S
-        for part in parts_of(schema, counted):
-            if time.monotonic() > late_s:
-                raise sql.QueryTooLarge(f"the answer took more than {LONGEST_S:g} s; ask for less at a time")
-            if not context.is_active():
-                return
-            yield part
-        yield end_of(counted.num_rows, len(self._opened().all_damage))
+    def _answer(
+        self, context: Any, schema: pa.Schema, batches: Iterator[pa.RecordBatch], hidden: Counter[int]
+    ) -> Iterator[Part]:
+        counted = Counted(batches)
+        yield from _in_time(context, parts_of(schema, counted))
+        yield end_of(counted.num_rows, self._opened().num_damaged, hidden)
 
     def _opened(self) -> Store:
         with self._lock:
@@ -97,23 +123,49 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
             return self._store
 
 
-class _Counted:
-    """Batches, and how many rows they had."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self.num_rows = 0
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        for batch in self._batches:
-            self.num_rows += batch.num_rows
-            yield batch
+@contextmanager
+def _place(places: threading.BoundedSemaphore, context: Any, full: str) -> Iterator[None]:
+    """Hold one of some places; end the call where none is left."""
+    if not places.acquire(blocking=False):
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{full}; ask again when one of them is done")
+    try:
+        yield
+    finally:
+        places.release()
 
 
-def _rows(reading: rows.Rows, query: RowsQuery) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+@contextmanager
+def _told(context: Any) -> Iterator[None]:
+    """End the call, in one line, where what was asked cannot be answered."""
+    try:
+        yield
+    except sql.QueryTooLarge as error:
+        context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
+    except BadQuestion as error:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except ErasedUnreadable as error:
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except LookupError as error:
+        text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+        code = grpc.StatusCode.NOT_FOUND if isinstance(error, NothingFound) else grpc.StatusCode.INVALID_ARGUMENT
+        context.abort(code, text)
+
+
+def _in_time(context: Any, parts: Iterator[Part]) -> Iterator[Part]:
+    """Yield the messages of one answer as far as somebody takes them. Raises QueryTooLarge when it takes too long."""
+    late_s = time.monotonic() + LONGEST_S
+    for part in parts:
+        if time.monotonic() > late_s:
+            raise sql.QueryTooLarge(f"the answer took more than {LONGEST_S:g} s; ask for less at a time")
+        if not context.is_active():
+            return
+        yield part
+
+
+def _rows(reading: rows.Rows, query: RowsQuery, hidden: Counter[int]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     if query.as_stored:
         since = query.begin_unix_ns if query.HasField("begin_unix_ns") else None
-        return reading.stored_schema(query.table), reading.stored(query.table, since)
+        return reading.stored_schema(query.table), reading.stored(query.table, since, hidden)
     asked = from_message(query)
     return rows.Question(reading, query.table, asked).schema, reading.batches(query.table, asked)
 

@@ -206,7 +206,8 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         server = grpc.server(pool, options=options, maximum_concurrent_rpcs=num_calls)
         add_CollectorServicer_to_server(self, server)
         self.health.readiness.tell(StatusService(server).on_change)
-        add_QueryServicer_to_server(QueryService(self.store, self.gate), server)
+        self._query = QueryService(self.store, self.gate)
+        add_QueryServicer_to_server(self._query, server)
         return server
 
     def _add_otlp(self) -> Otlp | None:
@@ -377,6 +378,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             return
         self.health.readiness.stopping()
         stopped = self._grpc.stop(STOP_S)
+        self._query.close()
         if self.otlp is not None:
             self.otlp.stop_taking()
         self._keeper.stop()

@@ -105,10 +105,10 @@ def _scenario(
 def _steps(recorded: Path | None) -> Any:
     if recorded is None:
         return shipped_steps()
-    from insitu_collector.store import open_store
+    from insitu_collector.opening import opened
 
-    store = open_store(recorded)
-    return recorded_steps({name: store.table(name) for name in _NEEDED})
+    with opened(recorded) as store:
+        return recorded_steps({name: store.table(name) for name in _NEEDED})
 
 
 def _write(scenario: Scenario, service: RecordedService, path: Path) -> dict[str, int]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from insitu.cli import ExitCode
+from insitu_collector.opening import open_folder
 from insitu_collector.stopping import be_nice, stopping
-from insitu_collector.store import open_store
 from insitu_collector.subscriber.options import DEFAULT_RATE, check_target, rate_of
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def subscribe(ctx: click.Context, store: Path, to: str, rate: str, once: bool, t
     check_target(to, "--to")
     bytes_per_s = rate_of(rate, "--rate")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        open_store(store)
-    except FileNotFoundError as error:
-        raise click.ClickException(str(error)) from None
+    open_folder(store)
     be_nice()
     with stopping() as stop:
         give_up_s = ONCE_S if once else None

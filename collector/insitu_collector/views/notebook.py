@@ -43,7 +43,7 @@ def stalls(store: Store, run: str = "") -> Stalls:
     found = stalls_of(store, run)
     if found is None:
         select(store, run)  # says what there is instead
-        raise NothingFound(f"the store {store.path} holds no record of any rank")
+        raise NothingFound(f"the store {store.name} holds no record of any rank")
     return found
 
 

@@ -15,9 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from insitu.cli import ExitCode
-from insitu.config import ConfigError
 from insitu.records import schema_of
-from insitu.rules.command import Unreachable
 from insitu.segments.gaps import standing
 from insitu.segments.layout import SEALED, list_segments
 from insitu.vocabulary import ERASED, EXPIRED, NOT_LOST, DropReason
@@ -28,6 +26,7 @@ from insitu_collector.ledger import bubble
 from insitu_collector.ledger import words as ledger_words
 from insitu_collector.ledger.bubble import Bubble
 from insitu_collector.ledger.window import Ledger, rank_ledger
+from insitu_collector.opening import opened
 from insitu_collector.requests import report as request_report
 from insitu_collector.requests.records import records_of_tables
 from insitu_collector.requests.report import NoSuchRequest, RequestReport
@@ -35,7 +34,6 @@ from insitu_collector.rows.row_maps import entries
 from insitu_collector.rows.slices import JUDGED, Groups, latest
 from insitu_collector.steps import delay_words
 from insitu_collector.steps.delay_matrix import DelayMatrix
-from insitu_collector.store import open_store
 from insitu_collector.verdicts.finding import Verdict, num_revised
 from insitu_collector.whatif.changes import NoPrediction, parse_changes
 from insitu_collector.whatif.report import Asked, Unrecorded, ask
@@ -304,7 +302,7 @@ def stalls(
 ) -> None:
     """Say what limits the latest run in STORE, where ranks' and requests' time went, and what a change would do.
 
-    STORE is a folder, or grpc://host:port of a collector that lets you read.
+    STORE is a folder, or grpc://HOST:PORT of a collector (docs/query.md).
 
     \b
     insitu stalls ./insitu-store
@@ -314,17 +312,18 @@ def stalls(
     """
     try:
         parse_changes(changes)
-        found = stalls_of(open_store(store), run, changes, matrix=matrix, request=request)
+        with opened(store) as read:
+            found = stalls_of(read, run, changes, matrix=matrix, request=request)
     except NoPrediction as error:
         raise click.UsageError(f"--if: {error}") from None
-    except (ConnectionError, TimeoutError) as error:
-        raise Unreachable(str(error)) from None
-    except (FileNotFoundError, PermissionError, ConfigError, NoSuchRequest) as error:
+    except NoSuchRequest as error:
         raise click.ClickException(str(error)) from None
     if found is None and run:
-        raise click.ClickException(f"the store {store} has no run {run!r}...; leave --run out to see which")
+        raise click.ClickException(f"the store {read.name} has no run {run!r}...; leave --run out to see which")
     if found is None:
-        raise click.ClickException(f"the store {store} holds no record of any rank; attach a probe to a model first")
+        raise click.ClickException(
+            f"the store {read.name} holds no record of any rank; attach a probe to a model first"
+        )
     click.echo(json.dumps(to_json(found), indent=1) if as_json else to_text(found))
     if found.missing or found.num_damaged:
         ctx.exit(ExitCode.PARTIAL)

@@ -297,10 +297,12 @@ class TablesQuery(_message.Message):
     def __init__(self) -> None: ...
 
 class TablesAnswer(_message.Message):
-    __slots__ = ("tables",)
+    __slots__ = ("tables", "last_written_unix_ns")
     TABLES_FIELD_NUMBER: _ClassVar[int]
+    LAST_WRITTEN_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tables: _Optional[_Iterable[str]] = ...) -> None: ...
+    last_written_unix_ns: int
+    def __init__(self, tables: _Optional[_Iterable[str]] = ..., last_written_unix_ns: _Optional[int] = ...) -> None: ...
 
 class RowsQuery(_message.Message):
     __slots__ = ("table", "as_stored", "begin_unix_ns", "end_unix_ns", "run", "replica", "rank", "stage", "layer", "site", "request", "begin_step", "end_step", "epoch", "row_seqs", "columns")
@@ -344,6 +346,16 @@ class SqlQuery(_message.Message):
     query: str
     def __init__(self, query: _Optional[str] = ...) -> None: ...
 
+class Look(_message.Message):
+    __slots__ = ("table", "is_final", "since_unix_ns")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    IS_FINAL_FIELD_NUMBER: _ClassVar[int]
+    SINCE_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    is_final: bool
+    since_unix_ns: int
+    def __init__(self, table: _Optional[str] = ..., is_final: _Optional[bool] = ..., since_unix_ns: _Optional[int] = ...) -> None: ...
+
 class Part(_message.Message):
     __slots__ = ("schema", "piece", "end")
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
@@ -365,9 +377,21 @@ class Piece(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., is_last: _Optional[bool] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class End(_message.Message):
-    __slots__ = ("num_rows", "num_damaged")
+    __slots__ = ("num_rows", "num_damaged", "hidden", "begun_unix_ns")
     NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
     NUM_DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     num_rows: int
     num_damaged: int
-    def __init__(self, num_rows: _Optional[int] = ..., num_damaged: _Optional[int] = ...) -> None: ...
+    hidden: _containers.RepeatedCompositeFieldContainer[Hidden]
+    begun_unix_ns: int
+    def __init__(self, num_rows: _Optional[int] = ..., num_damaged: _Optional[int] = ..., hidden: _Optional[_Iterable[_Union[Hidden, _Mapping]]] = ..., begun_unix_ns: _Optional[int] = ...) -> None: ...
+
+class Hidden(_message.Message):
+    __slots__ = ("epoch", "num_rows")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    num_rows: int
+    def __init__(self, epoch: _Optional[int] = ..., num_rows: _Optional[int] = ...) -> None: ...

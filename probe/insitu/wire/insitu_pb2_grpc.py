@@ -303,6 +303,11 @@ class QueryStub:
                 request_serializer=insitu_dot_wire_dot_insitu__pb2.SqlQuery.SerializeToString,
                 response_deserializer=insitu_dot_wire_dot_insitu__pb2.Part.FromString,
                 _registered_method=True)
+        self.Follow = channel.stream_stream(
+                '/insitu.v1.Query/Follow',
+                request_serializer=insitu_dot_wire_dot_insitu__pb2.Look.SerializeToString,
+                response_deserializer=insitu_dot_wire_dot_insitu__pb2.Part.FromString,
+                _registered_method=True)
 
 
 class QueryServicer:
@@ -329,6 +334,13 @@ class QueryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Follow(self, request_iterator, context):
+        """Follows tables: each look is answered, in the order of looks, by rows that no earlier one of the call was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_QueryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -345,6 +357,11 @@ def add_QueryServicer_to_server(servicer, server):
             'Sql': grpc.unary_stream_rpc_method_handler(
                     servicer.Sql,
                     request_deserializer=insitu_dot_wire_dot_insitu__pb2.SqlQuery.FromString,
+                    response_serializer=insitu_dot_wire_dot_insitu__pb2.Part.SerializeToString,
+            ),
+            'Follow': grpc.stream_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=insitu_dot_wire_dot_insitu__pb2.Look.FromString,
                     response_serializer=insitu_dot_wire_dot_insitu__pb2.Part.SerializeToString,
             ),
     }
@@ -429,6 +446,33 @@ class Query:
             target,
             '/insitu.v1.Query/Sql',
             insitu_dot_wire_dot_insitu__pb2.SqlQuery.SerializeToString,
+            insitu_dot_wire_dot_insitu__pb2.Part.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Follow(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/insitu.v1.Query/Follow',
+            insitu_dot_wire_dot_insitu__pb2.Look.SerializeToString,
             insitu_dot_wire_dot_insitu__pb2.Part.FromString,
             options,
             channel_credentials,
