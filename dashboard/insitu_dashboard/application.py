@@ -25,7 +25,7 @@ SETTINGS: Final = {
 _log = logging.getLogger("insitu")
 
 
-def serve(store: Path, listener: socket.socket, address: str) -> None:
+def serve(store: str, listener: socket.socket, address: str) -> None:
     """Serve the dashboard of a store on a bound socket until SIGTERM or SIGINT. Prints its address when it is ready."""
     from streamlit.web import bootstrap
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from insitu_collector.store import open_store
+from insitu_collector.opening import opened
 
 NICENESS: Final = 10
 DEFAULT_PORT: Final = 8501
@@ -24,21 +24,21 @@ DEFAULT_PORT: Final = 8501
 def dashboard(store: Path, host: str, port: int) -> None:
     """Show STORE in a browser, live while it is written; reads only, at low priority, until Ctrl-C.
 
+    STORE is a folder, or grpc://HOST:PORT of a collector (docs/dashboard.md).
+
     \b
     insitu dashboard ./insitu-store
     insitu dashboard ./insitu-store --port 0
     """
-    try:
-        open_store(store)
-    except FileNotFoundError as error:
-        raise click.ClickException(f"{error}; `insitu demo` makes one") from None
+    with opened(store) as read:
+        read.check()
     listener = bind(host, port)
     with contextlib.suppress(OSError):
         os.nice(max(0, NICENESS - os.nice(0)))
     from insitu_dashboard.application import serve
 
     with listener:
-        serve(store, listener, host)
+        serve(read.name, listener, host)
 
 
 def bind(host: str, port: int) -> socket.socket:

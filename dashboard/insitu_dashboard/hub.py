@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from insitu.segments.layout import FORMAT
+from insitu.credentials import CredentialError
 from insitu_collector.rows.slices import Group, Groups
 from insitu_collector.store import open_store
 from insitu_dashboard.notices import Level, Notice, State
@@ -24,7 +24,7 @@ from insitu_dashboard.run_view import RunView
 from insitu_dashboard.span_document import live_document, window_document
 
 if TYPE_CHECKING:
-    from insitu_collector.store import StoreTail
+    from insitu_collector.store import Store, Tail
 
 _log = logging.getLogger("insitu")
 
@@ -57,7 +57,8 @@ class _Run:
 class Hub:
     """What all pages read. Every method may be called from any thread. Nothing here writes to the store."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """path: as `open_store` takes it."""
         self.path = path
         self.num_streams = 0
         self.error: str | None = None
@@ -65,7 +66,9 @@ class Hub:
         self._lock = threading.RLock()
         self._runs: dict[Group, _Run] = {}
         self._groups = Groups()
-        self._tail: StoreTail | None = None
+        self.store: Store | None = None
+        """None: it was not opened yet."""
+        self._tail: Tail | None = None
         self._asked_s = 0.0
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -82,6 +85,8 @@ class Hub:
     def close(self) -> None:
         """Stop following; what was read can still be asked for."""
         self.stop_streams()
+        if self.store is not None:
+            self.store.close()  # a look that waits for a collector ends
         if self._thread.is_alive():
             self._thread.join()
         if self._tail is not None:
@@ -119,8 +124,8 @@ class Hub:
         """Read what is new. A store that cannot be read is a state to show, not an error to raise."""
         try:
             rows = self._read()
-        except (OSError, pa.ArrowException) as error:
-            if self.error is None:
+        except (OSError, CredentialError, pa.ArrowException) as error:
+            if self.error is None and not self.is_closing:
                 _log.warning("insitu: the dashboard cannot read the store: %s", error)
             self.error = str(error)
         else:
@@ -130,12 +135,14 @@ class Hub:
         self._loaded.set()
 
     def _read(self) -> dict[str, pa.Table]:
-        if not (self.path / FORMAT).is_dir():
-            raise FileNotFoundError(f"there is no store at {self.path}")
+        if self.store is None:
+            self.store = open_store(self.path)
         if self._tail is None:
-            newest = max((file.stat().st_mtime_ns for file in (self.path / FORMAT).rglob("*.arrow")), default=0)
-            self._tail = open_store(self.path).tail(TABLES, since_unix_ns=newest - HISTORY_NS)
-        return self._tail.poll()
+            self._tail = self.store.tail(TABLES, since_unix_ns=self.store.last_written_ns() - HISTORY_NS)
+        rows = self._tail.poll()
+        if not rows:
+            self.store.check()
+        return rows
 
     def _take(self, rows: dict[str, pa.Table]) -> None:
         if not rows:
@@ -196,7 +203,7 @@ class Hub:
                 return text
             kept.view.settle()
             at_ns = None if at_unix_ns is None else at_unix_ns - kept.view.timeline.unix_minus_mono_ns
-            num_damaged = len(self._tail.damage) if self._tail is not None else 0
+            num_damaged = self.store.num_damaged if self.store is not None else 0
             now = time.time_ns()
             made = picture(kept.view, now, window_s, run=name, replica=replica, at_ns=at_ns, num_damaged=num_damaged)
             made["header"] |= {"viewers": self.num_streams, "tick_s": self.tick_s}
@@ -207,7 +214,7 @@ class Hub:
 
     def _blank(self, run: str | None) -> dict[str, Any]:
         if self.error is not None:
-            remedy = "Check the path and its permissions; this page goes on by itself once it can be read."
+            remedy = "Check that it is there and that you may read it; this page goes on by itself once it can be read."
             return blank_picture(State.ERROR, Notice(Level.ERROR, f"The store cannot be read: {self.error}.", remedy))
         if run and self._runs:
             text = f"The run {run} is not among the recent ones of this store."

@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from insitu_collector.store import open_store
+from insitu_collector.opening import opened
 from insitu_dashboard import top_text
 from insitu_dashboard.dashboard import NICENESS
 from insitu_dashboard.hub import Hub
@@ -30,17 +30,17 @@ WIDTH: Final = 120
 def top(store: Path, run: str | None, once: bool, as_json: bool) -> None:
     """Show in a terminal what limits STORE's newest run, and what each rank does, each second until q; reads only.
 
+    STORE is a folder, or grpc://HOST:PORT of a collector (docs/dashboard.md).
+
     \b
     insitu top ./insitu-store
     insitu top ./insitu-store --once
     """
-    try:
-        open_store(store)
-    except FileNotFoundError as error:
-        raise click.ClickException(f"{error}; `insitu demo` makes one") from None
+    with opened(store) as read:
+        read.check()
     with contextlib.suppress(OSError):
         os.nice(max(0, NICENESS - os.nice(0)))
-    hub = Hub(store)
+    hub = Hub(read.name)
     try:
         if once or as_json or not sys.stdout.isatty():
             hub.poll()

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from access_kit import Rig
+from reached_kit import Reached, collectors
 
+from insitu_collector.access.roles import Role
 from insitu_collector.judge.runs import judged
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
@@ -35,9 +38,34 @@ def verdicts(store: Path) -> list[Verdict]:
     return judged(open_store(store))
 
 
+@pytest.fixture(scope="session")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    """What collectors and readers of this session know each other by."""
+    return Rig(tmp_path_factory.mktemp("access"))
+
+
+@pytest.fixture(scope="session")
+def reader(rig: Rig) -> str:
+    """Return the path of a file with a token that may read and nothing else."""
+    return rig.token_file(rig.entry("reader", Role.READ), "reader")
+
+
+@pytest.fixture(params=["folder", "collector"])
+def reached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reached]:
+    """Read stores in their folders, and through a collector's port with TLS and a token."""
+    if request.param == "folder":
+        yield str
+        return
+    rig: Rig = request.getfixturevalue("rig")
+    monkeypatch.setenv("INSITU_TOKEN_FILE", request.getfixturevalue("reader"))
+    monkeypatch.setenv("INSITU_CA_FILE", str(rig.ca_file))
+    with collectors(rig) as address:
+        yield address
+
+
 @pytest.fixture
-def hub(store: Path) -> Iterator[Hub]:
-    found = Hub(store)
+def hub(store: Path, reached: Reached) -> Iterator[Hub]:
+    found = Hub(reached(store))
     found.poll()
     yield found
     found.close()

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
+from access_kit import Rig
+from proxy_kit import Proxy
+from reached_kit import Reached, collectors
 
+from insitu_collector.query import remote_tail
 from insitu_collector.rows.slices import seconds
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.simulate import RUN, write_store
 from insitu_dashboard.hub import Hub
 
@@ -26,13 +34,13 @@ def test_the_latest_run_is_shown_unless_another_is_asked_for(hub: Hub) -> None:
 
 
 def test_a_run_that_lives_is_shown_before_one_that_began_later_and_ended(
-    tables: dict[str, pa.Table], tmp_path: Path
+    tables: dict[str, pa.Table], tmp_path: Path, reached: Reached
 ) -> None:
     lives, ended = "11" * 8, "22" * 8
     write_store(renamed(tables, lives, 0), str(tmp_path))
     short = {name: rows.slice(0, rows.num_rows // 4) for name, rows in renamed(tables, ended, 5000).items()}
     write_store(short | {"sources": renamed(tables, ended, 5000)["sources"]}, str(tmp_path))
-    hub = Hub(tmp_path)
+    hub = Hub(reached(tmp_path))
     hub.poll()
     assert hub.runs() == [lives, ended]
     assert state(hub)["run"] == lives
@@ -61,7 +69,7 @@ def test_a_store_that_is_gone_is_said_and_one_that_comes_back_is_read(store: Pat
     path = tmp_path / "store"
     hub = Hub(path)
     hub.poll()
-    assert "there is no store" in (hub.error or "")
+    assert "no store at" in (hub.error or "")
     assert state(hub)["notice"]["level"] == "error"
     shutil.copytree(store, path)
     hub.poll()
@@ -81,10 +89,10 @@ def test_reading_never_writes(store: Path, tmp_path: Path) -> None:
     assert {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in path.rglob("*")} == before
 
 
-def test_deltas_are_the_spans_that_came_since(tables: dict[str, pa.Table], tmp_path: Path) -> None:
+def test_deltas_are_the_spans_that_came_since(tables: dict[str, pa.Table], tmp_path: Path, reached: Reached) -> None:
     parts = list(seconds(tables))
     seqs: dict[tuple[int, str], int] = {}
-    hub = Hub(tmp_path)
+    hub = Hub(reached(tmp_path))
     hub.num_streams = 1
     for part in parts[:5]:
         write_store(part, str(tmp_path), seqs=seqs)
@@ -127,9 +135,99 @@ def test_a_window_is_answered_at_the_detail_asked_for(hub: Hub, tables: dict[str
     assert hub.spans("ffff", base, base + 1, 10) is None
 
 
-def test_the_thread_follows_and_ends(store: Path) -> None:
-    hub = Hub(store).start()
+def test_the_thread_follows_and_ends(store: Path, reached: Reached) -> None:
+    hub = Hub(reached(store)).start()
     assert hub.wait_loaded(20)
     assert hub.runs() == [RUN]
     hub.close()
     assert hub.is_closing
+
+
+# -- through a collector's port ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def remote(rig: Rig, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSITU_TOKEN_FILE", reader)
+    monkeypatch.setenv("INSITU_CA_FILE", str(rig.ca_file))
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_picture_is_the_same_from_afar(store: Path, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 1_700_000_000_000_000_000)
+    found = []
+    with collectors(rig) as address:
+        for path in (str(store), address(store)):
+            hub = Hub(path)
+            hub.poll()
+            found.append((state(hub), hub.runs(), hub.live_spans(None)))
+            hub.close()
+    assert found[0] == found[1]
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_collector_that_is_away_is_said_and_one_that_comes_back_is_read_on(
+    tables: dict[str, pa.Table], tmp_path: Path, rig: Rig
+) -> None:
+    parts = list(seconds(tables))
+    seqs: dict[tuple[int, str], int] = {}
+    write_store(parts[0] | parts[1], str(tmp_path), seqs=seqs)
+    with rig.serving(tmp_path) as server:
+        hub = Hub(server.address)
+        hub.poll()
+        assert state(hub)["grid"]
+    hub.poll()
+    said = state(hub)["notice"]
+    assert "no collector answers at grpcs://" in said["text"] and "goes on by itself" in said["remedy"]
+    assert hub.runs() == [RUN], "what was read stays"
+    write_store(parts[2], str(tmp_path), seqs=seqs)
+    with CollectorServer(tmp_path, port=server.port, access=rig.access()):
+        hub.poll()
+        assert hub.error is None and state(hub)["grid"]
+        hub.close()
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_refresh_costs_what_is_new_not_the_store(tables: dict[str, pa.Table], tmp_path: Path, rig: Rig) -> None:
+    parts = list(seconds(tables))
+    seqs: dict[tuple[int, str], int] = {}
+    for part in parts[:-1]:
+        write_store(part, str(tmp_path), seqs=seqs)
+    with rig.serving(tmp_path) as server:
+        hub = Hub(server.address)
+        costs = [cost(hub), cost(hub)]
+        write_store(parts[-1], str(tmp_path), seqs=seqs)
+        costs.append(cost(hub))
+        hub.close()
+    whole, quiet, second = costs
+    assert quiet < 1_000, "eight tables without a new row"
+    assert second < whole / 5, "one second of twelve"
+
+
+def test_closing_does_not_wait_for_a_collector_that_is_silent(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("insitu_collector.query.remote._OPTIONS", ())  # nobody looks whether it is still there
+    with CollectorServer(store, port=0, compact=False) as server, Proxy(server.port) as proxy:
+        hub = Hub(f"grpc://127.0.0.1:{proxy.port}")
+        hub.poll()
+        proxy.silence()
+        asked, ask = threading.Event(), remote_tail._Call.ask
+
+        def asking(call: remote_tail._Call, tables: Iterable[str], final: bool) -> None:
+            ask(call, tables, final)
+            asked.set()
+
+        monkeypatch.setattr(remote_tail._Call, "ask", asking)
+        hub.start()
+        assert asked.wait(30), "its look gets no answer"
+        hub.close()
+    assert caplog.messages == []
+
+
+def cost(hub: Hub) -> int:
+    """Return the bytes of a poll."""
+    before = 0 if hub.store is None else hub.store.bytes_read
+    hub.poll()
+    assert hub.error is None and hub.store is not None
+    return hub.store.bytes_read - before

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from reached_kit import Reached
 from streamlit.testing.v1 import AppTest
 
 from insitu.records import schema_of
@@ -19,6 +22,7 @@ from insitu_dashboard import pages
 from insitu_dashboard.hub import Hub
 
 PAGES = ("live", "pipeline")
+HubOf = Callable[[dict[str, pa.Table]], Hub]
 
 
 def opened(page: str, hub: Hub, **query: str) -> AppTest:
@@ -37,11 +41,17 @@ def given(test: AppTest) -> Any:
     return json.loads(canvas.proto.json)
 
 
-def store_of(tables: dict[str, pa.Table], path: Path) -> Hub:
-    write_store(tables, str(path))
-    hub = Hub(path)
-    hub.poll()
-    return hub
+@pytest.fixture
+def hub_of(tmp_path: Path, reached: Reached) -> Iterator[HubOf]:
+    with ExitStack() as hubs:
+
+        def made(tables: dict[str, pa.Table]) -> Hub:
+            write_store(tables, str(tmp_path / "s"))
+            hub = hubs.enter_context(closing(Hub(reached(tmp_path / "s"))))
+            hub.poll()
+            return hub
+
+        yield made
 
 
 def moved_to_now(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
@@ -65,18 +75,16 @@ def test_a_run_is_handed_to_the_canvas_with_the_address_of_its_stream(page: str,
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_loading(page: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading(page: str, store: Path, reached: Reached, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "LOAD_S", 0.0)
-    data = given(opened(page, Hub(store)))
+    data = given(opened(page, Hub(reached(store))))
     assert data["picture"]["header"]["state"] == "loading"
     assert "Reading" in data["picture"]["notice"]["text"]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_empty(page: str, tmp_path: Path) -> None:
-    (tmp_path / "v1").mkdir()
-    hub = Hub(tmp_path)
-    hub.poll()
+def test_empty(page: str, hub_of: HubOf) -> None:
+    hub = hub_of({})
     data = given(opened(page, hub))
     assert data["picture"]["header"]["state"] == "empty"
     assert "insitu demo" in data["picture"]["notice"]["remedy"]
@@ -100,32 +108,32 @@ def test_stale(page: str, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_live_and_nothing_was_judged(page: str, tables: dict[str, pa.Table], tmp_path: Path) -> None:
-    picture = given(opened(page, store_of(moved_to_now(tables), tmp_path / "s")))["picture"]
+def test_live_and_nothing_was_judged(page: str, tables: dict[str, pa.Table], hub_of: HubOf) -> None:
+    picture = given(opened(page, hub_of(moved_to_now(tables))))["picture"]
     assert picture["header"]["state"] == "live"
     assert "judge" in picture["notice"]["remedy"]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_partial(page: str, tables: dict[str, pa.Table], tmp_path: Path) -> None:
+def test_partial(page: str, tables: dict[str, pa.Table], hub_of: HubOf) -> None:
     rows = tables["health"].to_pylist()
     lost = [{"table": "intervals", "reason": "queue_full", "rows": 12}]
     health = [row | ({"dropped": lost} if row["rank"] == 1 else {}) for row in rows]
     changed = moved_to_now(tables) | {"health": pa.Table.from_pylist(health, schema=schema_of("health"))}
-    data = given(opened(page, store_of(changed, tmp_path / "s")))
+    data = given(opened(page, hub_of(changed)))
     assert data["picture"]["header"]["drops"] == 12
     assert data["picture"]["notice"]["text"].startswith("Partial")
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_ended(page: str, tables: dict[str, pa.Table], tmp_path: Path) -> None:
+def test_ended(page: str, tables: dict[str, pa.Table], hub_of: HubOf) -> None:
     last = int(tables["health"]["t_ns"].to_numpy().max())
     ends = [
         {"epoch": 1 + rank, "rank": rank, "stage": rank, "row_seq": 10**6, "t_ns": last + 1, "closing": True}
         for rank in (0, 1)
     ]
     health = pa.concat_tables([tables["health"], pa.Table.from_pylist(ends, schema=schema_of("health"))])
-    picture = given(opened(page, store_of(tables | {"health": health}, tmp_path / "s")))["picture"]
+    picture = given(opened(page, hub_of(tables | {"health": health})))["picture"]
     assert picture["header"]["state"] == "ended"
     assert picture["notice"] is None
 

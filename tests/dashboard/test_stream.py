@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
+from reached_kit import Reached
+
+from insitu_collector.rows.slices import seconds
+from insitu_collector.simulate import write_store
 
 COMMAND = [sys.executable, "-m", "insitu", "dashboard"]
 
@@ -21,7 +26,7 @@ COMMAND = [sys.executable, "-m", "insitu", "dashboard"]
 class Server:
     """A dashboard process that has said its address."""
 
-    def __init__(self, store: Path, *options: str) -> None:
+    def __init__(self, store: Path | str, *options: str) -> None:
         self.process = subprocess.Popen(
             [*COMMAND, str(store), "--port", "0", *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -118,14 +123,28 @@ def test_streamlit_serves_the_pages_beside_them(server: Server) -> None:
     assert server.get("/_stcore/health").text == "ok"
 
 
-def test_it_ends_at_once_with_a_stream_open(store: Path) -> None:
-    server = Server(store)
+def test_it_ends_at_once_with_a_stream_open(store: Path, reached: Reached) -> None:
+    server = Server(reached(store))
     with httpx.stream("GET", f"{server.url}/api/live", timeout=20) as response:
         stream = events(response)
         next(stream)
         server.process.send_signal(signal.SIGINT)
         _, stderr = server.process.communicate(timeout=10)
     assert (server.process.returncode, stderr) == (0, "")
+
+
+def test_what_is_written_comes_live(tables: dict[str, pa.Table], tmp_path: Path, reached: Reached) -> None:
+    parts, seqs = list(seconds(tables)), dict[tuple[int, str], int]()
+    write_store(parts[0], str(tmp_path), seqs=seqs)
+    server = Server(reached(tmp_path))
+    with httpx.stream("GET", f"{server.url}/api/live?spans=1", timeout=20) as response:
+        spans = (event for name, event in loaded(events(response)) if name == "spans")
+        assert next(spans)["reset"] is True
+        write_store(parts[1], str(tmp_path), seqs=seqs)
+        new = next(spans)
+        assert (new["reset"], len(new["lane"])) == (False, parts[1]["intervals"].num_rows)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.communicate(timeout=20)[1] == ""
 
 
 def refused(*arguments: str) -> str:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from access_kit import Rig
 from click.testing import CliRunner
+from reached_kit import Reached, collectors
 from textual.widgets import Static
 
 from insitu.cli import insitu
+from insitu_collector.access.roles import Role
 from insitu_collector.simulate import RUN, write_store
 from insitu_dashboard.hub import Hub
 from insitu_dashboard.top_screen import Top
@@ -25,14 +28,14 @@ def judged_store(store: Path) -> Path:
     return store
 
 
-def test_in_a_pipe_it_prints_once(judged_store: Path) -> None:
-    ran = CliRunner().invoke(insitu, ["top", str(judged_store)])
+def test_in_a_pipe_it_prints_once(judged_store: Path, reached: Reached) -> None:
+    ran = CliRunner().invoke(insitu, ["top", reached(judged_store)])
     assert ran.exit_code == 0
     assert RUN in ran.stdout and "stage 1" in ran.stdout
 
 
-def test_json_is_the_picture_of_the_pages(judged_store: Path) -> None:
-    ran = CliRunner().invoke(insitu, ["top", str(judged_store), "--json"])
+def test_json_is_the_picture_of_the_pages(judged_store: Path, reached: Reached) -> None:
+    ran = CliRunner().invoke(insitu, ["top", reached(judged_store), "--json"])
     assert json.loads(ran.stdout)["schema"] == "insitu.picture/1"
 
 
@@ -42,13 +45,39 @@ def test_no_store_is_one_line(tmp_path: Path) -> None:
     assert len(ran.stderr.strip().splitlines()) == 1 and "insitu demo" in ran.stderr
 
 
+@pytest.mark.parametrize("command", ["top", "dashboard"])
+def test_a_collector_that_cannot_be_read_is_one_line_with_the_remedy(
+    command: str, tmp_path: Path, rig: Rig, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipper = rig.token_file(rig.entry(f"shipper-{command}", Role.SHIP), "shipper")
+    with collectors(rig) as address:
+        reached = address(tmp_path)
+        plain = reached.replace("grpcs://", "grpc://")
+        for url, token, ca_file, says, code in (
+            ("grpc://127.0.0.1:9", reader, rig.ca_file, "no collector answers at grpc://127.0.0.1:9", 4),
+            ("grpc://127.0.0.1", reader, rig.ca_file, "the usual one is grpc://127.0.0.1:4317", 1),
+            (reached, "", rig.ca_file, "no token came with the call; set INSITU_TOKEN_FILE", 1),
+            (reached, shipper, rig.ca_file, "has not the role read; add it to `roles`", 1),
+            (reached, reader, "", "of no authority that is known here; name that one's certificate", 4),
+            (reached, reader, tmp_path / "none.pem", "none.pem", 1),
+            (plain, reader, rig.ca_file, f"if it has TLS, write {reached}", 4),
+        ):
+            for name, value in (("INSITU_TOKEN_FILE", token), ("INSITU_CA_FILE", str(ca_file))):
+                monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+            ran = CliRunner().invoke(insitu, [command, url])
+            assert (ran.exit_code, len(ran.stderr.strip().splitlines())) == (code, 1), ran.output
+            assert says in ran.stderr
+
+
 def text_of(app: Top, name: str) -> str:
     return str(app.query_one(f"#{name}", Static).content)
 
 
-def test_the_screen_shows_verdict_and_ranks_and_can_be_held(judged_store: Path) -> None:
+def test_the_screen_shows_verdict_and_ranks_and_can_be_held(judged_store: Path, reached: Reached) -> None:
+    address = reached(judged_store)
+
     async def watch() -> None:
-        hub = Hub(judged_store)
+        hub = Hub(address)
         hub.poll()
         app = Top(hub)
         async with app.run_test(size=(120, 40)) as pilot:
