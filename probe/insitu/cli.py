@@ -156,6 +156,8 @@ class LazyGroup(click.Group):
             if error.errno == errno.EPIPE:  # who read what is printed has gone: click ends quietly
                 raise
             raise click.ClickException(_of_system(error)) from error
+        except ValueError as error:
+            raise _of_settings(error) from error
         except KeyboardInterrupt:
             raise SystemExit(ExitCode.INTERRUPTED) from None
 
@@ -189,6 +191,15 @@ def _of_system(error: OSError) -> str:
     if error.errno is None:  # a library's word, not the system's
         return what
     return f"{what}; see that it is there, that it is yours, and that its disk has room"
+
+
+def _of_settings(error: ValueError) -> Exception:
+    """Turn a setting, or a credential, that cannot be used into its one line; another error is a bug and stays one."""
+    from insitu.config import ConfigError
+    from insitu.config_show import BadConfig
+    from insitu.credentials import CredentialError
+
+    return BadConfig(str(error)) if isinstance(error, ConfigError | CredentialError) else error
 
 
 def command_name() -> str:

@@ -38,7 +38,12 @@ def collector_checks(url: str, credentials: Credentials = NONE, timeout_s: float
 
 def _unreachable(url: str, error: Any) -> Check:
     """error: what a call raised, which is itself the call."""
+    from insitu.wire.refusals import why_refused
+
     code = error.code().name
+    if code == "UNAVAILABLE" and (said := why_refused(Address.of(url), error.code(), error.details() or "")):
+        why, _, fix = said.partition("; ")
+        return Check(CHECK, Status.PROBLEM, why, fix or "name another with --collector URL")
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         why, _, fix = str(error.details()).partition("; ")
         return Check(CHECK, Status.PROBLEM, f"{url} lets this caller not ask: {why}", fix or "use another token")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from insitu.pem import BadPem, load_authorities, try_client
+
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 """What may stand behind `Bearer`."""
 
@@ -45,9 +47,9 @@ class Credentials:
             return None
         data = _read(self.ca_file, "ca_file")
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "ignore"))
-        except (ssl.SSLError, ValueError):
-            raise CredentialError(f"ca_file {self.ca_file} has no certificate in PEM; see INSITU_CA_FILE") from None
+            load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self.ca_file)
+        except BadPem as error:
+            raise CredentialError(f"ca_file {error} (INSITU_CA_FILE)") from None
         return data
 
     def pair(self) -> tuple[bytes, bytes] | None:
@@ -59,10 +61,9 @@ class Credentials:
             raise CredentialError(f"{given} is set and {missing} is not; set INSITU_{missing.upper()}, too")
         found = _read(self.client_key, "client_key"), _read(self.client_cert, "client_cert")
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(self.client_cert, self.client_key, _no_password)
-        except (ssl.SSLError, ValueError, OSError):
-            both = f"client_cert {self.client_cert} and client_key {self.client_key}"
-            raise CredentialError(f"{both} are no certificate and its key, both PEM and without password") from None
+            try_client(self.client_cert, self.client_key)
+        except BadPem as error:
+            raise CredentialError(f"{error} (INSITU_CLIENT_CERT, INSITU_CLIENT_KEY)") from None
         return found
 
     def check(self) -> None:
@@ -84,7 +85,3 @@ def _read(path: str, name: str) -> bytes:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise CredentialError(f"{name} {path} cannot be read: {reason}; see INSITU_{name.upper()}") from None
-
-
-def _no_password() -> str:
-    raise ValueError("nobody is asked for one")

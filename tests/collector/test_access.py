@@ -34,6 +34,7 @@ from click.testing import CliRunner, Result
 from wait_kit import until
 
 import insitu
+from insitu.cli import ExitCode
 from insitu.cli import insitu as command
 from insitu.credentials import Credentials
 from insitu.exporters import Retry
@@ -476,6 +477,21 @@ def test_rules_are_asked_for_with_credentials_and_refused_in_one_line(
         shown(Credentials(client_cert="/x"))
         line = one_line(CliRunner().invoke(command, at), 2)
         assert line == "Error: client_cert is set and client_key is not; set INSITU_CLIENT_KEY, too"
+
+
+@pytest.mark.parametrize("words", ["stalls URL", "compare URL URL", "incidents URL", "export URL --to csv", "rules show"])
+def test_a_credential_that_cannot_be_used_is_one_line_of_each_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    (tmp_path / "ca.pem").write_text("no PEM")
+    monkeypatch.setenv("INSITU_CA_FILE", str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("INSITU_TO", "grpcs://127.0.0.1:9")
+    result = CliRunner().invoke(command, words.replace("URL", "grpcs://127.0.0.1:9").split())
+    assert result.exit_code == ExitCode.USAGE
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: ca_file {tmp_path / 'ca.pem'} has no certificate in PEM; give a file that has one")
+    assert line.endswith("(INSITU_CA_FILE)")
+
 
 
 def test_a_store_is_forwarded_with_credentials(rig: Rig, shown: Callable[[Credentials], None]) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from access_kit import LONG_AGO, Rig, write_pair
+from access_kit import rig as rig
 from click.testing import CliRunner
 from wire_kit import Client, events, frame, hello
 
 from insitu import doctor
 from insitu.collector_checks import checks_of, collector_checks
+from insitu.credentials import Credentials
 from insitu.doctor import Status
 from insitu.wire.insitu_pb2 import HealthAnswer
 from insitu_collector.service.server import CollectorServer
@@ -74,3 +77,14 @@ def test_a_collector_that_is_not_there_is_a_problem_and_a_foreign_one_a_warning(
     server.stop(None).wait()
     assert check.status is Status.WARN
     assert "no collector of this version" in check.why
+
+
+def test_what_stands_between_this_caller_and_a_collector_is_told(rig: Rig, tmp_path: Path) -> None:
+    with rig.serving(tokens=False) as server:
+        (found,) = collector_checks(server.address, Credentials())
+        assert found.why.endswith("is of no authority that is known here")
+        assert found.fix == "name that one's certificate with INSITU_CA_FILE"
+        cert, key = write_pair(tmp_path, "old", rig.ca.issue_cert("x", not_after=LONG_AGO))
+        (found,) = collector_checks(server.address, Credentials(None, str(rig.ca_file), str(cert), str(key)))
+    assert found.why == f"{cert} is no certificate that others take: certificate has expired"
+    assert found.fix == "renew it (INSITU_CLIENT_CERT, INSITU_CLIENT_KEY)"

@@ -51,8 +51,8 @@ READS: list[tuple[dict[str, Any], Callable[[Credentials], Any], str]] = [
     ({"ca_file": "/no/ca"}, Credentials.ca, "ca_file /no/ca cannot be read: no such file or directory; see INSITU_CA"),
     ({"client_cert": "/x"}, Credentials.pair, "client_cert is set and client_key is not; set INSITU_CLIENT_KEY, too"),
     ({"client_key": "/x"}, Credentials.pair, "client_key is set and client_cert is not; set INSITU_CLIENT_CERT, too"),
-    ({"ca_file": __file__}, Credentials.ca, "has no certificate in PEM; see INSITU_CA_FILE"),
-    ({"client_cert": __file__, "client_key": __file__}, Credentials.pair, "are no certificate and its key, both PEM"),
+    ({"ca_file": __file__}, Credentials.ca, f"ca_file {__file__} has no certificate in PEM; give a file"),
+    ({"client_cert": __file__, "client_key": __file__}, Credentials.pair, f"{__file__} has no certificate in PEM;"),
 ]
 
 

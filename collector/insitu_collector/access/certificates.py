@@ -6,11 +6,11 @@ import ssl
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
-_MOST_FLIGHTS: Final = 10
+from insitu.pem import BadPem, load_authorities, load_pair, try_server
 
 
 class BadCertificate(ValueError):
@@ -54,24 +54,20 @@ def load(files: TlsFiles) -> Loaded:
     contents = _contents(files)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        server.load_cert_chain(files.cert, files.key, password=_no_password)
-    except (ssl.SSLError, ValueError, OSError) as error:
-        raise BadCertificate(f"{files.cert} and {files.key} are no certificate and its key: {_words(error)}") from None
-    if files.client_ca is not None:
-        try:
-            server.load_verify_locations(files.client_ca)
-        except (ssl.SSLError, OSError) as error:
-            raise BadCertificate(f"{files.client_ca} has no certificate of an authority: {_words(error)}") from None
-    until = _tried(server, contents[0], files.cert)
+        load_pair(server, files.cert, files.key)
+        until = try_server(server, files.cert)
+    except BadPem as error:
+        raise BadCertificate(f"{error} (--tls-cert, --tls-key)") from None
+    try:
+        if files.client_ca is not None:
+            load_authorities(server, files.client_ca)
+    except BadPem as error:
+        raise BadCertificate(f"{error} (--tls-client-ca)") from None
     if _contents(files) != contents:
         raise BadCertificate(f"{files.cert} and {files.key} are being written; they are read again")
     if files.client_ca is not None:
         server.verify_mode = ssl.CERT_REQUIRED  # only now: the trial above shows none
     return Loaded(contents, until, server)
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password; give one without")
 
 
 def _contents(files: TlsFiles) -> tuple[bytes, ...]:
@@ -83,49 +79,6 @@ def _contents(files: TlsFiles) -> tuple[bytes, ...]:
             reason = (error.strerror or str(error)).lower()
             raise BadCertificate(f"{path} cannot be read: {reason}; give files that are there") from None
     return tuple(found)
-
-
-def _tried(server: ssl.SSLContext, chain: bytes, path: Path) -> str:
-    """Shake hands with a client that trusts the certificate itself; return when it ends.
-
-    So what every client would refuse (a certificate that is over, or not for servers) is known before it is used.
-    """
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    try:
-        client.load_verify_locations(cadata=_first(chain))
-        ends = (
-            client.wrap_bio(to_client, to_server),
-            server.wrap_bio(to_server, to_client, server_side=True),
-        )
-        for _ in range(_MOST_FLIGHTS):
-            done = [_is_done(end) for end in ends]  # each has its turn
-            if all(done):
-                break
-        return str((ends[0].getpeercert() or {}).get("notAfter", "an unknown time"))
-    except (ssl.SSLError, ValueError) as error:
-        raise BadCertificate(f"{path} is no certificate that clients take: {_words(error)}; renew it") from None
-
-
-def _is_done(end: ssl.SSLObject) -> bool:
-    try:
-        end.do_handshake()
-    except ssl.SSLWantReadError:
-        return False
-    return True
-
-
-def _first(chain: bytes) -> str:
-    text, end = chain.decode("ascii", "ignore"), "-----END CERTIFICATE-----"
-    return text[text.find("-----BEGIN CERTIFICATE-----") : text.find(end) + len(end)] + "\n"
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    return str((isinstance(error, ssl.SSLError) and error.reason) or error).replace("_", " ").lower()
 
 
 class Certificates:
