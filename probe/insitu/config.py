@@ -420,9 +420,12 @@ def read_file(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
     table = _parse(path)
     if table is None:
         path = folder / PROJECT
-        table = (_parse(path) or {}).get("tool", {}).get("insitu")
+        tools = (_parse(path) or {}).get("tool")
+        table = tools.get("insitu") if isinstance(tools, dict) else None
     if table is None:
         return None, {}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: tool.insitu is no table; write [tool.insitu] above its settings")
     keys = [setting.key for setting in SETTINGS if setting.key]
     for key in table:
         if key not in keys:
@@ -435,8 +438,11 @@ def _parse(path: Path) -> dict[str, Any] | None:
         text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no UTF-8; write it anew, or take it away") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{path} cannot be read: {reason}; see that it is a file, and yours") from None
     import tomllib
 
     try:
@@ -444,4 +450,4 @@ def _parse(path: Path) -> dict[str, Any] | None:
     except tomllib.TOMLDecodeError as error:
         if path.name == PROJECT:  # somebody else's file: its own tools will say so
             return None
-        raise ConfigError(f"{path} is no TOML: {error}") from None
+        raise ConfigError(f"{path} is no TOML: {error}; mend it there, or take the file away") from None

@@ -25,9 +25,8 @@ from typing import Any, Final
 import click
 
 from insitu.cli import ExitCode
-from insitu.config import ConfigError, is_on, load
-from insitu.config_show import BadConfig
-from insitu.credentials import CredentialError, Credentials
+from insitu.config import FILE, Config, ConfigError, is_on, load
+from insitu.credentials import NONE, CredentialError, Credentials
 from insitu.identity import boot_id, package_version
 
 SCHEMA: Final = "insitu.doctor/1"
@@ -164,12 +163,24 @@ def check_cores(cores: int | None = None, load: float | None = None) -> Check:
     return Check("cores", Status.OK, seen)
 
 
-def check_credentials(folder: Path) -> Check:
+def check_settings(folder: Path) -> tuple[Check, Config | None]:
+    """Look at variables and at the file of settings; return what is set, too, where that can be used."""
+    try:
+        config = load(folder)
+    except ConfigError as error:
+        why, _, remedy = str(error).partition("; ")
+        return Check("settings", Status.PROBLEM, why, remedy or "insitu config show"), None
+    if warnings := config.warnings():
+        why, _, remedy = warnings[0].partition("; ")
+        return Check("settings", Status.WARN, why, remedy), config
+    return Check("settings", Status.OK, str(config.file or f"no {FILE}; variables and defaults")), config
+
+
+def check_credentials(credentials: Credentials) -> Check:
     """Look at what collectors are shown: which files are set, and whether they can be read. Never what is in them."""
     try:
-        credentials = load(folder).credentials
         credentials.check()
-    except (ConfigError, CredentialError) as error:
+    except CredentialError as error:
         why, _, remedy = str(error).partition("; ")
         return Check("credentials", Status.PROBLEM, why, remedy or "insitu config show")
     if not credentials.named:
@@ -187,12 +198,12 @@ def _secret(credentials: Credentials) -> Check | None:
     return None
 
 
-def collector_address(asked: str | None) -> str | None:
+def collector_address(asked: str | None, to: Any) -> str | None:
     """Return the URL of the collector to ask: the one that is named, that of `to`, or one on the usual port.
 
-    None: there is none of these. Raises ConfigError.
+    None: there is none of these.
     """
-    named = asked if asked is not None else load().to
+    named = asked if asked is not None else to
     if isinstance(named, str) and (asked is not None or named.startswith(("grpc://", "grpcs://"))):
         return named if "://" in named else f"grpc://{named}"
     with socket.socket() as probe:
@@ -202,7 +213,10 @@ def collector_address(asked: str | None) -> str | None:
 
 
 def run_checks(folder: Path, collector: str | None = None) -> list[Check]:
-    """Look at everything, in the order a reader wants it. collector: URL of one to ask."""
+    """Look at everything, in the order a reader wants it. collector: URL of the one to ask; None: the usual one."""
+    settings, config = check_settings(folder)
+    address = collector_address(collector, config and config.to)
+    credentials = NONE if config is None else config.credentials
     packages = (
         ("pyarrow", "23.0.1", None),
         ("grpcio", "1.81", None),
@@ -218,24 +232,22 @@ def run_checks(folder: Path, collector: str | None = None) -> list[Check]:
         check_fork(os.environ),
         check_writable(folder),
         check_space(folder),
-        check_port() if collector is None else None,
-        check_credentials(folder),
+        check_port() if address is None else None,
+        settings,
+        check_credentials(credentials) if config is not None else None,
         check_clock(),
         check_cores(),
-        *_asked(folder, collector),
+        *_asked(address, credentials),
     ]
     return [check for check in checks if check is not None]
 
 
-def _asked(folder: Path, collector: str | None) -> list[Check]:
-    if collector is None:
+def _asked(address: str | None, credentials: Credentials) -> list[Check]:
+    if address is None:
         return []
     from insitu.collector_checks import collector_checks
 
-    try:
-        return collector_checks(collector, load(folder).credentials)
-    except ConfigError:  # `check_credentials` has said it
-        return []
+    return collector_checks(address, credentials)
 
 
 def next_command(checks: list[Check]) -> str:
@@ -280,11 +292,7 @@ def doctor(collector: str | None, as_json: bool) -> None:
     insitu doctor --json | python -m json.tool
     insitu doctor --collector 127.0.0.1:4317
     """
-    try:
-        address = collector_address(collector)
-    except ConfigError as error:
-        raise BadConfig(str(error)) from None
-    checks = run_checks(Path.cwd(), address)
+    checks = run_checks(Path.cwd(), collector)
     report = document(checks)
     click.echo(json.dumps(report, indent=2) if as_json else f"{table(checks)}\n\nnext: {report['next']}")
     if report["num_problems"]:

@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM files: tried before they are used, so that what is wrong names the file and the remedy."""
+"""Certificates and keys in PEM files: tried before use, so that the file at fault is named, and the remedy."""
 
 from __future__ import annotations
 

@@ -479,7 +479,10 @@ def test_rules_are_asked_for_with_credentials_and_refused_in_one_line(
         assert line == "Error: client_cert is set and client_key is not; set INSITU_CLIENT_KEY, too"
 
 
-@pytest.mark.parametrize("words", ["stalls URL", "compare URL URL", "incidents URL", "export URL --to csv", "rules show"])
+READING = ("stalls URL", "compare URL URL", "incidents URL", "export URL --to csv", "rules show")
+
+
+@pytest.mark.parametrize("words", READING)
 def test_a_credential_that_cannot_be_used_is_one_line_of_each_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
@@ -491,7 +494,6 @@ def test_a_credential_that_cannot_be_used_is_one_line_of_each_command(
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"Error: ca_file {tmp_path / 'ca.pem'} has no certificate in PEM; give a file that has one")
     assert line.endswith("(INSITU_CA_FILE)")
-
 
 
 def test_a_store_is_forwarded_with_credentials(rig: Rig, shown: Callable[[Credentials], None]) -> None:

@@ -41,7 +41,7 @@ def test_what_no_client_would_take_is_refused_at_once(tmp_path: Path, files: Tls
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path, files: TlsFiles, ca: trustme.CA) -> None:
     write(files.key, ca.issue_cert("localhost").private_key_pem.bytes())
-    with pytest.raises(BadCertificate, match=f"{files.key} is not the key of {files.cert}; give the two that were made"):
+    with pytest.raises(BadCertificate, match=f"{files.key} is not the key of {files.cert}; give the two that"):
         load(files)
 
 

@@ -71,20 +71,20 @@ def test_settings_name_the_files(tmp_path: Path) -> None:
 
 
 def test_doctor_says_that_one_is_set_and_not_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_credentials(tmp_path).why.startswith("none set")
+    assert doctor.check_credentials(load(tmp_path).credentials).why.startswith("none set")
     path = written(tmp_path / "token", SECRET.encode())
     monkeypatch.setenv("INSITU_TOKEN_FILE", path)
     ca = trustme.CA().cert_pem.bytes()
     monkeypatch.setenv("INSITU_CA_FILE", written(tmp_path / "ca.pem", ca, 0o644))
-    check = doctor.check_credentials(tmp_path)
+    check = doctor.check_credentials(load(tmp_path).credentials)
     assert (check.status, check.why) == (Status.OK, "set and readable: token_file, ca_file")
     Path(path).chmod(0o644)
-    check = doctor.check_credentials(tmp_path)
+    check = doctor.check_credentials(load(tmp_path).credentials)
     assert (check.status, check.fix) == (Status.WARN, f"chmod 600 {path}")
     Path(path).write_text(f"{SECRET} {SECRET}")
-    check = doctor.check_credentials(tmp_path)
+    check = doctor.check_credentials(load(tmp_path).credentials)
     assert check.status is Status.PROBLEM and SECRET not in check.why + check.fix
     monkeypatch.setenv("INSITU_CLIENT_CERT", "/x")
     monkeypatch.delenv("INSITU_TOKEN_FILE")
-    check = doctor.check_credentials(tmp_path)
+    check = doctor.check_credentials(load(tmp_path).credentials)
     assert (check.status, check.fix) == (Status.PROBLEM, "set INSITU_CLIENT_KEY, too")

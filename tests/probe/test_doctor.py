@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
@@ -108,15 +109,52 @@ def test_a_problem_sets_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_collector_is_the_one_that_is_named_or_where_records_go(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert doctor.collector_address("there:1") == "grpc://there:1"
-    assert doctor.collector_address("grpcs://there:1") == "grpcs://there:1"
-    monkeypatch.setenv("INSITU_TO", "grpc://here:2")
-    assert doctor.collector_address(None) == "grpc://here:2"
-    monkeypatch.setenv("INSITU_TO", "file://store")
+    assert doctor.collector_address("there:1", None) == "grpc://there:1"
+    assert doctor.collector_address("grpcs://there:1", None) == "grpcs://there:1"
+    assert doctor.collector_address(None, "grpc://here:2") == "grpc://here:2"
     with socket.create_server(("127.0.0.1", 0)) as usual:
         monkeypatch.setattr(doctor, "COLLECTOR_PORT", usual.getsockname()[1])
-        assert doctor.collector_address(None) == f"grpc://127.0.0.1:{doctor.COLLECTOR_PORT}"
-    assert doctor.collector_address(None) is None
+        assert doctor.collector_address(None, "file://store") == f"grpc://127.0.0.1:{doctor.COLLECTOR_PORT}"
+    assert doctor.collector_address(None, "file://store") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why", "fix"),
+    [
+        ("insitu.toml", "to = [", "{} is no TOML: Invalid value (at end of document)", "mend it there, or take"),
+        ("insitu.toml", "too = 1", "{}: no setting 'too'", "the settings are to, "),
+        ("insitu.toml", "to = 3", "to in {}: 3 is no destination", "write a URL like file://./insitu-store"),
+        ("insitu.toml", b"\xff\xfe", "{} is no UTF-8", "write it anew, or take it away"),
+        ("insitu.toml/x", "", "{} cannot be read: is a directory", "see that it is a file, and yours"),
+        ("pyproject.toml", "[tool]\ninsitu = 3", "{}: tool.insitu is no table", "write [tool.insitu] above its"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_a_finding_among_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str | bytes, why: str, fix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = [check.check for check in doctor.run_checks(Path())]
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_bytes(text.encode() if isinstance(text, str) else text)
+    result = CliRunner().invoke(doctor.doctor, ["--json"])
+    assert result.exit_code == ExitCode.PROBLEMS_FOUND
+    checks = {check["check"]: check for check in json.loads(result.stdout)["checks"]}
+    assert [*checks] == [check for check in whole if check != "credentials"]
+    assert checks["settings"]["status"] == Status.PROBLEM
+    assert checks["settings"]["why"] == why.format(tmp_path / name.partition("/")[0])
+    assert checks["settings"]["fix"].startswith(fix)
+
+
+def test_settings_are_told_with_their_file_and_variables_that_mean_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor.check_settings(tmp_path)[0] == Check("settings", Status.OK, "no insitu.toml; variables and defaults")
+    (tmp_path / "insitu.toml").write_text("max_rows = 8")
+    found, config = doctor.check_settings(tmp_path)
+    assert (found.status, found.why) == (Status.OK, str(tmp_path / "insitu.toml"))
+    assert config is not None and config.max_rows == 8
+    monkeypatch.setenv("INSITU_MAXROWS", "8")
+    found, _ = doctor.check_settings(tmp_path)
+    assert (found.status, found.why) == (Status.WARN, "the variable INSITU_MAXROWS means nothing to insitu")
