@@ -7,6 +7,7 @@ Our own commands stand in a table, so that `insitu --help` imports nothing but c
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -147,6 +148,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own words on a handshake are beside our line, not it
         try:
             with raising_again():
                 return super().invoke(ctx)

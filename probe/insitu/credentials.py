@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from insitu.pem import BadPem, load_authorities, try_client
+from insitu.pem import BadPem, try_authorities, try_client
 
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 """What may stand behind `Bearer`."""
@@ -47,7 +47,7 @@ class Credentials:
             return None
         data = _read(self.ca_file, "ca_file")
         try:
-            load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self.ca_file)
+            try_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self.ca_file)
         except BadPem as error:
             raise CredentialError(f"ca_file {error} (INSITU_CA_FILE)") from None
         return data

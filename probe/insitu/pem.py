@@ -46,6 +46,11 @@ def load_authorities(context: ssl.SSLContext, path: PemPath) -> None:
         context.load_verify_locations(cadata=_read(path))
     except ssl.SSLError as error:
         raise BadPem(f"{path} cannot be used: {_words(error)}; renew it") from None
+
+
+def try_authorities(context: ssl.SSLContext, path: PemPath) -> None:
+    """Load them, and see that not all have expired. Raises BadPem."""
+    load_authorities(context, path)
     ends = [ssl.cert_time_to_seconds(str(ca["notAfter"])) for ca in context.get_ca_certs()]
     if ends and max(ends) < time.time():
         raise BadPem(f"{path} has no certificate of an authority that has not expired; renew it")

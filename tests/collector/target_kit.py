@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 import grpc
+import trustme
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
@@ -225,3 +226,20 @@ TARGETS: Final[Mapping[str, Callable[[], AbstractContextManager[Receiver]]]] = {
     "http": http_target,
     "grpc": grpc_target,
 }
+
+
+def tls_target(
+    protocol: str, ca: trustme.CA, *, asks: bool = False, leaf: trustme.LeafCert | None = None
+) -> AbstractContextManager[Receiver]:
+    """A receiver with TLS. asks: for a certificate that `ca` has signed. leaf: its own, in place of a good one."""
+    issued = leaf or ca.issue_cert("127.0.0.1")
+    if protocol == "http":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        issued.configure_cert(context)
+        if asks:
+            ca.configure_trust(context)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return http_target(context)
+    pair = (issued.private_key_pem.bytes(), issued.cert_chain_pems[0].bytes())
+    root = ca.cert_pem.bytes() if asks else None
+    return grpc_target(grpc.ssl_server_credentials([pair], root, asks))

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from insitu.pem import BadPem, load_authorities, load_pair, try_server
+from insitu.pem import BadPem, load_pair, try_authorities, try_server
 
 
 class BadCertificate(ValueError):
@@ -60,7 +60,7 @@ def load(files: TlsFiles) -> Loaded:
         raise BadCertificate(f"{error} (--tls-cert, --tls-key)") from None
     try:
         if files.client_ca is not None:
-            load_authorities(server, files.client_ca)
+            try_authorities(server, files.client_ca)
     except BadPem as error:
         raise BadCertificate(f"{error} (--tls-client-ca)") from None
     if _contents(files) != contents:

@@ -15,6 +15,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from insitu_collector.subscriber.unreached import OF_TLS, of_details
+
 MAX_AFTER_S: Final = 600.0
 """Longest that a receiver may ask us to wait."""
 MAX_TEXT: Final = 300
@@ -80,11 +82,13 @@ def of_http(signal: str, status: int, headers: Mapping[str, str], body: bytes, n
 
 def of_grpc(code: str, text: str, details: bytes) -> Answer:
     """Return what a failed call means. details: `grpc-status-details-bin` of its trailing metadata, or empty."""
-    text = text[:MAX_TEXT]
+    why = of_details(text) if code == "UNAVAILABLE" else text
+    is_of_tls = why in OF_TLS or (code == "UNAVAILABLE" and any(word in text.lower() for word in _OF_TLS))
+    text = why[:MAX_TEXT]
     after_s = _retry_info_s(details)
     if code in _NO_ENTRY_GRPC:
         return Answer(Outcome.HELD, code, text)
-    if code == "UNAVAILABLE" and any(word in text.lower() for word in _OF_TLS):
+    if is_of_tls:
         return Answer(Outcome.HELD, "TLS", text)
     if code == "RESOURCE_EXHAUSTED":
         return Answer(Outcome.SPLIT, code, text) if after_s is None else Answer(Outcome.AGAIN, code, text, after_s)

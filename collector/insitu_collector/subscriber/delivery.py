@@ -108,7 +108,7 @@ class Delivery:
                 return answer
             self._failed(answer)
             if self._give_up_s is not None and self._clock() - began_s >= self._give_up_s:
-                raise GaveUp(f"{answer.reason} {answer.text}".strip())
+                raise GaveUp(_why(answer))
             if self._wait(pause_after(answer, attempt, self._jitter())):
                 return None
             attempt += 1
@@ -148,7 +148,7 @@ class Delivery:
         if answer.reason == self._failing:
             return
         self._failing = answer.reason
-        said = f"{self._name} takes nothing ({answer.reason} {answer.text}".strip() + ")"
+        said = f"{self._name} takes nothing ({_why(answer)})"
         self._account.state(str(answer.outcome), said)
         _log.warning("insitu: %s; what it has not taken stays in the store and is sent when it does", said)
         self.changed()
@@ -161,6 +161,10 @@ class Delivery:
             self._account.state(TAKING, "")
             self.changed()
             _log.warning("insitu: %s takes requests again", self._name)
+
+
+def _why(answer: Answer) -> str:
+    return f"{answer.reason}: {answer.text}" if answer.text else answer.reason
 
 
 def pause_after(answer: Answer, attempt: int, jitter: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import ssl
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,9 +14,11 @@ import grpc
 import requests
 
 from insitu.identity import package_version
-from insitu_collector.subscriber.answers import MAX_TEXT, Answer, Outcome, of_grpc, of_http, taken
+from insitu.pem import load_authorities, load_pair
+from insitu_collector.subscriber.answers import Answer, Outcome, of_grpc, of_http, taken
 from insitu_collector.subscriber.payloads import Payload
 from insitu_collector.subscriber.target import GRPC, Target, Way
+from insitu_collector.subscriber.unreached import OF_PROXY, of_error
 
 MAX_REPLY_BYTES: Final = 64 << 10
 """Of what a receiver says; the rest is not read."""
@@ -47,8 +50,23 @@ class End(Protocol):
 
 
 def open_end(target: Target) -> End:
-    """Return the way to a receiver; nothing is connected yet. Raises OSError for a certificate that is not there."""
+    """Return the way to a receiver; nothing is connected yet. Raises ValueError for certificates that are none.
+
+    Whether they have expired is left to the receiver: a collector does not stay away because another's door is shut.
+    """
+    for way in target.ways.values():
+        _check_files(way)
     return GrpcEnd(target) if target.protocol == GRPC else HttpEnd(target)
+
+
+def _check_files(way: Way) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if way.ca_file:
+        load_authorities(context, way.ca_file)
+    if way.client_cert or way.client_key:
+        if not way.client_cert:
+            raise ValueError("OTEL_EXPORTER_OTLP_CLIENT_KEY is set; set OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, too")
+        load_pair(context, way.client_cert, way.client_key or way.client_cert)
 
 
 class HttpEnd:
@@ -57,10 +75,6 @@ class HttpEnd:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._session = requests.Session()
-        for way in target.ways.values():
-            for file in (way.ca_file, way.client_cert, way.client_key):
-                if file:
-                    Path(file).read_bytes()
 
     def send(self, payload: Payload) -> Answer:
         way = self._target.ways[payload.signal]
@@ -69,11 +83,13 @@ class HttpEnd:
             with self._post(payload, way) as response:
                 body = _read(response, deadline)
         except requests.exceptions.SSLError as error:
-            return Answer(Outcome.HELD, "TLS", str(error)[:MAX_TEXT])
+            return Answer(Outcome.HELD, "TLS", of_error(error))
+        except requests.exceptions.ProxyError:
+            return Answer(Outcome.AGAIN, "unreachable", OF_PROXY)
         except requests.exceptions.Timeout:
             return Answer(Outcome.AGAIN, "timeout", f"no answer within {way.timeout_s:g} s")
         except (requests.exceptions.RequestException, OSError) as error:
-            return Answer(Outcome.AGAIN, "unreachable", str(error)[:MAX_TEXT])
+            return Answer(Outcome.AGAIN, "unreachable", of_error(error))
         return of_http(payload.signal, response.status_code, response.headers, body, time.time())
 
     def _post(self, payload: Payload, way: Way) -> requests.Response:
@@ -143,4 +159,5 @@ def _credentials(way: Way) -> grpc.ChannelCredentials:
     def content(file: str) -> bytes | None:
         return Path(file).read_bytes() if file else None
 
-    return grpc.ssl_channel_credentials(content(way.ca_file), content(way.client_key), content(way.client_cert))
+    key = way.client_key or way.client_cert  # one file may have both
+    return grpc.ssl_channel_credentials(content(way.ca_file), content(key), content(way.client_cert))

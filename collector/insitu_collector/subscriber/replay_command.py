@@ -146,8 +146,8 @@ def _delivery(store: Path, to: str, end: End, account: Account, bytes_per_s: int
     from insitu_collector.subscriber.delivery import Delivery
     from insitu_collector.subscriber.pace import Pace
 
-    def tell(_: str, text: str) -> None:
-        click.echo(text, err=True)
+    def tell(_: str, __: str) -> None:
+        """The log has said it."""
 
     letters = DeadLetters(store, to)
     return Delivery(to, end, letters, account, pace=Pace(bytes_per_s), wait=wait, tell=tell, give_up_s=GIVE_UP_S)
