@@ -174,6 +174,38 @@ def test_verify_finds_what_is_wrong_and_repair_makes_it_whole(tmp_path: Path) ->
     assert names[0].shard == "a"
 
 
+def test_verify_counts_rows_that_can_be_read_and_those_that_cannot_apart(tmp_path: Path) -> None:
+    seal(tmp_path, *(events(n) for n in range(3)), source(7))
+    run("compact", tmp_path)
+    (merged,) = list_segments(tmp_path, SEALED, "events")
+    whole = said(tmp_path, "verify")
+    assert (whole["rows"], whole["unreadable_rows"]) == (10, 0)
+    damage(merged.path(tmp_path, SEALED))
+    found = said(tmp_path, "verify")
+    assert (found["rows"], found["unreadable_rows"]) == (7, 3)
+    assert len(rows_in(tmp_path, "events")) == 6, "the same as a reader finds"
+    lines = run("verify", tmp_path).stdout.splitlines()
+    assert (
+        lines[-1].startswith("7 rows in 2 segments (") and ", and 3 more that cannot be read: not whole;" in lines[-1]
+    )
+    path = merged.path(tmp_path, SEALED)
+    path.write_bytes(path.read_bytes()[:8])
+    found = said(tmp_path, "verify")
+    assert (found["rows"], found["unreadable_rows"]) == (1, 9), "nothing in it tells; the catalog does"
+
+
+def test_verify_counts_what_a_dead_writer_left_open_as_far_as_it_can_be_read(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "dead")
+    for n in range(2):
+        writer.append(events(n))
+    writer.sync()
+    writer._shard_lock.release()  # as a kill does
+    found = said(tmp_path, "verify")
+    assert (found["rows"], found["unreadable_rows"]) == (6, 0)
+    assert len(rows_in(tmp_path, "events")) == 6
+    writer._open["events"].close()
+
+
 def test_verify_looks_at_a_store_that_nobody_can_write(tmp_path: Path) -> None:
     store = tmp_path / "store"
     seal(store, events(0))
@@ -314,6 +346,34 @@ def test_what_commands_wrote_themselves_is_kept_in_order_too(tmp_path: Path) -> 
         os.utime(name.path(tmp_path, SEALED), ns=(0, 0))
     said(tmp_path, "expire", "--keep-for", "50s")
     assert said(tmp_path, "verify")["exit"] == 0
+
+
+def test_expire_names_and_leaves_what_is_so_damaged_that_nothing_tells_what_would_go(tmp_path: Path) -> None:
+    seal(tmp_path, source(7), events(0), events(1), events(2), age_s=100)
+    run("compact", tmp_path)
+    (merged,) = list_segments(tmp_path, SEALED, "events")
+    path = merged.path(tmp_path, SEALED)
+    _, (second, _), _ = WholeSegment(path, "events").heads()
+    with path.open("r+b") as file:
+        file.seek(second)
+        file.write(b"\0")
+    assert len(batch_heads(path)) == 1, "the chain of heads breaks"
+    for name in list_segments(tmp_path, SEALED):
+        os.utime(name.path(tmp_path, SEALED), ns=(0, 0))
+    found = said(tmp_path, "expire", "--keep-for", "50s", "--dry-run")
+    assert (found["segments"], found["damaged"], found["exit"]) == ([], [merged.file], 3)
+    result = run("expire", tmp_path, "--keep-for", "50s")
+    line = f"damaged, so that nothing tells what would go: {merged.file}; insitu store repair {tmp_path}"
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (3, line)
+    assert len(rows_in(tmp_path, "sources")) == 1, "what names its rows stays, too"
+    assert said(tmp_path, "repair")["exit"] == 0
+
+
+def test_expire_takes_and_counts_what_is_damaged_where_its_heads_tell_what_it_holds(tmp_path: Path) -> None:
+    (name,) = seal(tmp_path, events(0), age_s=100)
+    damage(name.path(tmp_path, SEALED))
+    answer = said(tmp_path, "expire", "--keep-for", "50s")
+    assert (answer["segments"], answer["rows"], answer["damaged"], answer["exit"]) == ([name.file], 3, [], 0)
 
 
 def test_expire_by_bytes_is_of_all_dead_shards_together_oldest_first(tmp_path: Path) -> None:

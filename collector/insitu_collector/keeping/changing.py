@@ -133,7 +133,10 @@ def _rewritten(result: Rewritten) -> dict[str, Any]:
 @click.option("--keep-for", metavar="TIME", help="How long to keep it, or none.  [default: 24h]")
 @DRY_RUN
 @json_option("expire")
-def expire(store: Path, keep_bytes: str | None, keep_for: str | None, dry_run: bool, as_json: bool) -> None:
+@click.pass_context
+def expire(
+    ctx: click.Context, store: Path, keep_bytes: str | None, keep_for: str | None, dry_run: bool, as_json: bool
+) -> None:
     """Remove what is too old or too much from the shards of STORE whose writers have gone, the oldest first.
 
     What goes is counted in `gaps`. Shards that are being written keep themselves within their own bounds.
@@ -141,6 +144,8 @@ def expire(store: Path, keep_bytes: str | None, keep_for: str | None, dry_run: b
     \b
     insitu store expire ./insitu-store --keep-for 24h --dry-run
     insitu store expire ./insitu-store --keep-bytes 10GiB --keep-for 7d
+
+    Exit codes: 0 done, 3 damaged segments were left as they are.
     """
     keep = load_for_command(keep_bytes=keep_bytes, keep_for=keep_for).keep
     with opened(store) as path:
@@ -159,8 +164,16 @@ def expire(store: Path, keep_bytes: str | None, keep_for: str | None, dry_run: b
         "rows": done.num_rows,
         "bytes": num_bytes,
         "in_use": done.in_use,
+        "damaged": [name.file for name in done.damaged],
+        "newer": [name.file for name in done.newer],
     }
     verb = "would go" if dry_run else "gone"
     lines = [f"{len(done.segments)} segments, {done.num_rows:,} rows, {num_bytes / 1e6:.1f} MB {verb}; kept: {keep}"]
     lines += [f"shard {shard}: left to its writer" for shard in done.in_use]
+    lines += [f"{name}: of a newer format, left as it is" for name in done.newer]
+    if done.damaged:
+        names = ", ".join(name.file for name in done.damaged)
+        lines.append(f"damaged, so that nothing tells what would go: {names}; insitu store repair {store}")
     say("expire", store, document, lines, as_json)
+    if done.damaged:
+        ctx.exit(ExitCode.PROBLEMS_FOUND)

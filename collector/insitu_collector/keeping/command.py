@@ -63,6 +63,8 @@ def verify(ctx: click.Context, store: Path, as_json: bool) -> None:
         found = verifying.verify(path)
     lines = [f"{problem.kind:<12} {problem.file}: {problem.text}" for problem in found.problems]
     what = f"{found.num_rows:,} rows in {found.num_segments} segments ({found.num_bytes / 1e6:.1f} MB)"
+    if found.num_unreadable:
+        what += f", and {found.num_unreadable:,} more that cannot be read"
     lines.append(f"{what}: {'whole' if found.is_whole else f'not whole; insitu store repair {store}'}")
     if found.in_use:
         lines.append(f"being written: {', '.join(found.in_use)}")
@@ -70,6 +72,7 @@ def verify(ctx: click.Context, store: Path, as_json: bool) -> None:
         "whole": found.is_whole,
         "segments": found.num_segments,
         "rows": found.num_rows,
+        "unreadable_rows": found.num_unreadable,
         "bytes": found.num_bytes,
         "twins": found.num_twins,
         "catalog": found.has_catalog,

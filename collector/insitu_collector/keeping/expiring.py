@@ -11,9 +11,11 @@ from typing import Any
 
 from insitu.segments.expiry import gap_rows, read_epochs
 from insitu.segments.layout import SEALED, SegmentName, is_full, keep_number, remove
+from insitu.segments.reader import batch_heads
 from insitu.segments.retention import Busy, Epochs, Held, Keep, expired
 from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 from insitu.vocabulary import EXPIRED
+from insitu_collector.keeping.held import rows_held
 from insitu_collector.keeping.recorder import SHARD, Recorder
 from insitu_collector.keeping.shards import OwnShard, Tell, dead_shard, held_by, shards_of, told_to_go
 from insitu_collector.keeping.twins import remove_twin
@@ -27,6 +29,10 @@ class Expired:
     num_rows: int = 0
     in_use: list[str] = field(default_factory=list)
     """Shards whose writers are at work: they keep themselves within bounds."""
+    damaged: list[SegmentName] = field(default_factory=list)
+    """Left: what they hold cannot be told, so it could not be counted, and what serves it is not known."""
+    newer: list[SegmentName] = field(default_factory=list)
+    """Left: of a table or a format that is for a newer insitu to judge."""
 
 
 def expire(store: Path, keep: Keep, recorder: Recorder | None) -> Expired:
@@ -46,7 +52,9 @@ def expire(store: Path, keep: Keep, recorder: Recorder | None) -> Expired:
                 shards.append(shard)
         held = [segment for shard in shards for segment in held_by(store, shard.shard)]
         told = told_to_go(store, (EXPIRED,))
-        result.segments = _chosen(store, held, keep, told)
+        judged = [segment for segment in held if segment.name not in told and _is_judged(store, segment.name, result)]
+        gone = _chosen(store, judged, keep, _spoken_of(store, result.damaged))
+        result.segments = [*(segment for segment in held if segment.name in told), *gone]
         rows = [row for s in result.segments if s.name not in told for row in _rows(store, s.name)]
         result.num_rows = sum(row["num_rows"] for row in rows)
         if recorder is not None and result.segments:
@@ -54,7 +62,7 @@ def expire(store: Path, keep: Keep, recorder: Recorder | None) -> Expired:
     return result
 
 
-def _chosen(store: Path, held: Sequence[Held], keep: Keep, told: set[SegmentName]) -> list[Held]:
+def _chosen(store: Path, held: Sequence[Held], keep: Keep, spoken_of: frozenset[int]) -> list[Held]:
     known: dict[SegmentName, Epochs] = {}
 
     def epochs_of(name: SegmentName) -> Epochs:
@@ -62,20 +70,31 @@ def _chosen(store: Path, held: Sequence[Held], keep: Keep, told: set[SegmentName
             known[name] = read_epochs(store, name)
         return known[name]
 
-    left = [segment for segment in held if segment.name not in told and _is_known(store, segment.name)]
-    gone = expired(left, keep, time.time_ns(), Busy(), epochs_of, keep_last=False)
-    return [*(segment for segment in held if segment.name in told), *gone]
+    return expired(held, keep, time.time_ns(), Busy(epochs=spoken_of), epochs_of, keep_last=False)
 
 
-def _is_known(store: Path, name: SegmentName) -> bool:
-    """Tell whether a segment is of a table and a format that are known here: what is not is for a newer insitu."""
+def _is_judged(store: Path, name: SegmentName, result: Expired) -> bool:
+    """Tell whether the heads of a segment say all that it holds, however its rows are; otherwise note it as left."""
+    path = name.path(store, SEALED)
     try:
-        WholeSegment(name.path(store, SEALED), name.table)
+        num_batches = sum(1 for _ in WholeSegment(path, name.table).heads())
+        is_told = num_batches == len(batch_heads(path))
     except (NewerFormat, KeyError):
+        result.newer.append(name)
         return False
-    except (NotWhole, OSError):
-        pass
-    return True
+    except NotWhole:
+        is_told = False
+    except FileNotFoundError:  # gone since
+        return False
+    if not is_told:
+        result.damaged.append(name)
+    return is_told
+
+
+def _spoken_of(store: Path, damaged: Sequence[SegmentName]) -> frozenset[int]:
+    """Return whose rows damaged segments hold, as far as heads, catalog and twins know: what names them stays."""
+    found = {key.epoch for name in damaged for key, _ in batch_heads(name.path(store, SEALED))}
+    return frozenset(found.union(*(rows_held(store, name) for name in damaged)))
 
 
 def _rows(store: Path, name: SegmentName) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ from insitu.segments.reader import TailReader, is_known
 from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 from insitu_collector.keeping.catalog import anchors_of, catalog_path, read_catalog
 from insitu_collector.keeping.facts import Anchors, SegmentFacts, facts_of
+from insitu_collector.keeping.held import rows_held
 from insitu_collector.keeping.letters import letters_with
 from insitu_collector.keeping.orders import still_there
 from insitu_collector.keeping.shards import shards_of
@@ -52,6 +54,9 @@ class Verified:
 
     num_segments: int = 0
     num_rows: int = 0
+    """That can be read."""
+    num_unreadable: int = 0
+    """Rows that cannot be, as far as heads, catalog and twins tell of them."""
     num_bytes: int = 0
     num_twins: int = 0
     has_catalog: bool = False
@@ -108,8 +113,11 @@ def _look(store: Path, name: SegmentName, anchors: Anchors, result: Verified) ->
     except FileNotFoundError:  # expired since
         return None
     result.num_segments += 1
-    result.num_rows += facts.num_rows
     result.num_bytes += facts.num_bytes
+    if facts.state == "damaged":
+        _count(store, name, SEALED, result, num_held=sum(rows_held(store, name).values()))
+    else:
+        result.num_rows += facts.num_rows
     if facts.state != "sealed":
         result.add(facts.state, name, _why(store, name))
         return facts
@@ -117,6 +125,19 @@ def _look(store: Path, name: SegmentName, anchors: Anchors, result: Verified) ->
     if text:
         result.add("damaged", name, text)
     return facts
+
+
+def _count(store: Path, name: SegmentName, state: str, result: Verified, num_held: int = 0) -> None:
+    """Count the rows of a segment that may not be whole: those that can be read, and those that cannot."""
+    try:
+        reader = TailReader(store, name, state)
+    except FileNotFoundError:  # sealed or expired since
+        return
+    with closing(reader):
+        num_readable = sum(placed.batch.num_rows for placed in reader.read_pieces())
+    num_lost = sum(damage.num_rows or 0 for damage in reader.damage if state == SEALED or not damage.torn)
+    result.num_rows += num_readable
+    result.num_unreadable += max(num_lost, num_held - num_readable)
 
 
 def _why(store: Path, name: SegmentName) -> str:
@@ -161,6 +182,8 @@ def _look_at_open(store: Path, dead: set[str], result: Verified) -> None:
     for name in list_segments(store, OPEN):
         if name.shard in dead:
             result.add("unfinished", name, "its writer has gone and left it open")
+            if name.table in TABLES:
+                _count(store, name, OPEN, result)
         elif name.table in TABLES:
             try:
                 reader = TailReader(store, name, OPEN)
@@ -169,6 +192,7 @@ def _look_at_open(store: Path, dead: set[str], result: Verified) -> None:
             result.num_rows += sum(batch.num_rows for batch in reader.read())
             reader.close()
             for damage in reader.damage:
+                result.num_unreadable += damage.num_rows or 0
                 result.add("damaged", name, f"{damage.num_bytes} bytes at {damage.offset} cannot be read")
     for name in files_in(store, REPLACING, ".json"):
         if name.shard in dead:

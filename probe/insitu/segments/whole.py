@@ -83,18 +83,30 @@ class WholeSegment:
 
     def batches(self) -> Iterator[Stored]:
         """Yield its batches, each validated and its checksum compared. Raises NotWhole at the first thing wrong."""
+        end = self._first_batch
+        for at, head in self.heads():
+            yield self._stored(at, head)
+            end = at + head.num_bytes
+        if not is_footer(self._view, end + self._head(end).num_bytes):
+            raise NotWhole("its footer is damaged")
+
+    def heads(self) -> Iterator[tuple[int, Head]]:
+        """Yield where each batch lies, and its head; no row is read. Raises NotWhole where the chain breaks."""
         at = self._first_batch
         try:
             while not (head := self._head(at)).is_end:
                 if head.kind != RECORD_BATCH:
-                    raise NotWhole(f"a message of kind {head.kind} at byte {at}")
-                message = self._file.slice(at, head.num_bytes)
-                yield stored_batch(message, head, self.schema, self._spec)
+                    raise NotWhole(f"a message of kind {head.kind}")
+                yield at, head
                 at += head.num_bytes
         except _BROKEN as error:
             raise NotWhole(f"at byte {at}: {_line(error)}") from None
-        if not is_footer(self._view, at + head.num_bytes):
-            raise NotWhole("its footer is damaged")
+
+    def _stored(self, at: int, head: Head) -> Stored:
+        try:
+            return stored_batch(self._file.slice(at, head.num_bytes), head, self.schema, self._spec)
+        except _BROKEN as error:
+            raise NotWhole(f"at byte {at}: {_line(error)}") from None
 
     def _head(self, at: int) -> Head:
         head = read_head(self._view, at)
