@@ -31,7 +31,8 @@ from insitu.segments.shard import Limits, ShardWriter
 from insitu.vocabulary import DAMAGED
 from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.service.ingest import SHARD, Ingest
-from insitu_collector.store import Store, Tail
+from insitu_collector.store import Store
+from insitu_collector.tail import Tail
 
 STORE: Final = Path("/store")
 TABLES: Final = ("events", "requests")

@@ -17,7 +17,8 @@ from insitu_collector.access.roles import Role
 from insitu_collector.query.remote import RemoteStore
 from insitu_collector.service import query_service
 from insitu_collector.service.server import CollectorServer
-from insitu_collector.store import Tail, open_store
+from insitu_collector.store import open_store
+from insitu_collector.tail import Tail
 
 __all__ = ["rig"]  # a fixture
 OF = {"epoch": 99, "rank": -1, "stage": -1}

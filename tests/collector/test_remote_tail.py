@@ -20,7 +20,8 @@ from insitu.records import TABLES
 from insitu.segments.layout import SEALED, list_segments
 from insitu_collector.query.remote import RemoteStore
 from insitu_collector.service.server import CollectorServer
-from insitu_collector.store import Store, Tail, open_store
+from insitu_collector.store import Store, open_store
+from insitu_collector.tail import Tail
 
 FOLLOWED = ("sources", "steps", "verdicts")
 QUIET_BYTES = 400

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from insitu.exporters.base import Batch
 from insitu.records import TABLES, schema_of
 from insitu.segments.shard import SegmentName, ShardWriter
-from insitu_collector.store import SeenRows, open_store
+from insitu_collector.store import open_store
+from insitu_collector.tail import SeenRows
 
 
 def events(row_seqs: list[int], *, seq: int = 0, epoch: int = 7) -> Batch:

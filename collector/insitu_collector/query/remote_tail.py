@@ -14,7 +14,7 @@ from insitu.records import schema_of, with_todays_columns
 from insitu.segments.reader import Damage
 from insitu.wire.insitu_pb2 import End, Look
 from insitu_collector.query.parts import Answer
-from insitu_collector.store import SeenRows
+from insitu_collector.tail import SeenRows
 
 if TYPE_CHECKING:
     from insitu_collector.query.remote import RemoteRows

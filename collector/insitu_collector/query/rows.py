@@ -23,7 +23,7 @@ from insitu_collector.query.pruning import MayHaveSteps, Wanted
 from insitu_collector.query.scan import Keep, Scan
 from insitu_collector.query.segment import PAYLOAD
 from insitu_collector.rows.selection import BY_STEP, MONOTONIC, TIMED, UNIX
-from insitu_collector.store import TIME_TABLES
+from insitu_collector.tail import TIME_TABLES
 
 ABOUT_RUNS: Final = ("gaps", "verdicts", "incidents")
 """Whose rows others write: what says of whom they are is not `epoch`."""

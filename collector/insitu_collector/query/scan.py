@@ -24,7 +24,7 @@ from insitu.segments.layout import OPEN, SEALED, SegmentName, list_segments
 from insitu_collector.query.extents import Bools, Extents
 from insitu_collector.query.pruning import ByCatalog, Pruner, Wanted
 from insitu_collector.query.segment import PAYLOAD, Opened, Segment
-from insitu_collector.store import SeenRows
+from insitu_collector.tail import SeenRows
 
 Keep = Callable[[Extents], Bools]
 """Says of each batch whether it may hold what is meant."""

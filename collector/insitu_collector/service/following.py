@@ -13,7 +13,8 @@ from insitu.wire.insitu_pb2 import Look, Part
 from insitu_collector.query.asked import EVERY_RUN, Asked
 from insitu_collector.query.parts import Counted, end_of, parts_of
 from insitu_collector.query.rows import ABOUT_RUNS, Question, Rows
-from insitu_collector.store import Store, Tail
+from insitu_collector.store import Store
+from insitu_collector.tail import Tail
 
 
 class Following:

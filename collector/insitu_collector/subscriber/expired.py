@@ -12,7 +12,7 @@ from insitu.records import TABLES
 from insitu.segments.layout import FORMAT, SEALED, Key
 from insitu.segments.reader import batch_heads
 from insitu.vocabulary import EXPIRED
-from insitu_collector.store import StoreTail
+from insitu_collector.tail import StoreTail
 
 
 class Expired:
