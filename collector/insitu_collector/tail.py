@@ -117,6 +117,7 @@ class StoreTail:
 
     def _new_batches(self, table: str, final: bool) -> Iterator[Batch]:
         looked_at: set[SegmentName] = set()
+        listed: set[SegmentName] | None = None
         while True:
             # Open before sealed: a segment sealed in between is then seen at least once.
             being_written = set(list_segments(self._path, OPEN, table))
@@ -129,10 +130,12 @@ class StoreTail:
             for name in due:
                 if name not in unwanted:
                     yield from self.read_segment(name, is_done=name not in being_written, final=final)
-            if not final or not due:
+            if not final or there == listed:
                 return
-            # The only look there will be: another segment may have taken the place of one before it was read.
+            # The only look there will be. Another segment may have taken the place of one before it was read; and a
+            # listing during which that happens may have neither. So it ends when nothing has come or gone.
             looked_at |= there
+            listed = there
 
     def _age(self, name: SegmentName) -> tuple[str, int, int]:
         """Order segments as they were written: one that took the place of old ones has a high number."""

@@ -9,10 +9,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_kit import run, seal
 
 from insitu.exporters.base import Batch
 from insitu.records import TABLES, schema_of
-from insitu.segments.shard import SegmentName, ShardWriter
+from insitu.segments.layout import SEALED, SegmentName, list_segments
+from insitu.segments.shard import ShardWriter
+from insitu_collector import tail
 from insitu_collector.store import open_store
 from insitu_collector.tail import SeenRows
 
@@ -234,6 +237,37 @@ def test_a_tail_since_a_time_leaves_out_older_sealed_rows_of_time_tables_only(tm
     everything = open_store(tmp_path).tail(since_unix_ns=0)
     assert numbers(everything.poll()["intervals"]) == [0, 1, 2]
     everything.close()
+
+
+@pytest.mark.parametrize("num_whole", [0, 1])
+def test_a_last_look_finds_rows_that_are_merged_while_it_lists_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_whole: int
+) -> None:
+    """While files come and go, one listing may have neither a new one nor those that it was made of.
+
+    num_whole: listings before that, of which all files are merged before they are read.
+    """
+    seal(tmp_path, events([0]), events([1], seq=1))
+    num_looks = 0
+
+    def torn(store: Path, state: str, table: str | None = None) -> list[SegmentName]:
+        nonlocal num_looks
+        if (state, table) != (SEALED, "events"):
+            return list_segments(store, state, table)
+        num_looks += 1
+        if num_looks > num_whole + 1:
+            return list_segments(store, state, table)
+        before = list_segments(store, state, table)
+        assert run("compact", store).exit_code == 0
+        after = list_segments(store, state, table)
+        if num_looks <= num_whole:
+            seal(store, events([num_looks + 1], seq=num_looks + 1))  # there will be something to merge
+            return before
+        return [name for name in before if name in after]
+
+    monkeypatch.setattr(tail, "list_segments", torn)
+    assert sorted(numbers(open_store(tmp_path).table("events"))) == list(range(2 + num_whole))
+    assert num_looks > num_whole + 1
 
 
 def test_a_tail_survives_a_segment_that_vanishes(tmp_path: Path) -> None:
