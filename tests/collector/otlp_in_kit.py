@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import signal
@@ -31,7 +32,8 @@ from insitu_collector.service.server import CollectorServer
 U64: Final = st.integers(0, 2**64 - 1)
 I64: Final = st.integers(-(2**63), 2**63 - 1)
 TEXT: Final = st.text(max_size=12)
-FLOAT: Final = st.floats(allow_nan=True)
+FLOAT: Final = st.floats(allow_nan=True).map(lambda number: number if number == number else math.nan)
+"""There is one NaN: JSON has no other."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Row 17 of the failure matrix: hostile frames end no process, and what is accepted is read back as it came."""
+"""Row 17 of the failure matrix: hostile frames and requests end no process, and what is accepted is read back."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ import pytest
 from frame_mutations import mutated
 from frame_target import CorpusTarget, FrameTarget
 from fuzz import MAX_RSS_BYTES, Result, run
+from otlp_in_kit import normal
+from otlp_mutations import CORPUS
+from otlp_mutations import mutated as otlp_mutated
+from otlp_target import OtlpTarget
+
+from insitu_collector.otlp.bodies import from_json
+from insitu_collector.otlp.signals import SIGNALS
 
 pytestmark = pytest.mark.matrix
 
 NUM_INPUTS = 16_000
+NUM_REQUESTS = 4_000
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +54,36 @@ def test_an_input_is_that_of_its_number() -> None:
     frames = [mutated(number).SerializeToString(deterministic=True) for number in range(50)]
     assert frames == [mutated(number).SerializeToString(deterministic=True) for number in range(50)]
     assert len(set(frames)) > 45
+
+
+@pytest.fixture(scope="module")
+def sampled_otlp() -> Result:
+    return run("otlp_target:OtlpTarget", 0, NUM_REQUESTS, 1)
+
+
+def test_row_17_no_request_of_otlp_ends_the_process_or_is_stored_as_something_else(sampled_otlp: Result) -> None:
+    assert sampled_otlp.faults == []
+    assert sampled_otlp.refused.total() == NUM_REQUESTS
+    assert 0 < sampled_otlp.max_rss_bytes < MAX_RSS_BYTES
+
+
+def test_row_17_requests_of_otlp_come_past_each_check_and_are_refused_at_each(sampled_otlp: Result) -> None:
+    assert set(sampled_otlp.refused) == {*OtlpTarget.CHECKS, "accepted"}
+    assert sampled_otlp.refused["accepted"] > 0.2 * NUM_REQUESTS
+    assert sampled_otlp.refused["message"] > 0.1 * NUM_REQUESTS, "what protobuf finds wrong"
+    assert sampled_otlp.refused["json"] > 0.1 * NUM_REQUESTS
+
+
+def test_what_an_sdk_sent_is_taken_as_it_is_in_both_forms() -> None:
+    for kind in SIGNALS:
+        binary, text = ((CORPUS / f"{kind.table}.{form}").read_bytes() for form in ("bin", "json"))
+        assert normal(kind.request.FromString(from_json(kind, text))) == normal(kind.request.FromString(binary))
+
+
+def test_a_request_is_that_of_its_number() -> None:
+    requests = [otlp_mutated(number) for number in range(50)]
+    assert requests == [otlp_mutated(number) for number in range(50)]
+    assert len({request.body.data for request in requests}) > 45
 
 
 class Fragile:

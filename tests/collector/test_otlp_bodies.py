@@ -66,6 +66,7 @@ def test_ids_may_be_in_capitals_and_fields_nobody_knows_are_left_out() -> None:
         b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"startTimeUnixNano": NaN}]}]}]}',
         b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"startTimeUnixNano": -1}]}]}]}',
         b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"startTimeUnixNano": ' + b"9" * 5000 + b"}]}]}]}",
+        b'{"resourceSpans": [{"\\ud800": 1}]}',
         b"\xff\xfe",
         b"[" * 100_000,
         b'{"a":' * 100_000,

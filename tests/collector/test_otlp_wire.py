@@ -56,6 +56,8 @@ def test_a_tag_and_a_size_written_in_more_bytes_than_needed_are_understood() -> 
         b"\x0b\x0c",  # a group, which protobuf 3 has not
         b"\x1f\x8b\x08",  # gzip
         b"\x02\x00",  # field 0
+        b"\xf8\xff\xff\xff\x1f\x00",  # a tag of over 32 bits
+        b"\xf8\x81\x80\x80\x80\x00\x00",  # a tag in six bytes
     ],
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:

@@ -44,7 +44,7 @@ def from_json(signal: Signal, body: bytes) -> bytes:
     if sum(body.count(mark) for mark in b"{[,") > MAX_JSON_VALUES:
         raise malformed(f"over {MAX_JSON_VALUES} values in a request in JSON; send them in several")
     try:
-        read = json.loads(body, object_hook=_with_bytes, parse_constant=_no_constant)
+        read = json.loads(body, object_hook=_as_protobuf_has_it, parse_constant=_no_constant)
         if not isinstance(read, dict):
             raise ParseError("it is no object")
         message: bytes = ParseDict(read, signal.request(), ignore_unknown_fields=True).SerializeToString()
@@ -54,8 +54,14 @@ def from_json(signal: Signal, body: bytes) -> bytes:
     return message
 
 
-def _with_bytes(read: dict[str, Any]) -> dict[str, Any]:
-    """Return an object with its ids in base64, as protobuf's own JSON has bytes; OTLP has them in hex."""
+def _as_protobuf_has_it(read: dict[str, Any]) -> dict[str, Any]:
+    """Return an object with its ids in base64, as protobuf's own JSON has bytes; OTLP has them in hex.
+
+    Raises ValueError, also for a name that has no UTF-8: protobuf would fail inside over it.
+    """
+    for key in read:
+        if not key.isascii():
+            key.encode()
     for key in _IDS:
         if key in read:
             said = read[key]

@@ -14,6 +14,7 @@ FIXED64: Final = 1
 BYTES: Final = 2
 FIXED32: Final = 5
 _MAX_VARINT_BYTES: Final = 10
+_MAX_TAG_BYTES: Final = 5
 
 Range = tuple[int, int]
 """Where something begins and ends in the bytes."""
@@ -68,6 +69,8 @@ def _field(data: bytes, at: int, key: int) -> tuple[int, Range | None]:
     kind = tag & 7
     if tag >> 3 == 0:
         raise Malformed("a field without a number")
+    if tag >> 32 or begin - at > _MAX_TAG_BYTES:
+        raise Malformed("a field number that is too large")
     if kind == BYTES:
         size, begin = _varint(data, begin)
         return begin + size, (begin, begin + size) if tag == key else None
