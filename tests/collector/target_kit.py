@@ -22,6 +22,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from otlp_kit import points_in, spans_in
 
 from insitu_collector.subscriber.payloads import REQUESTS, payload_of
 
@@ -99,13 +100,7 @@ class Receiver:
             assert self._changed.wait_for(condition, timeout_s), f"it did not come true; {self.num_asked} requests"
 
     def spans(self) -> list[Any]:
-        return [
-            span
-            for got in self.got("traces")
-            for resource in got.request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
+        return spans_in(got.request for got in self.got("traces"))
 
     def records(self) -> list[Any]:
         return [
@@ -118,15 +113,7 @@ class Receiver:
 
     def points(self, name: str) -> list[Any]:
         """Return all data points of a metric, in order of arrival."""
-        return [
-            point
-            for got in self.got("metrics")
-            for resource in got.request.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-            if metric.name == name
-            for point in getattr(metric, metric.WhichOneof("data")).data_points
-        ]
+        return points_in((got.request for got in self.got("metrics")), name)
 
     def num_items(self) -> int:
         with self._changed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import click
 import psutil
 import pytest
+from subscriber_kit import plain_environment as plain_environment
 from target_kit import HANG, Receiver, Say, grpc_target, http_target
 from test_collect import INSITU, Collector
 
@@ -26,10 +26,7 @@ pytestmark = pytest.mark.matrix
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
+def _environment(plain_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")  # a receiver that hangs holds up the end by as much
 
 

@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from otlp_in_kit import any_request, groups_of, normal, records_of, scopes_of, spans
 from store_kit import batch, seal
+from subscriber_kit import plain_environment as plain_environment
+from subscriber_kit import store as store
 from target_kit import Receiver, Say, http_target
 from test_otlp_replay import replay
 from test_passed_on import take
@@ -45,22 +47,10 @@ SECRET: Final = "patient-4711"
 TRACE: Final = bytes.fromhex("00112233445566778899aabbccddeeff")
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with http_target() as found:
         yield found
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,10 @@ import pytest
 from click.testing import CliRunner
 from feed_kit import BASE_NS, Writer, interval, source
 from otlp_kit import attributes
-from target_kit import Receiver, Say, grpc_target, http_target
+from subscriber_kit import plain_environment as plain_environment
+from subscriber_kit import receiver as receiver
+from subscriber_kit import store as store
+from target_kit import Receiver, Say, http_target
 
 from insitu.cli import ExitCode
 from insitu.cli import insitu as command
@@ -43,24 +45,6 @@ from insitu_collector.subscriber.target import parse_target
 pytestmark = pytest.mark.matrix
 
 HOUR_NS: Final = 3600 * 1_000_000_000
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with grpc_target() as found:
-        yield found
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
 
 
 def replay(store: Path, to: str, *words: str, code: int = ExitCode.OK) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from otlp_in_kit import any_request, collecting, spans
+from subscriber_kit import plain_environment as plain_environment
+from subscriber_kit import receiver as receiver
+from subscriber_kit import store as store
 from target_kit import Receiver, Say, grpc_target
 from test_otlp_replay import replay
 from test_subscriber import send, subscribed
@@ -40,24 +42,6 @@ from insitu_collector.store import open_store
 from insitu_collector.subscriber.delivery import GaveUp
 from insitu_collector.subscriber.passed_on import MAX_BYTES, records_of, requests_of
 from insitu_collector.subscriber.payloads import Payload, halves
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with grpc_target() as found:
-        yield found
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
 
 
 class Sent(NamedTuple):

@@ -18,6 +18,9 @@ from alert_kit import verdict
 from click.testing import CliRunner
 from feed_kit import BASE_NS, Writer, interval, source
 from otlp_kit import attributes
+from subscriber_kit import plain_environment as plain_environment
+from subscriber_kit import receiver as receiver
+from subscriber_kit import store as store
 from target_kit import Receiver, Say, grpc_target, http_target
 
 from insitu.cli import insitu as command
@@ -37,24 +40,6 @@ from insitu_collector.subscriber.opened import opened
 from insitu_collector.subscriber.subscriber import Busy, Subscriber
 
 TRACE: Final = "ab" * 16
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with grpc_target() as found:
-        yield found
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,30 @@ class Got:
     request: Any
     headers: Mapping[str, str]
     num_bytes: int
+
+
+def spans_in(requests: Iterable[Any]) -> list[Span]:
+    """Return all spans of requests, in order."""
+    return [
+        span
+        for request in requests
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+
+
+def points_in(requests: Iterable[Any], name: str) -> list[Any]:
+    """Return all data points of a metric in requests, in order."""
+    return [
+        point
+        for request in requests
+        for resource in request.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == name
+        for point in getattr(metric, metric.WhichOneof("data")).data_points
+    ]
 
 
 class Inbox:
@@ -87,25 +111,11 @@ class Inbox:
         return [got for got in self._got if got.signal == signal]
 
     def spans(self) -> list[Span]:
-        return [
-            span
-            for got in self.got("traces")
-            for resource in got.request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
+        return spans_in(got.request for got in self.got("traces"))
 
     def points(self, name: str) -> list[Any]:
         """Return all data points of a metric, in order of arrival."""
-        return [
-            point
-            for got in self.got("metrics")
-            for resource in got.request.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-            if metric.name == name
-            for point in getattr(metric, metric.WhichOneof("data")).data_points
-        ]
+        return points_in((got.request for got in self.got("metrics")), name)
 
     def metric(self, name: str) -> Any:
         """Return the latest metric of this name."""
