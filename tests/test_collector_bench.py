@@ -15,7 +15,7 @@ from otlp_runs import INSITU, PHOENIX, spans
 from overhead_figures import Ratio
 
 from insitu.wire.insitu_pb2 import ToCollector
-from insitu_collector.service.ingest import checked_batch
+from insitu_collector.service.frame_check import checked_batch
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = Size(rounds=2, round_mib=2, kills=1, left_mib=32)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+from insitu.config import ConfigError
+from insitu.config_show import BadConfig
+from insitu.credentials import CredentialError
 from insitu.rules.command import Unreachable
 from insitu.wire.address import SCHEMES
 from insitu_collector.store import Store, open_store
@@ -22,7 +25,9 @@ def opened(store: Path) -> Iterator[Store]:
     """
     try:
         found = open_store(store)
-    except (FileNotFoundError, ValueError) as error:  # a setting, an address or a credential that cannot be used, too
+    except (ConfigError, CredentialError) as error:
+        raise BadConfig(str(error)) from None
+    except (FileNotFoundError, ValueError) as error:  # an address that cannot be used, too
         raise click.ClickException(str(error)) from None
     try:
         yield found

@@ -14,7 +14,8 @@ import pyarrow as pa
 from insitu.records import schema_of
 from insitu.segments.erased_file import ErasedFile
 from insitu.segments.layout import OPEN, SEALED, SegmentName, list_segments
-from insitu.segments.reader import FIRST_MESSAGE, PIECE_BYTES, Damage, TailReader, newer_text
+from insitu.segments.reader import FIRST_MESSAGE, PIECE_BYTES, Damage, TailReader
+from insitu.segments.stored import newer_text
 from insitu.segments.whole import numbers_replaced
 from insitu_collector.rows.ranges import Ranges
 

@@ -24,7 +24,8 @@ from insitu_dashboard.run_view import RunView
 from insitu_dashboard.span_document import live_document, window_document
 
 if TYPE_CHECKING:
-    from insitu_collector.store import Store, Tail
+    from insitu_collector.store import Store
+    from insitu_collector.tail import Tail
 
 _log = logging.getLogger("insitu")
 

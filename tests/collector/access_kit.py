@@ -127,7 +127,7 @@ class Rig:
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     monkeypatch.setattr("insitu_collector.access.gate.LOOK_S", 0.0)  # files are looked at at each commit
-    monkeypatch.setattr("insitu_collector.service.server.IDLE_TICK_S", 0.05)
+    monkeypatch.setattr("insitu_collector.service.due.IDLE_TICK_S", 0.05)
     return Rig(tmp_path)
 
 

@@ -15,14 +15,15 @@ from insitu.segments.reader import TailReader
 from insitu.segments.shard import ShardWriter
 from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.access.tenants import with_tenant
-from insitu_collector.service.ingest import SHARD, Ingest, checked_batch
+from insitu_collector.service.frame_check import checked_batch
+from insitu_collector.service.ingest import SHARD, Ingest
 
 
 class FrameTarget:
     """One store. What it accepts is given a number of its own, so that nothing is left out as sent twice."""
 
     CHECKS: ClassVar = ("size", "checksum", "message", "one batch", "plain", "schema", "parse", "rows", "identity")
-    """In the order of `insitu_collector.service.ingest.checked_batch`."""
+    """In the order of `insitu_collector.service.frame_check.checked_batch`."""
     WORDS: Final = {
         "not a record batch of": "parse",  # first: what Arrow says may hold any of the others
         "a frame of": "size",

@@ -21,7 +21,8 @@ from insitu.segments.retention import Keep
 from insitu.segments.shard import Damage, Key, Limits, SegmentName, ShardWriter, list_segments
 from insitu.vocabulary import EXPIRED, SENT_AGAIN, DropReason
 from insitu.wire.insitu_pb2 import Frame
-from insitu_collector.service.ingest import FIRST_LOOK_S, SENT_AGAIN_S, SHARD, Ingest, checked_batch
+from insitu_collector.service.frame_check import checked_batch
+from insitu_collector.service.ingest import FIRST_LOOK_S, SENT_AGAIN_S, SHARD, Ingest
 from insitu_collector.store import open_store
 
 EPOCH = 7

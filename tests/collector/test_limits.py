@@ -29,7 +29,8 @@ from insitu_collector.access.gate import Access, Role
 from insitu_collector.access.token_file import append_entry
 from insitu_collector.access.tokens import Entry, digest_of, new_token
 from insitu_collector.admission.admission import WINDOW_BYTES
-from insitu_collector.service.server import SPARE_CALLS, CollectorServer
+from insitu_collector.service.listening import SPARE_CALLS
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
 pytestmark = pytest.mark.matrix

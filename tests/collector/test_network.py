@@ -17,7 +17,7 @@ from insitu.exporters import Retry, collector
 from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
 from insitu.vocabulary import DropReason
-from insitu_collector.service import server as service
+from insitu_collector.service import listening
 from insitu_collector.service.server import CollectorServer
 
 pytestmark = pytest.mark.matrix
@@ -128,7 +128,7 @@ def test_row_12_connections_cut_again_and_again_in_midstream_cost_no_frame_and_d
 @pytest.fixture
 def quick_to_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides ask after each other each second; they do so every 10 s otherwise."""
-    for module in (collector, service):
+    for module in (collector, listening):
         monkeypatch.setattr(module, "_OPTIONS", tuple(({**dict(module._OPTIONS), **QUICK}).items()))
 
 

@@ -23,7 +23,8 @@ from insitu.segments.shard import ShardLocked, ShardWriter, list_segments
 from insitu.vocabulary import DropReason
 from insitu.wire.insitu_pb2 import DURABLE, RECEIVED, Frame, ToCollector
 from insitu_collector.admission.admission import WINDOW_BYTES
-from insitu_collector.service.server import CollectorServer, PortInUse
+from insitu_collector.service.listening import PortInUse
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
 

@@ -16,7 +16,7 @@ from edge_rows import EPOCH
 from insitu.records import TABLES, TableSpec, schema_of, spec_by_digest, table_spec
 from insitu.segments.shard import SegmentName, TailReader
 from insitu.wire.insitu_pb2 import DURABLE, Frame, ToCollector, ToProbe
-from insitu_collector.service.ingest import checked_batch
+from insitu_collector.service.frame_check import checked_batch
 from insitu_collector.store import open_store
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from typing import Any, Final
 from insitu.records import table_spec
 from insitu.vocabulary import IncidentState, Reason, Role, VerdictKind
 from insitu.wire.insitu_pb2 import Dump, Frame, Hello, ToProbe
-from insitu_collector.service.ingest import checked_batch
+from insitu_collector.service.frame_check import checked_batch
 from insitu_collector.verdicts.finding import OPEN
 
 ANSWER_S: Final = 15.0

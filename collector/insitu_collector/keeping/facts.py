@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from insitu.records import TABLES
 from insitu.segments.layout import SEALED, SegmentName
-from insitu.segments.reader import Stored, batch_heads
+from insitu.segments.reader import batch_heads
+from insitu.segments.stored import Stored
 from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 
 MONOTONIC: Final = ("t_ns", "t0_ns", "t1_ns")

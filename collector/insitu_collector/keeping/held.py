@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from insitu.segments.layout import SegmentName
-from insitu.segments.reader import Stored
+from insitu.segments.stored import Stored
 from insitu.vocabulary import CORRUPT, DropReason
 from insitu_collector.keeping.catalog import read_catalog
 from insitu_collector.keeping.twins import twin_path

@@ -17,9 +17,10 @@ from insitu.segments.erasure import Erased
 from insitu.segments.file import file_schema
 from insitu.segments.gaps import gap_row
 from insitu.segments.layout import SEALED, Key, SegmentName, free_bytes
-from insitu.segments.reader import FIRST_MESSAGE, Damage, Stored, TailReader
+from insitu.segments.reader import FIRST_MESSAGE, Damage, TailReader
 from insitu.segments.replacement import Reached, Replacement, Step, origin, replace
 from insitu.segments.retention import Held
+from insitu.segments.stored import Stored
 from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 from insitu.vocabulary import ERASED
 from insitu_collector.keeping.held import rows_held, told_in_full

@@ -22,7 +22,8 @@ from insitu.segments.layout import (
     is_in_use,
     list_segments,
 )
-from insitu.segments.reader import TailReader, is_known
+from insitu.segments.reader import TailReader
+from insitu.segments.stored import is_known
 from insitu.segments.whole import NewerFormat, NotWhole, WholeSegment
 from insitu_collector.keeping.catalog import anchors_of, catalog_path, read_catalog
 from insitu_collector.keeping.facts import Anchors, SegmentFacts, facts_of

@@ -27,15 +27,8 @@ from insitu.segments.message import (
     buffer_places,
     read_head,
 )
-from insitu.segments.reader import (
-    FIRST_MESSAGE,
-    BadBatch,
-    checked_batch,
-    compatible_schema,
-    is_footer,
-    newer_format,
-    newer_text,
-)
+from insitu.segments.reader import FIRST_MESSAGE, is_footer
+from insitu.segments.stored import BadBatch, checked_batch, compatible_schema, newer_format, newer_text
 from insitu_collector.query.extents import Extents
 
 PAYLOAD: Final = {"captures": "data", "spans": "otlp", "metrics": "otlp", "logs": "otlp"}

@@ -31,7 +31,8 @@ from insitu_collector.notify.receivers import alert_options, receivers_of
 from insitu_collector.otlp.ports import OFF, http_listener
 from insitu_collector.service.allocator import reuse_freed_blocks
 from insitu_collector.service.companions import Companion, keep_running
-from insitu_collector.service.server import CollectorServer, PortInUse
+from insitu_collector.service.listening import PortInUse
+from insitu_collector.service.server import CollectorServer
 from insitu_collector.subscriber.options import check_not_own, check_targets, subscriber_options, subscribers
 
 

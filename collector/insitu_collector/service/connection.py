@@ -31,7 +31,8 @@ from insitu_collector.access.gate import Caller
 from insitu_collector.access.tenants import Tenants
 from insitu_collector.admission.admission import Admission, Rejected
 from insitu_collector.flight.relay import FlightRelay
-from insitu_collector.service.ingest import Ingest, Invalid
+from insitu_collector.service.frame_check import Invalid
+from insitu_collector.service.ingest import Ingest
 from insitu_collector.service.rule_desk import RuleDesk
 
 PROTOCOL: Final = 1

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import grpc
 
 from insitu.identity import boot_id
-from insitu.intake import MAX_FRAME_BYTES, Intake
+from insitu.intake import Intake
 from insitu.segments.recovery import Recovery, recover_store
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, ShardWriter
@@ -53,7 +51,9 @@ from insitu_collector.keeping.keeper import Keeper
 from insitu_collector.keeping.merge_plan import IN_BACKGROUND
 from insitu_collector.keeping.places import warn_of_remote
 from insitu_collector.service.connection import Connection
+from insitu_collector.service.due import Due
 from insitu_collector.service.ingest import SHARD, Ingest
+from insitu_collector.service.listening import bind, check_port, make_server
 from insitu_collector.service.query_service import QueryService
 from insitu_collector.service.rule_desk import RuleDesk, RulesRefused
 from insitu_collector.service.store_id import store_id
@@ -62,46 +62,9 @@ from insitu_collector.store import Store
 if TYPE_CHECKING:
     from insitu_collector.otlp.service import Otlp
 
-COMMIT_S: Final = 0.05
-COMMIT_BYTES: Final = 8 << 20
-AWAITED_S: Final = 0.01
-"""How long a commit waits for more, once somebody who sends nothing before it is answered waits for it."""
-IDLE_TICK_S: Final = 1.0
-"""How often files are sealed by age when nothing arrives."""
-SPARE_CALLS: Final = 64
-"""Calls at once beyond the streams: clocks, rules, health, and streams that are told that there is no place."""
 STOP_S: Final = 3.0
 
-_OPTIONS: Final = (
-    ("grpc.so_reuseport", 0),  # two collectors on one port must not share it silently
-    ("grpc.max_receive_message_length", MAX_FRAME_BYTES + (1 << 16)),
-    ("grpc.keepalive_time_ms", 10_000),  # a peer that vanished without a word is noticed
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # a minute otherwise, whatever the line above says
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.max_connection_idle_ms", 300_000),  # one without a call
-    # gRPC makes all of a compressed message before it looks how large it is. Messages of OTLP come as they were sent
-    # and are decompressed within bounds (otlp/grpc_services.py); probes send none that are compressed.
-    ("grpc.per_message_decompression", 0),
-    ("grpc.compression_enabled_algorithms_bitset", 0b101),  # none and gzip, as OTLP has it; not deflate
-)
-
 _log = logging.getLogger("insitu")
-
-
-class PortInUse(OSError):
-    """The port is taken, or the address is not this machine's."""
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raise PortInUse with the reason, which gRPC would only print."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise PortInUse(error.errno, (error.strerror or "not usable").lower(), f"{host}:{port}") from None
 
 
 def _report(recovery: Recovery) -> None:
@@ -146,17 +109,17 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self.health = health or Health(self.store, keep or Keep())
         self._admission = Admission(intake)
         self.health.load = self._admission.load
-        self._is_started = self._is_stopping = self._has_uncommitted = self._is_awaited = False
+        self._is_started = self._is_stopping = False
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
-        self._due = threading.Condition()
+        self._due = Due()
         self._boot_id = boot_id()
-        _check_port(host, port)  # before the store is touched
+        check_port(host, port)  # before the store is touched
         self._grpc = self._make_grpc()
         self.otlp = self._add_otlp()
-        self.port = self._bind(host, port, self.gate.credentials())
+        self.port = bind(self._grpc, host, port, self.gate.credentials())
         is_guarded = has_children and self.gate.is_guarded
-        self._child_port = self._bind("127.0.0.1", 0, None) if is_guarded else None
+        self._child_port = bind(self._grpc, "127.0.0.1", 0, None) if is_guarded else None
         self.address = f"{SECURE if self.gate.access.tls else PLAIN}://{host}:{self.port}"
         self._grpc.start()  # says that it is not ready, until it is
         try:
@@ -168,7 +131,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self._desk = RuleDesk(self._write_event)
         self._committer = threading.Thread(target=self._commit_loop, name="insitu-commit", daemon=True)
         self._committer.start()
-        self._keeper = Keeper(writer, self.ingest, self._appended, rules=IN_BACKGROUND if compact else None)
+        self._keeper = Keeper(writer, self.ingest, self._due.appended, rules=IN_BACKGROUND if compact else None)
         self._keeper.start()
         self._is_started = True
         if self.otlp is not None:
@@ -194,16 +157,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         return writer
 
     def _make_grpc(self) -> grpc.Server:
-        limits = self._admission.limits
-        # A stream holds one worker for its life, so there are more workers than streams: nobody else starves.
-        num_calls = limits.streams + SPARE_CALLS
-        pool = ThreadPoolExecutor(num_calls, thread_name_prefix="insitu-ship")
-        options = (
-            *_OPTIONS,
-            ("grpc.server_handshake_timeout_ms", round(1000 * limits.handshake)),
-            ("grpc.max_concurrent_streams", num_calls),  # of one connection: its peer's further calls wait there
-        )
-        server = grpc.server(pool, options=options, maximum_concurrent_rpcs=num_calls)
+        server = make_server(self._admission.limits)
         add_CollectorServicer_to_server(self, server)
         self.health.readiness.tell(StatusService(server).on_change)
         self._query = QueryService(self.store, self.gate)
@@ -216,22 +170,10 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         except ModuleNotFoundError as error:
             _log.warning("insitu: no OTLP is received, %s is missing; pip install 'insitu[collector]'", error.name)
             return None
-        on_append = partial(self._appended, is_awaited=True)
+        on_append = partial(self._due.appended, is_awaited=True)
         otlp = Otlp(self.gate, self._admission, self.health.counts, on_append, self._write_event)
         otlp.add_to(self._grpc)
         return otlp
-
-    def _bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-        try:
-            if credentials is None:
-                bound = self._grpc.add_insecure_port(f"{host}:{port}")
-            else:
-                bound = self._grpc.add_secure_port(f"{host}:{port}", credentials)
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise PortInUse(errno.EADDRINUSE, "address already in use", f"{host}:{port}")
-        return int(bound)
 
     @contextmanager
     def child(self, name: str, *roles: Role) -> Iterator[Child]:
@@ -278,7 +220,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         try:
             self._check_started()
             return Connection(
-                self.ingest, self._appended, self.relay, self._desk, caller, self._tenants, self._admission
+                self.ingest, self._due.appended, self.relay, self._desk, caller, self._tenants, self._admission
             )
         except Rejected as rejected:
             self._hang_up(context, rejected)
@@ -324,23 +266,11 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
 
     def _write_event(self, kind: str, text: str) -> None:
         self.ingest.write_own("events", [{"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}])
-        self._appended()
-
-    def _appended(self, *, is_awaited: bool = False) -> None:
-        with self._due:
-            self._has_uncommitted = True
-            self._is_awaited = self._is_awaited or is_awaited
-            self._due.notify_all()
+        self._due.appended()
 
     def _commit_loop(self) -> None:
         while not self._is_stopping:
-            with self._due:
-                self._due.wait_for(lambda: self._has_uncommitted or self._is_stopping, IDLE_TICK_S)
-                if self._has_uncommitted:
-                    self._due.wait_for(lambda: self._is_awaited or self._is_commit_due(), COMMIT_S)
-                if self._is_awaited:
-                    self._due.wait_for(self._is_commit_due, AWAITED_S)
-                self._has_uncommitted = self._is_awaited = False
+            self._due.wait(lambda: self.ingest.unsynced_bytes)
             self._look()
             self._commit()
             self._admission.sweep()
@@ -351,9 +281,6 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             self.gate.look()
         except Exception:
             _log.exception("insitu: what is looked at once a second failed; the next look may do better")
-
-    def _is_commit_due(self) -> bool:
-        return self._is_stopping or self.ingest.unsynced_bytes >= COMMIT_BYTES
 
     def _commit(self) -> None:
         try:
@@ -383,7 +310,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             self.otlp.stop_taking()
         self._keeper.stop()
         self._is_stopping = True
-        self._appended()
+        self._due.stop()
         self._committer.join()
         self.relay.finish()
         self.gate.look(is_last=True)

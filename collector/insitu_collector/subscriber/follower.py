@@ -17,8 +17,9 @@ from typing import Final
 from insitu.exporters.base import Batch
 from insitu.segments.erased_file import ErasedFile
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, list_segments
-from insitu.segments.reader import Damage, TailReader, batch_heads, newer_text
+from insitu.segments.reader import Damage, TailReader, batch_heads
 from insitu.segments.retention import NAMES
+from insitu.segments.stored import newer_text
 
 CHUNK_BYTES: Final = 4 << 20
 """Read at a time; a batch that is larger comes alone."""

@@ -23,8 +23,9 @@ from insitu.records import TABLES, schema_of
 from insitu.segments.erased_file import ErasedFile
 from insitu.segments.gaps import gap_row, refused_row
 from insitu.segments.layout import FORMAT, SEALED, Key, SegmentName, list_segments
-from insitu.segments.reader import TailReader, batch_heads, newer_text
+from insitu.segments.reader import TailReader, batch_heads
 from insitu.segments.recovery import recover_store
+from insitu.segments.stored import newer_text
 from insitu.vocabulary import Role
 
 __all__ = ["Forwarded", "Forwarder", "Unreachable"]

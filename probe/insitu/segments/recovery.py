@@ -36,9 +36,10 @@ from insitu.segments.layout import (
     remove,
     sync_folder,
 )
-from insitu.segments.reader import Damage, Placed, TailReader, key_of, newer_text, recent_keys
+from insitu.segments.reader import Damage, Placed, TailReader, key_of, recent_keys
 from insitu.segments.replacement import finish_replacements
 from insitu.segments.sealing import Remains, seal_copy, seal_in_place
+from insitu.segments.stored import newer_text
 
 _log = logging.getLogger("insitu")
 

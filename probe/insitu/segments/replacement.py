@@ -34,7 +34,7 @@ from insitu.segments.layout import (
     sync_folder,
     write_file,
 )
-from insitu.segments.reader import Stored
+from insitu.segments.stored import Stored
 from insitu.segments.whole import REPLACED_BEFORE, REPLACES, NotWhole, WholeSegment
 
 SCHEMA: Final = "insitu.replacing/1"

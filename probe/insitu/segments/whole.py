@@ -11,7 +11,8 @@ import pyarrow as pa
 from insitu.records import table_spec
 from insitu.segments import disk
 from insitu.segments.message import MAGIC, RECORD_BATCH, SCHEMA, Head, read_head
-from insitu.segments.reader import FIRST_MESSAGE, Stored, is_footer, is_known, newer_format, newer_text, stored_batch
+from insitu.segments.reader import FIRST_MESSAGE, is_footer
+from insitu.segments.stored import Stored, is_known, newer_format, newer_text, stored_batch
 
 REPLACES: Final = "insitu.replaces"
 """Schema metadata: numbers of the segments that this one was made of, with spaces between."""
