@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pytest
 from insitu.exporters.base import Batch
 from insitu.records import schema_of
 from insitu.segments.layout import Key
+from insitu.segments.message import PREFIX_BYTES, read_head
 from insitu.segments.reader import recent_keys
 from insitu.segments.shard import SegmentName, ShardWriter, TailReader
 
@@ -140,6 +143,25 @@ def test_a_file_that_is_read_piece_by_piece_gives_the_same_and_tells_the_same(
         assert [piece.body for piece in pieces] == [batch.body for batch in whole]
         assert reader.damage == told.damage
         assert reader.finished
+
+
+def test_what_is_behind_a_batch_of_a_wrong_length_is_found_piece_by_piece_too(
+    stored: dict[str, bytes], read: Read, tmp_path: Path
+) -> None:
+    changed = bytearray(stored["sealed"])
+    begin = ends_of(stored["sealed"], read)[0]
+    (metadata_bytes,) = struct.unpack_from("<i", changed, begin + 4)
+    head = read_head(memoryview(changed), begin)
+    assert head is not None
+    place = changed.index(struct.pack("<q", head.num_bytes - PREFIX_BYTES - metadata_bytes), begin)
+    changed[place] += 1
+    assert read_head(memoryview(changed), begin) == replace(head, num_bytes=head.num_bytes + 1)
+    whole, told = read(bytes(changed))
+    reader = TailReader(tmp_path, NAME)
+    pieces = [batch for _ in range(NUM_BATCHES) for batch in reader.read(final=True, max_bytes=700)]
+    reader.close()
+    assert [piece.body for piece in pieces] == [batch.body for batch in whole]
+    assert (reader.damage, reader.finished) == (told.damage, True)
 
 
 @pytest.mark.parametrize("seed", range(150))

@@ -183,7 +183,7 @@ class TailReader:
         assert isinstance(raw, bytes), "the view is over the bytes just read"
         place = raw.find(CONTINUATION, start)
         while place >= 0:
-            if place % 8 == 0 and self._is_good(data, place):
+            if (self._position + place) % 8 == 0 and self._is_good(data, place):
                 return place
             place = raw.find(CONTINUATION, place + 1)
         return None
