@@ -431,6 +431,26 @@ def test_a_batch_that_is_damaged_is_counted_and_what_follows_is_sent(store: Path
 # -- what a person sees ----------------------------------------------------------------------------------------------
 
 
+def test_a_receiver_of_traces_alone_is_sent_nothing_else_and_what_was_left_out_is_counted(
+    store: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank, writer = source(1), Writer(store)
+    writer.rows(rank, "sources", rank.row())
+    writer.rows(rank, "intervals", interval(0), interval(1))
+    writer.rows(rank, "events", {"t_ns": 7, "kind": "warmup_end", "step_id": -1, "text": ""})
+    writer.close()
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "None ")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    send(store, receiver.url)
+    assert (len(receiver.spans()), receiver.got("metrics"), receiver.got("logs")) == (2, [], [])
+    (cursor,) = json.loads(cursors(store, "--json"))["cursors"]
+    account = cursor["account"]
+    assert (cursor["rows"], account["sent"], account["left_out"]) == (0, {"traces": 2}, {"metrics": 1, "logs": 1})
+    assert account["dead"] == {}
+    assert "left out" in cursors(store)
+
+
 def test_cursors_say_what_waits_for_whom(store: Path, receiver: Receiver) -> None:
     rank, writer = source(1), Writer(store)
     writer.rows(rank, "sources", rank.row())

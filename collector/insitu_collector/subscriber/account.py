@@ -27,6 +27,8 @@ class Account:
     dead_by_reason: Counter[str] = field(default_factory=Counter)
     dead_dropped: int = 0
     """Items of dead letters that had to go, oldest first."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Items of signals that the receiver is not sent."""
     num_retried: int = 0
     num_split: int = 0
     rows: Counter[str] = field(default_factory=Counter)
@@ -67,6 +69,7 @@ class Account:
             "dead": dict(self.dead),
             "dead_by_reason": dict(self.dead_by_reason),
             "dead_dropped": self.dead_dropped,
+            "left_out": dict(self.left_out),
             "retried": self.num_retried,
             "split": self.num_split,
             "rows": dict(self.rows),
@@ -87,6 +90,7 @@ class Account:
             dead=Counter(found.get("dead", {})),
             dead_by_reason=Counter(found.get("dead_by_reason", {})),
             dead_dropped=int(found.get("dead_dropped", 0)),
+            left_out=Counter(found.get("left_out", {})),
             num_retried=int(found.get("retried", 0)),
             num_split=int(found.get("split", 0)),
             rows=Counter(found.get("rows", {})),

@@ -72,8 +72,9 @@ def _cursor_line(cursor: Mapping[str, Any]) -> str:
     if account is None:
         return text
     text += f"; {counts_text(account['sent'])} sent"
-    for what, counts in (("rejected", account["rejected"]), ("dead", account["dead"]), ("lost", account["rows"])):
-        if counts:
+    not_sent = {"rejected": "rejected", "dead": "dead", "lost": "rows", "left out": "left_out"}
+    for what, key in not_sent.items():
+        if counts := account.get(key):  # an account of an earlier version has no `left_out`
             text += f", {counts_text(counts)} {what}"
     if account["retried"]:
         text += f", {account['retried']} attempts failed"

@@ -53,11 +53,12 @@ class Delivery:
         wait: Wait,
         tell: Tell,
         give_up_s: float | None = None,
+        unwanted: frozenset[str] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """name: of the receiver, for people. give_up_s: how long it
-        may take nothing before `GaveUp`; None: for ever."""
+        """name: of the receiver, for people. give_up_s: how long it may take nothing before `GaveUp`; None: for ever.
+        unwanted: signals that it is not sent."""
         self._name = name
         self._end = end
         self._dead = dead
@@ -68,6 +69,7 @@ class Delivery:
         self.changed: Callable[[], None] = lambda: None
         """Called when the account's state changed."""
         self._give_up_s = give_up_s
+        self._unwanted = unwanted
         self._clock = clock
         self._jitter = jitter
         self._failing = ""
@@ -75,10 +77,13 @@ class Delivery:
         self._rejection = ""
 
     def deliver(self, payload: Payload) -> bool:
-        """Return once a request is settled: taken, or among the dead letters. False: asked to stop, it is not.
+        """Return once a request is settled: taken, left out, or among the dead letters. False: asked to stop first.
 
         Raises GaveUp.
         """
+        if payload.signal in self._unwanted:
+            self._account.left_out[payload.signal] += payload.num_items
+            return True
         parts = [payload]
         while parts:
             answer = self._settle(parts[-1])

@@ -14,7 +14,7 @@ from insitu_collector.subscriber.delivery import Delivery, Tell, Wait
 from insitu_collector.subscriber.ends import open_end
 from insitu_collector.subscriber.pace import Pace
 from insitu_collector.subscriber.subscriber import Lease, Subscriber
-from insitu_collector.subscriber.target import parse_target
+from insitu_collector.subscriber.target import parse_target, unwanted
 
 
 @contextmanager
@@ -38,6 +38,7 @@ def opened(
             wait=wait,
             tell=tell,
             give_up_s=give_up_s,
+            unwanted=unwanted(os.environ),
         )
         with Subscriber(store, to, cursor, account, delivery) as subscriber:
             delivery.changed = subscriber.save

@@ -145,12 +145,16 @@ def _delivery(store: Path, to: str, end: End, account: Account, bytes_per_s: int
     from insitu_collector.subscriber.dead import DeadLetters
     from insitu_collector.subscriber.delivery import Delivery
     from insitu_collector.subscriber.pace import Pace
+    from insitu_collector.subscriber.target import unwanted
 
     def tell(_: str, __: str) -> None:
         """The log has said it."""
 
     letters = DeadLetters(store, to)
-    return Delivery(to, end, letters, account, pace=Pace(bytes_per_s), wait=wait, tell=tell, give_up_s=GIVE_UP_S)
+    pace, left_out = Pace(bytes_per_s), unwanted(os.environ)
+    return Delivery(
+        to, end, letters, account, pace=pace, wait=wait, tell=tell, give_up_s=GIVE_UP_S, unwanted=left_out
+    )
 
 
 def _document(to: str, dry_run: bool, result: Replayed, account: Account) -> dict[str, Any]:

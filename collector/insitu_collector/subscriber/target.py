@@ -104,6 +104,12 @@ def way_of(signal: str, protocol: str, environment: Mapping[str, str]) -> Way:
     )
 
 
+def unwanted(environment: Mapping[str, str]) -> frozenset[str]:
+    """Return the signals that OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and OTEL_LOGS_EXPORTER set to `none`."""
+    told = {signal: environment.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip() for signal in SIGNALS}
+    return frozenset(signal for signal, exporter in told.items() if exporter.lower() == "none")
+
+
 def _shown(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.scheme else repr(url[:40])
