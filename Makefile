@@ -20,7 +20,7 @@ PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboa
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 PYTEST = $(BIN)/python -m pytest --section=$(@:test-%=%)
 
-.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e matrix soak fuzz check format bench bench-probe bench-collector bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
+.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e test-phoenix matrix soak fuzz check format bench bench-probe bench-collector bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
 
 help:
 	@echo "make demo | test | matrix | soak | fuzz | check | format | bench | recall | trials | clean | venv"
@@ -46,6 +46,10 @@ test-probe test-engine test-collector test-dashboard test-e2e: $(READY)
 matrix: $(READY)
 	@$(BIN)/python -m pytest -m "matrix and not soak and not e2e" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
 	@$(BIN)/python -m pytest -m "matrix and e2e and not soak" $(ARGS) || [ $$? = 5 ]
+
+# What docs/integrations.md says of Phoenix, asked of Phoenix.
+test-phoenix: $(READY) $(PHOENIX)/.ready
+	@$(BIN)/python -m pytest -m soak tests/e2e/test_client_trace.py $(ARGS)
 
 soak: $(READY)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
@@ -140,7 +144,7 @@ $(PEERS)/.ready: $(READY)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group peers && \
 	touch $@ || echo "==> they could not be installed: left out"
 
-# What `bench-collector` compares with: it brings versions of its own, and nothing of $(VENV) is seen from there.
+# What `bench-collector` compares with and `test-phoenix` asks: it brings versions of its own, and nothing of $(VENV) is seen from there.
 $(PHOENIX)/.ready: $(READY) pyproject.toml
 	@exec 1>&2; \
 	echo "==> Phoenix to compare with: setting up $(PHOENIX)"; \

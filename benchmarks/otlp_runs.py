@@ -5,14 +5,11 @@ Of what takes OTLP and can be installed from a Python package index, Phoenix is 
 
 from __future__ import annotations
 
-import os
-import socket
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -22,6 +19,7 @@ from collector_results import SpansResult
 from collector_rig import collecting
 from foreign import Foreign
 from overhead_rig import cpu_of
+from phoenix_rig import phoenix
 from workers import Worker, WorkerError
 
 from insitu_collector.store import open_store
@@ -32,7 +30,6 @@ SPANS: Final = 512
 """Of a request."""
 REQUESTS: Final = {INSITU: 2000, PHOENIX: 40}
 QUICK_REQUESTS: Final = {INSITU: 200, PHOENIX: 8}
-READY_S: Final = 120.0
 STORED_S: Final = 300.0
 
 
@@ -114,54 +111,11 @@ def _rows(store: Path) -> int:
 
 @contextmanager
 def _phoenix(python: Path, folder: Path) -> Iterator[Receiver]:
-    """Run Phoenix as its documentation has it: one process, a SQLite file in its working directory."""
-    if not python.exists():
-        raise FileNotFoundError(f"it is not installed ({python})")
-    folder.mkdir()
-    http, port = _free_port(), _free_port()
-    told = {"PHOENIX_WORKING_DIR": str(folder), "PHOENIX_PORT": str(http), "PHOENIX_GRPC_PORT": str(port)}
-    own = {"PHOENIX_HOST": "127.0.0.1", "PHOENIX_TELEMETRY_ENABLED": "false", "PYTHONPATH": ""}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [str(python), "-m", "phoenix.server.main", "serve"],
-            env={**os.environ, **told, **own},
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        _wait_listening(process, port, folder / "log")
-        database = folder / "phoenix.db"
-        yield Receiver(
-            PHOENIX, f"127.0.0.1:{port}", process.pid, lambda: _rows_in(database), durable_when_answered=False
-        )
-    finally:
-        process.terminate()
-        try:
-            process.wait(20.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with phoenix(python, folder) as running:
+        database = running.database
+        yield Receiver(PHOENIX, running.address, running.pid, lambda: _rows_in(database), durable_when_answered=False)
 
 
 def _rows_in(database: Path) -> int:
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30.0)) as connection:
         return int(connection.execute("select count(*) from spans").fetchone()[0])
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def _wait_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait until a port is answered. Raises ChildFailed, TimeoutError."""
-    pause, deadline = Event(), time.monotonic() + READY_S
-    while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-            return
-        if process.poll() is not None:
-            last = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise ChildFailed(f"it ended with status {process.returncode}: {' | '.join(last[-2:])}")
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"it did not listen within {READY_S:.0f} s")
-        pause.wait(0.1)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,10 +118,13 @@ class System:
 
 
 @contextmanager
-def running(folder: Path, serve: list[str], environment: dict[str, str] | None = None) -> Iterator[System]:
+def running(
+    folder: Path, serve: list[str], environment: dict[str, str] | None = None, collect_options: Sequence[str] = ()
+) -> Iterator[System]:
     """Run both until the block ends; afterwards `sources` holds every process's own account."""
     store = folder / "store"
-    collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", "0", "--judge"])
+    command = ["-m", "insitu", "collect", "--store", str(store), "--port", "0", "--judge", *collect_options]
+    collect = Process(command)
     to = collect.wait_for(r"collecting on (grpc://\S+)")[1]
     engine = Process([*serve, "--model", str(MODEL), "--port", "0", "--to", to], environment)
     system = System(store, "", [], to=to)

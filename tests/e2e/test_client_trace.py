@@ -1,0 +1,207 @@
+"""A client of the OpenTelemetry SDK asks a pipeline: its trace arrives at a backend together with what the ranks did for
+it, and leads on from an exemplar of its latency to the tensors in the store. The backend is a receiver in this process,
+and Arize Phoenix where that is installed (`make test-phoenix`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, Final
+
+import httpx
+import numpy as np
+import pytest
+from live_system import ROOT, running
+from otlp_kit import attributes
+from phoenix_rig import Phoenix, phoenix
+from target_kit import Receiver, grpc_target
+
+from insitu_collector.store import open_store
+
+pytestmark = pytest.mark.timeout(240)
+
+EXAMPLE: Final = ROOT / "examples/08_client_trace.py"
+PAGE: Final = ROOT / "docs/integrations.md"
+PHOENIX: Final = ROOT / ".venv-phoenix/bin/python"
+SERVE: Final = ["-m", "insitu", "serve", "--stages", "2"]
+NUM_PROMPTS: Final = 3
+NUM_TOKENS: Final = 4
+WAIT_S: Final = 90.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """One span, as a backend has it."""
+
+    trace: str
+    name: str
+    attributes: dict[str, Any]
+    steps: frozenset[int]
+    """That its events name."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client did, and the store it went into."""
+
+    traces: tuple[str, ...]
+    """One a prompt, as the client printed them."""
+    spans: list[Told]
+    """What the backend had in the end."""
+    store: Path
+
+
+def of_receiver(receiver: Receiver) -> list[Told]:
+    return [
+        Told(
+            span.trace_id.hex(),
+            span.name,
+            attributes(span) | {"links": {link.trace_id.hex() for link in span.links}},
+            frozenset(attributes(event)["insitu.step"] for event in span.events if event.attributes),
+        )
+        for span in receiver.spans()
+    ]
+
+
+def of_phoenix(backend: Phoenix) -> list[Told]:
+    """Ask Phoenix's API for all spans it has."""
+    found: list[Told] = []
+    cursor: dict[str, str] = {}
+    while True:
+        asked: dict[str, str] = {"limit": "1000", **cursor}
+        answer = httpx.get(f"{backend.url}/v1/projects/default/spans", params=asked, timeout=30)
+        if answer.status_code == 404:  # a project begins with its first span
+            return []
+        page = answer.raise_for_status().json()
+        for span in page["data"]:
+            steps = (event["attributes"].get("insitu.step") for event in span["events"])
+            named = frozenset(step for step in steps if step is not None)
+            found.append(Told(span["context"]["trace_id"], span["name"], span["attributes"], named))
+        if page["next_cursor"] is None:
+            return found
+        cursor = {"cursor": page["next_cursor"]}
+
+
+def of_trace(spans: Sequence[Told], trace: str) -> dict[str, Told]:
+    return {span.name: span for span in spans if span.trace == trace}
+
+
+def computed(spans: Sequence[Told], step: int) -> list[Told]:
+    return [span for span in spans if span.name == "insitu.compute" and span.attributes["insitu.step"] == step]
+
+
+def is_whole(spans: Sequence[Told], traces: Sequence[str]) -> bool:
+    """Return whether each trace has its client and its request, and each step that it names a span of both ranks."""
+    for trace in traces:
+        own = of_trace(spans, trace)
+        if not {"ask the model", "text_completion tiny-llama"} <= set(own):
+            return False
+        steps = own["text_completion tiny-llama"].steps
+        if not steps or any(
+            {span.attributes["insitu.rank"] for span in computed(spans, step)} != {0, 1} for step in steps
+        ):
+            return False
+    return True
+
+
+def asked(folder: Path, to: str, spans: Callable[[], list[Told]]) -> Asked:
+    """Run the example against a pipeline whose collector sends on to a backend, until the backend has all of it."""
+    with running(folder, SERVE, collect_options=["--otlp-to", to]) as system:
+        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": system.to.replace("grpc://", "http://")}
+        command = [sys.executable, str(EXAMPLE), "--url", system.url, "--max-tokens", str(NUM_TOKENS)]
+        done = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        traces = tuple(re.findall(r"^([0-9a-f]{32}) '", done.stdout, re.MULTILINE))
+        pause, deadline = Event(), time.monotonic() + WAIT_S
+        while not is_whole(found := spans(), traces) and time.monotonic() < deadline:
+            pause.wait(0.2)
+    return Asked(traces, found, system.store)
+
+
+@contextmanager
+def environment(**told: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith("OTEL_"):
+                patch.delenv(name)
+        for name, value in told.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def received(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    """What a receiver in this process got."""
+    with environment(), grpc_target() as receiver:
+        yield asked(tmp_path_factory.mktemp("received"), receiver.url, lambda: of_receiver(receiver))
+
+
+def check(found: Asked) -> None:
+    """Hold what arrived against what docs/otel.md promises."""
+    assert len(set(found.traces)) == NUM_PROMPTS
+    assert is_whole(found.spans, found.traces), found.spans
+    for trace in found.traces:
+        request = of_trace(found.spans, trace)["text_completion tiny-llama"]
+        assert request.attributes["gen_ai.operation.name"] == "text_completion"
+        assert request.attributes["gen_ai.request.model"] == "tiny-llama"
+        assert request.attributes["gen_ai.usage.output_tokens"] == NUM_TOKENS
+        for step in request.steps:
+            ranks = computed(found.spans, step)
+            assert len({span.trace for span in ranks}) == 1, "all ranks' spans of a step are one trace"
+            assert {(span.attributes["insitu.rank"], span.attributes["insitu.stage"]) for span in ranks} == {
+                (0, 0),
+                (1, 1),
+            }
+            assert all(span.attributes["insitu.num_traces"] >= 1 for span in ranks)
+
+
+def test_a_clients_trace_arrives_with_its_request_and_with_what_each_rank_did(received: Asked) -> None:
+    check(received)
+    for trace in received.traces:
+        for step in of_trace(received.spans, trace)["text_completion tiny-llama"].steps:
+            assert all(trace in span.attributes["links"] for span in computed(received.spans, step))
+
+
+def test_an_exemplar_of_the_clients_latency_leads_to_a_tensor(received: Asked, tmp_path: Path) -> None:
+    (query,) = re.findall(r"```python\n(# From an exemplar.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "insitu-store").symlink_to(received.store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        found: dict[str, Any] = {}
+        exec(query, found)
+    assert found["trace_id"] in received.traces
+    assert set(found["by_rank"].to_pydict()["rank"]) == {0, 1}
+    store = open_store(received.store)
+    captured = store.tensors(found["request"], "L3.resid_post")["L3.resid_post"]
+    assert found["tensor"].shape == (len(captured.positions), 192) and not captured.missing
+    assert np.isfinite(found["tensor"]).all()
+    (row,) = [
+        row for row in store.table("requests").to_pylist() if row["request"] == found["request"] and row["event"] == 0
+    ]
+    assert row["trace_id"] == found["trace_id"]
+    assert found["steps"]["step_id"].to_pylist() == sorted(
+        {row["step_id"] for row in store.captures(request=found["request"], site="L3.resid_post").to_pylist()}
+    )
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not PHOENIX.exists(), reason="Phoenix is not installed; `make test-phoenix` installs it")
+def test_phoenix_has_the_same_and_drops_links(tmp_path: Path) -> None:
+    with (
+        environment(OTEL_METRICS_EXPORTER="none", OTEL_LOGS_EXPORTER="none"),
+        phoenix(PHOENIX, tmp_path / "px") as backend,
+    ):
+        found = asked(tmp_path, f"grpc://{backend.address}", lambda: of_phoenix(backend))
+        check(found)
+        assert not any("link" in name for span in found.spans for name in span.attributes), (
+            "so docs/integrations.md says"
+        )
