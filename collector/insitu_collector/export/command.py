@@ -11,6 +11,7 @@ import click
 
 from insitu.cli import ExitCode
 from insitu.records import TABLES
+from insitu_collector.export.captured import ARRAYS, missing_of, write_arrays
 from insitu_collector.export.outputs import whole
 from insitu_collector.opening import opened
 from insitu_collector.rows.selection import TIMED, NothingFound, Selection, as_time, select, time_of
@@ -24,6 +25,7 @@ TRACES: Final = {"perfetto": ".pftrace", "chrome": ".json"}
 """Formats that hold one trace, and how its file is called."""
 FILES: Final = ("csv", "arrow", "parquet")
 """Formats that hold a file a table."""
+FORMATS: Final = (*TRACES, *FILES, *ARRAYS)
 EASY_SLICES: Final = 200_000
 """Perfetto's page is at ease with this many slices."""
 
@@ -37,7 +39,7 @@ class Exported:
     out: Path
     window_unix_ns: tuple[int | None, int | None]
     files: list[dict[str, Any]] = field(default_factory=list)
-    """`path`, `bytes`, and of tables `table` and `rows`, of traces `slices` and `flows`."""
+    """`path`, `bytes`, and of tables `table` and `rows`, of traces `slices` and `flows`, of arrays `arrays`."""
     notes: list[str] = field(default_factory=list)
     missing: dict[str, int] = field(default_factory=dict)
     """Rows of the run that are known to be missing, by reason."""
@@ -96,6 +98,21 @@ def export_tables(chosen: Selection, to: str, out: Path, tables: list[str], *, f
     return _exported(chosen, to, out, files, [])
 
 
+def export_arrays(
+    chosen: Selection, to: str, out: Path, request: str, site: str = "*", *, force: bool = False
+) -> Exported:
+    """Write the captured rows of a request (`safetensors` or `npz`) to a file, an array a site.
+
+    Raises NothingFound without any such row, ValueError for what cannot be written, and as `export_trace` does.
+    """
+    found = chosen.store.tensors(request, site, run=chosen.run, torch=to == "safetensors")
+    with whole(out, force=force) as part:
+        num_arrays = write_arrays(found, request, chosen.run, part, to)
+    told = [{"path": str(out), "bytes": out.stat().st_size, "arrays": num_arrays}]
+    missing, notes = missing_of(found)
+    return Exported(chosen.run, to, out, (None, None), told, notes, missing)
+
+
 def _exported(chosen: Selection, to: str, out: Path, files: list[dict[str, Any]], notes: list[str]) -> Exported:
     whole_run = chosen.whole()
     missing = missing_rows({"health": whole_run.rows("health")}, whole_run.rows("gaps"))
@@ -136,7 +153,8 @@ def _time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
 
 
 def _default_out(to: str, run: str) -> Path:
-    return Path(f"insitu-{run[:8]}{TRACES[to]}" if to in TRACES else f"insitu-{run[:8]}-{to}")
+    one_file = TRACES | ARRAYS
+    return Path(f"insitu-{run[:8]}{one_file[to]}" if to in one_file else f"insitu-{run[:8]}-{to}")
 
 
 def _say(found: Exported, store: str, as_json: bool) -> None:
@@ -149,7 +167,7 @@ def _say(found: Exported, store: str, as_json: bool) -> None:
     size = sum(told["bytes"] for told in found.files)
     what = ", ".join(
         f"{sum(told[name] for told in found.files):,} {name}"
-        for name in ("rows", "slices", "flows")
+        for name in ("rows", "slices", "flows", "arrays")
         if name in found.files[0]
     )
     click.echo(f"run {found.run}: {what}, {size / 1e6:.1f} MB.{of}", err=True)
@@ -162,9 +180,11 @@ def _say(found: Exported, store: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice((*TRACES, *FILES)), required=True, help="The format; docs/export.md has them.")
+@click.option("--to", type=click.Choice(FORMATS), required=True, help="The format; docs/export.md has them.")
 @click.option("--out", type=click.Path(path_type=Path), help="File, or folder of tables. [default: by run and format]")
 @click.option("--table", "tables", multiple=True, metavar="NAME", help="Only this table; may be repeated.")
+@click.option("--request", metavar="ID", help="Whose captured rows, for safetensors and npz.")
+@click.option("--site", default="*", metavar="GLOB", help="Of which sites. [default: all]")
 @click.option("--run", default="", metavar="HEX", help="The run whose name begins so. [default: the one begun last]")
 @click.option("--from", "begin", callback=_time, metavar="T", help="What ends before is left out.")
 @click.option("--until", "end", callback=_time, metavar="T", help="What begins then or later is left out.")
@@ -178,6 +198,8 @@ def export(
     to: str,
     out: Path | None,
     tables: tuple[str, ...],
+    request: str | None,
+    site: str,
     run: str,
     begin: int | None,
     end: int | None,
@@ -185,7 +207,7 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write a run of STORE, or a window of it, for Perfetto, Chrome, or as tables.
+    """Write a run of STORE, or a window of it, for Perfetto, Chrome, or as tables; or a request's captured rows.
 
     STORE is a folder, or grpc://HOST:PORT of a collector (docs/query.md).
     Times: 2026-01-31T13:00:00 (UTC, or with an offset), Unix seconds, or Unix nanoseconds as in JSON.
@@ -193,21 +215,31 @@ def export(
     \b
     insitu export ./insitu-store --to perfetto --out trace.pftrace
     insitu export ./insitu-store --to csv --table steps --table intervals --last 60 --json
+    insitu export ./insitu-store --to safetensors --request req-1 --site 'L*.resid_post' --out rows.safetensors
     """
     _check(to, tables, begin, last)
+    _check_request(to, request, site, (begin, end, last, *tables))
     with opened(store) as read:
         try:
             chosen = select(read, run, begin, end, last)
             where = out or _default_out(to, chosen.run)
             if to in TRACES:
                 found = export_trace(chosen, to, where, force=force)
+            elif request is not None:
+                found = export_arrays(chosen, to, where, request, site, force=force)
             else:
                 wanted = list(dict.fromkeys(tables)) or read.tables()
                 found = export_tables(chosen, to, where, wanted, force=force)
         except (ConnectionError, TimeoutError):
             raise  # of the collector, not of the output
-        except (NothingFound, OSError) as error:
+        except (NothingFound, ValueError, OSError) as error:
             raise click.ClickException(_one_line(error)) from None
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in ("torch", "safetensors"):
+                raise
+            line = f"--to {to} needs {package}: pip install 'insitu[engine]', or --to npz"
+            raise click.ClickException(line) from None
     _say(found, read.name, as_json)
     if found.missing or read.num_damaged:
         ctx.exit(ExitCode.PARTIAL)
@@ -221,6 +253,15 @@ def _check(to: str, tables: tuple[str, ...], begin: int | None, last: float | No
     unknown = [name for name in tables if name not in TABLES]
     if unknown:
         raise click.UsageError(f"no table {unknown[0]!r}; the tables are {', '.join(TABLES)}")
+
+
+def _check_request(to: str, request: str | None, site: str, others: tuple[object, ...]) -> None:
+    if to not in ARRAYS and (request is not None or site != "*"):
+        raise click.UsageError(f"--request and --site go with {', '.join(ARRAYS)}")
+    if to in ARRAYS and request is None:
+        raise click.UsageError(f"--to {to} is of one request: say which with --request")
+    if to in ARRAYS and any(other is not None for other in others):
+        raise click.UsageError("--table, --from, --until and --last go with traces and tables")
 
 
 def _one_line(error: Exception) -> str:

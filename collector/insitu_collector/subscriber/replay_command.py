@@ -152,9 +152,7 @@ def _delivery(store: Path, to: str, end: End, account: Account, bytes_per_s: int
 
     letters = DeadLetters(store, to)
     pace, left_out = Pace(bytes_per_s), unwanted(os.environ)
-    return Delivery(
-        to, end, letters, account, pace=pace, wait=wait, tell=tell, give_up_s=GIVE_UP_S, unwanted=left_out
-    )
+    return Delivery(to, end, letters, account, pace=pace, wait=wait, tell=tell, give_up_s=GIVE_UP_S, unwanted=left_out)
 
 
 def _document(to: str, dry_run: bool, result: Replayed, account: Account) -> dict[str, Any]:
