@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -98,6 +99,26 @@ def test_rows_that_were_dropped_make_the_export_partial(store: Path, tmp_path: P
     with safetensors.safe_open(out, "numpy") as file:
         assert json.loads(file.metadata()["missing"]) == {"L0.mlp_out": {"dropped": [0, 1, 2]}}
         assert file.get_tensor("L0.mlp_out.positions").tolist() == [3, 4]
+
+
+def test_what_the_page_says_to_paste_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path / "insitu-store")
+    recorder.write("sources", [source(7)])
+    recorder.write("sites", [site(7, 3, "L3.resid_post")])
+    recorder.write("steps", [step(7, 0, [entry("req-1", 0, POSITIONS)])])
+    recorder.write("captures", [capture(7, 0, 3, "req-1", n) for n in range(POSITIONS)])
+    recorder.close()
+    monkeypatch.chdir(tmp_path)
+    (_, _, part) = PAGE.read_text().partition("## What researchers take home")
+    exec(re.findall(r"```python\n(.*?)```", part, re.DOTALL)[0], {})
+    lines = re.findall(r"^insitu (export .*)$", part, re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        assert CliRunner().invoke(insitu, shlex.split(line)).exit_code == 0, line
+    whole = b"".join(value(3, 0, n).tobytes() for n in range(POSITIONS))
+    assert safetensors.torch.load_file("rows.safetensors")["L3.resid_post"].numpy().tobytes() == whole
+    with np.load("rows.npz") as arrays:
+        assert arrays["L3.resid_post"].tobytes() == whole
 
 
 def told() -> dict[str, tuple[str, str]]:
