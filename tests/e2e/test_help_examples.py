@@ -80,14 +80,16 @@ def test_each_help_has_two_examples_of_its_own(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that a probe in a small model wrote."""
+    """A store that a probe in a small model wrote, with rows of a request `req-1`."""
     store = tmp_path_factory.mktemp("recorded") / "insitu-store"
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    with insitu.attach(net, to=f"file://{store}") as session, torch.inference_mode():
-        for _ in range(50):
-            net(torch.randn(4, 8))
-        assert session.flush().pending == 0
+    rule = insitu.Rule(sites="*", requests="all")
+    with insitu.attach(net, to=f"file://{store}", rules=[rule]) as session, torch.inference_mode():
+        for number in range(50):
+            with session.step(rows=[insitu.Rows("req-1", start=0, count=4, position=4 * number)]):
+                net(torch.randn(4, 8))
+            assert session.flush().pending == 0
     return store
 
 

@@ -215,7 +215,7 @@ def export(
     \b
     insitu export ./insitu-store --to perfetto --out trace.pftrace
     insitu export ./insitu-store --to csv --table steps --table intervals --last 60 --json
-    insitu export ./insitu-store --to safetensors --request req-1 --site 'L*.resid_post' --out rows.safetensors
+    insitu export ./insitu-store --to safetensors --request req-1 --out r.safetensors
     """
     _check(to, tables, begin, last)
     _check_request(to, request, site, (begin, end, last, *tables))
