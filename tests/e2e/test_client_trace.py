@@ -162,14 +162,22 @@ def check(found: Asked) -> None:
                 (0, 0),
                 (1, 1),
             }
-            assert all(span.attributes["insitu.num_traces"] >= 1 for span in ranks)
 
 
 def test_a_clients_trace_arrives_with_its_request_and_with_what_each_rank_did(received: Asked) -> None:
     check(received)
+
+
+def test_from_a_store_that_is_whole_each_rank_links_to_the_requests_it_served(received: Asked) -> None:
+    with environment(), grpc_target() as receiver:
+        command = ["-m", "insitu", "subscribe", str(received.store), "--to", receiver.url, "--once"]
+        subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=120)
+        spans = of_receiver(receiver)
     for trace in received.traces:
-        for step in of_trace(received.spans, trace)["text_completion tiny-llama"].steps:
-            assert all(trace in span.attributes["links"] for span in computed(received.spans, step))
+        for step in of_trace(spans, trace)["text_completion tiny-llama"].steps:
+            ranks = computed(spans, step)
+            assert {span.attributes["insitu.rank"] for span in ranks} == {0, 1}
+            assert all(trace in span.attributes["links"] for span in ranks)
 
 
 def test_an_exemplar_of_the_clients_latency_leads_to_a_tensor(received: Asked, tmp_path: Path) -> None:
