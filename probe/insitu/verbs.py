@@ -9,7 +9,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from insitu.arguments import rules_of, source_of
 from insitu.config import Config, Origin, is_on, load
@@ -24,6 +24,7 @@ from insitu.vocabulary import Role
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.distributed.pipelining import PipelineStage
 
     from insitu.identity import Source
 
@@ -120,13 +121,13 @@ def start(
 
 
 def attach(
-    model: nn.Module,
+    model: nn.Module | PipelineStage,
     *,
     to: str | Exporter | None = None,
     spool: str | None = None,
     rules: Sequence[Rule] = (),
     role: str = "rank",
-    rank: int = 0,
+    rank: int | None = None,
     stage: int = 0,
     model_name: str | None = None,
     max_rows: int | None = None,
@@ -138,10 +139,12 @@ def attach(
 ) -> Session:
     """Observe an existing model; every outermost forward is a step unless the caller opens `session.step(...)`.
 
-    model: any module; its outputs stay the same bits. to: one destination, a URL or an `Exporter`; INSITU_TO, or
+    model: any module, or a stage of torch.distributed.pipelining, which says its rank and stage; its outputs stay the
+    same bits. to: one destination, a URL or an `Exporter`; INSITU_TO, or
     file://./insitu-store, if not told. spool: a folder for what a collector that is away cannot take.
-    rules: what to take beside canaries (`Rule`). role, rank, stage: its place in the grid; model_name: its class if not
-    told. `source` sets further fields of `insitu.identity.Source` (`tp_rank`, `replica`).
+    rules: what to take beside canaries (`Rule`). role, rank, stage: its place in the grid; the rank is what
+    torch.distributed or its launcher says (RANK), 0 without one, if not told. model_name: its class if not told.
+    `source` sets further fields of `insitu.identity.Source` (`tp_rank`, `replica`).
     max_rows: most rows of one step whose per-row statistics and raw rows are kept (a slab's size follows from it);
     2048 if not told, here or in `insitu config show`.
     axes: site glob -> "tokens" | "samples" | "batch", where the default is wrong (`{"logits": "samples"}`).
@@ -158,13 +161,22 @@ def attach(
     if config.disabled:
         logger.warning("insitu: %s is set; the model stays untouched", _switch(config))
         return off()
+    from insitu.pipelining.stages import stage_of
+    from insitu.run.places import global_rank
     from insitu.taps.attaching import attach_with, check_model
 
-    check_model(model)
+    of_a_stage, module = stage_of(model), cast("nn.Module", model)
+    if of_a_stage is not None:
+        module, place = of_a_stage.module, of_a_stage.place
+        rank, stage, source = place["rank"], place["stage"], {"pp_rank": place["pp_rank"], **source}
+    check_model(module)
+    rank = (global_rank(os.environ) or 0) if rank is None else rank
     rules = rules_of(rules)
     source_of(role, rank=rank, stage=stage, **source)
     _give_way()
-    session, _ = attach_with(config, model, rules, role, name=model_name, rank=rank, stage=stage, **source)
+    session, _ = attach_with(config, module, rules, role, name=model_name, rank=rank, stage=stage, **source)
+    if of_a_stage is not None:
+        session.on_detach(of_a_stage.follow(session))
     return _remember(session)
 
 

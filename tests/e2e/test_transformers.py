@@ -57,12 +57,33 @@ def test_the_first_bad_layer_is_named(tmp_path: Path, model: Path, layer: int) -
     assert len(open_store(tmp_path).table("steps")) == 11
 
 
-@pytest.mark.parametrize("name", ["01_attach_plain.py", "02_attach_transformers.py"])
+@pytest.mark.parametrize(
+    "name", ["01_attach_plain.py", "02_attach_transformers.py", "05_generate.py", "06_generate_batch.py"]
+)
 def test_the_examples_run_as_shown(tmp_path: Path, model: Path, name: str) -> None:
     example = ROOT / "examples" / name
     done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "pending=0, dropped=0" in done.stdout
     document = stalls(tmp_path / "insitu-store")
+    if name.startswith("05"):
+        assert "'request': 'farmer'" in done.stdout
+    if name.startswith("06"):
+        assert "0 {" in done.stdout and "'req_0'" in done.stdout
     if name.startswith("02"):
         assert document["verdicts"][0]["site"] == "L5.mlp_out"
+
+
+def test_the_example_of_a_pipeline_runs_as_shown(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(ROOT / "examples" / "07_pipelining.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pending=0, dropped=0") == 2
+    steps = open_store(tmp_path / "insitu-store").table("steps")
+    assert len(steps) == 2 * (1 + 20 * 4)

@@ -227,7 +227,7 @@ def test_rules_come_from_a_file_and_then_from_the_line(folder: Path, tmp_path: P
 @pytest.mark.usefixtures("_tap_of_10_us")
 def test_logits_of_sampled_tokens_alone_are_fewer(folder: Path) -> None:
     rule = rules_of("logits,requests=all")
-    every, sampled = (planned(folder, *TRAFFIC, *rule, *more) for more in ((), ("--axis", "logits=samples")))
+    every, sampled = (planned(folder, *TRAFFIC, *rule, *more) for more in (("--axis", "logits=tokens"), ()))
     sizes = [found["rules"][0]["step_bytes"] for found in (every, sampled)]
     assert sizes[0]["decode"] == sizes[1]["decode"]
     assert sizes[0]["prefill"] == PROMPT * sizes[1]["prefill"]

@@ -220,6 +220,7 @@ def test_a_name_that_is_none_is_told_those_there_are() -> None:
 
 ELSEWHERE: Final = {
     ("insitu.Session.collect", "TimeoutError"): "test_collecting.py",
+    ("insitu.Session.requests", "ValueError"): "test_transformers_generate.py",
     ("insitu.testing.check_exporter", "Broken"): "test_check_exporter.py",
     ("insitu.testing.check_exporter", "NotChecked"): "test_check_exporter.py",
     ("insitu.testing.check_architecture", "Broken"): "test_check_sites.py",

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from insitu.session.row_map import Rows
+from insitu.session.row_map import Rows, axis_in
 from insitu.slabs.harvest import Bools, Captures, Ints, Summaries
 
 PIECES: Final = 16
@@ -149,25 +149,25 @@ def whose(step: Ints, row: Ints, maps: Sequence[Sequence[Rows] | None], axis: st
 
     What `insitu.session.row_map.places` says of one step a row at a time, of many steps at once.
     """
-    of_samples = axis == "samples"
     entries = [
-        (index, entry)
+        (index, entry, of_samples)
         for index, rows in enumerate(maps)
+        for of_samples in [axis_in(rows or (), axis) == "samples"]
         for entry in rows or ()
         if (entry.sample_row >= 0 if of_samples else entry.count > 0)
     ]
     if not entries or not len(row):
         return pa.nulls(len(row), pa.utf8()), np.full(len(row), -1, np.int64)
-    of_step = np.array([index for index, _ in entries], np.int64)
-    first = np.array([entry.sample_row if of_samples else entry.start for _, entry in entries], np.int64)
-    count = np.array([1 if of_samples else entry.count for _, entry in entries], np.int64)
-    begin = np.array([entry.position + (entry.count - 1 if of_samples else 0) for _, entry in entries], np.int64)
+    of_step = np.array([index for index, _, _ in entries], np.int64)
+    first = np.array([each.sample_row if sampled else each.start for _, each, sampled in entries], np.int64)
+    count = np.array([1 if sampled else each.count for _, each, sampled in entries], np.int64)
+    begin = np.array([each.position + (each.count - 1 if sampled else 0) for _, each, sampled in entries], np.int64)
     span = int(max(first.max(), row.max())) + 1
     order = np.argsort(of_step * span + first, kind="stable")
     at = np.searchsorted((of_step * span + first)[order], step * span + row, side="right") - 1
     entry = order[np.maximum(at, 0)]
     inside = (at >= 0) & (of_step[entry] == step) & (row - first[entry] < count[entry])
-    requests = pa.array([entry.request for _, entry in entries], pa.utf8())
+    requests = pa.array([each.request for _, each, _ in entries], pa.utf8())
     return (
         requests.take(pa.array(entry, mask=~inside)),
         np.where(inside, begin[entry] + row - first[entry], -1),

@@ -168,7 +168,7 @@ class InForce:
             return None
         if not record.rows:
             return None if rule.wants((), record.phase) else []
-        found = rule.select(record.rows, self.plan.groups[at].axis, 0, record.phase)
+        found = rule.select(record.rows, record.axis_of(self.plan.groups[at].axis), 0, record.phase)
         most = self.plan.max_rows
         there = [place for place in found if place.row >= 0]
         fitting = [place for place in there if place.row < most][:most]

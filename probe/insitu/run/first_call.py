@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from insitu import verbs
+from insitu.run.module_hooks import arguments_of
 from insitu.taps.attaching import attach_with
 from insitu.taps.root import tap_root
 from insitu.vocabulary import Role
@@ -41,7 +42,7 @@ def attach_in_call(model: nn.Module, called: nn.Module, place: Place) -> Session
 def _make_first_step(model: nn.Module, session: Session, observer: Observer) -> None:
     """Let the call that is under way be a step: torch looked its forward up before it was ours."""
     with ExitStack() as entering:
-        entering.enter_context(session.step())
+        entering.enter_context(session.step_of(model, *arguments_of(model)))
         entering.enter_context(session.interval("compute"))
         step = entering.pop_all()
 

@@ -21,9 +21,12 @@ import torch
 from torch import nn
 
 from insitu.config import MODEL_VARIABLE
+from insitu.run.after_import import after_import
 from insitu.run.endings import close_in_workers, close_on_sigterm
-from insitu.run.module_hooks import callers, is_traced, tell_of_calls, tell_of_eval, unwrapped
+from insitu.run.module_hooks import callers, is_traced, tell_of_calls, tell_of_eval
 from insitu.run.places import Place, claim_replica, place_of
+from insitu.taps.wrappers import unwrapped
+from insitu.transformers.following import watch_calls
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -63,6 +66,7 @@ class ModelWatch:
 
     def start(self) -> None:
         """Watch from now on."""
+        after_import("transformers.generation.utils", self._on_transformers)
         self._unwatch_calls = tell_of_calls(self._on_call)
         self._unwatch_eval = tell_of_eval(self._on_eval)
         atexit.register(self._say_at_exit)
@@ -86,6 +90,15 @@ class ModelWatch:
             self._look(module)
         except Exception as error:
             self._give_up(error)
+
+    def _on_transformers(self) -> None:
+        """Know of calls of `generate` before the first is made: the first call of the model is inside of it."""
+        if self._is_over:
+            return
+        try:
+            watch_calls()
+        except Exception as error:
+            say(f"steps go on without row maps of transformers: {type(error).__name__}: {error}")
 
     def _on_eval(self, module: nn.Module) -> None:
         if self._is_over:

@@ -19,17 +19,6 @@ _HOOKS: Final = (
     "_global_forward_hooks",
 )
 """Where torch keeps hooks of all modules."""
-_WRAPPERS: Final = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
-"""Modules that only call another, which is meant: by class, where they keep it."""
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module that wrappers of torch (compiled, data-parallel) call in the end."""
-    while (name := _WRAPPERS.get(type(module).__name__)) is not None and isinstance(
-        inner := getattr(module, name, None), nn.Module
-    ):
-        module = inner
-    return module
 
 
 def callers(module: nn.Module) -> Iterator[nn.Module]:
@@ -40,6 +29,17 @@ def callers(module: nn.Module) -> Iterator[nn.Module]:
         if frame.f_code is call and (caller := frame.f_locals["self"]) is not module:
             yield caller
         frame = frame.f_back
+
+
+def arguments_of(module: nn.Module) -> tuple[Any, Any]:
+    """Return what the module was called with, in whose call this thread is: (args, kwargs); nothing outside of one."""
+    call = nn.Module._call_impl.__code__
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is call and frame.f_locals["self"] is module:
+            return frame.f_locals["args"], frame.f_locals["kwargs"]
+        frame = frame.f_back
+    return (), {}
 
 
 def is_traced() -> bool:

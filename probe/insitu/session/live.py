@@ -32,7 +32,9 @@ from insitu.session.accounts import Coverage, FlushReport, Stats, coverage_of, s
 from insitu.session.gc_pauses import GcPauses
 from insitu.session.intervals import Interval, Recorder
 from insitu.session.open_step import Step
+from insitu.session.request_names import Named, check_names, naming
 from insitu.session.row_map import Rows, check_rows, whole
+from insitu.session.stated import Stated
 from insitu.session.step import StepRecord, phase_of
 from insitu.session.step_traces import StepTraces
 from insitu.session.trace_context import RequestContext
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("insitu")
 
+State = Callable[["torch.nn.Module", Sequence[Any], Mapping[str, Any]], Stated]
 _EVENTS: Final = Numbers(RequestEvent, "event of a request")
 
 
@@ -82,6 +85,10 @@ class Session:
         self._wait: Callable[[], None] | None = None
         """What a step waits for before it begins; only `collect` has it wait."""
         self._observer: Observer | None = None
+        self._state: State | None = None
+        """Who says what a forward computes, where somebody follows the model's calls."""
+        self.has_all_logits = False
+        """Whether a row map that says nothing of sampled rows means that each row of tokens has logits."""
         self._undo: list[Callable[[], None]] = []
         self._next_step = 0
         self._step_id = -1
@@ -195,11 +202,38 @@ class Session:
             self._next_step = max(self._next_step, step_id + 1)
         if num_rows is None and rows:
             num_rows = max(entry.start + entry.count for entry in rows)
-        samples = sum(entry.sample_row >= 0 for entry in rows) if rows else 0
+        samples = max((entry.sample_row for entry in rows), default=-1) + 1 if rows else 0
         record = StepRecord(
             step_id, mb, phase_of(phase, rows), time.monotonic_ns(), rows, num_rows, num_padded, samples
         )
+        record.has_all_logits = self.has_all_logits and bool(rows) and not samples
         return Step(self, record)
+
+    def step_stating(self, stated: Stated) -> Step:
+        """Return the context of a step of which somebody else says what it computes (stated). Raises nothing."""
+        if stated.rows is None:
+            return self.step()
+        step = self.step(rows=stated.rows, num_padded=stated.num_padded)
+        step.record.has_all_logits = stated.has_all_logits
+        return step
+
+    def step_of(self, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Step:
+        """Return the context of a forward, model(*args, **kwargs), that nobody opened a step for. Raises nothing."""
+        return self.step() if self._state is None else self.step_stating(self._state(model, args, kwargs))
+
+    def follow(self, state: State) -> None:
+        """Ask `state(model, args, kwargs)` what each forward computes that is a step by itself. It raises nothing."""
+        self._state = state
+
+    @contextmanager
+    def requests(self, names: Sequence[str], *, capture: bool = False) -> Iterator[None]:
+        """Let forwards in this block be of these requests, one a sequence of the batch, in order (`model.generate`).
+
+        capture: they opt in to rules with `requests="opt-in"`. For models of transformers (docs/integrations.md);
+        others state rows in `step`. Raises ValueError for what is no list of names.
+        """
+        with naming(Named(check_names(names), capture)):
+            yield
 
     @property
     def is_closed(self) -> bool:
@@ -390,6 +424,7 @@ class Session:
     def detach(self) -> None:
         """Undo every change to the model. The session goes on without it."""
         self._drain.notices.no_steps.stop()
+        self._state = None
         while self._undo:
             self._undo.pop()()
         if self._observer is not None:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class Step:
     """An open step; a context manager. It opens and closes what its session has, as nobody else may."""
 
-    __slots__ = ("_began_ns", "_record", "_session", "is_observed")
+    __slots__ = ("_began_ns", "_session", "is_observed", "record")
 
     def __init__(self, session: Session, record: StepRecord) -> None:
         self._session = session
-        self._record = record
+        self.record = record
         self._began_ns = 0
         self.is_observed = False
         """Inside the block: whether this is the session's open step; False where another thread's is."""
@@ -28,7 +28,7 @@ class Step:
     @property
     def step_id(self) -> int:
         """Its number."""
-        return self._record.step_id
+        return self.record.step_id
 
     def __enter__(self) -> Step:
         began = time.monotonic_ns()
@@ -43,18 +43,18 @@ class Step:
     ) -> None:
         self._finish()
         ended = time.monotonic_ns()
-        self._record.t1_ns = ended
+        self.record.t1_ns = ended
         if not self._end():
             return
         if kind is not None:
-            self._session._flight.note_exception(kind, self._record)
+            self._session._flight.note_exception(kind, self.record)
         inlet = self._session._inlet
         inlet.step_ns += ended - self._began_ns
         inlet.enter_ns += time.monotonic_ns() - ended
 
     def _begin(self) -> bool:
         """Open the step if none is; return whether it is observed. The gate makes sure of it, whoever calls when."""
-        session, record = self._session, self._record
+        session, record = self._session, self.record
         if session._wait is not None:
             session._wait()
         if not session._running:
@@ -80,7 +80,7 @@ class Step:
     def _finish(self) -> None:
         """Take what waits for the end of an open step: part of what the step costs, not of what is around it."""
         observer = self._session._observer
-        if observer is not None and self._session._open is self._record:
+        if observer is not None and self._session._open is self.record:
             try:
                 observer.finish()
             except Exception as error:
@@ -90,7 +90,7 @@ class Step:
     def _end(self) -> bool:
         """Close the step if it is open; return whether it was. One that was open at a fork is the parent's alone."""
         session = self._session
-        if session._open is not self._record:
+        if session._open is not self.record:
             return False
         try:
             self._hand_over()
@@ -101,7 +101,7 @@ class Step:
         return True
 
     def _hand_over(self) -> None:
-        session, record = self._session, self._record
+        session, record = self._session, self.record
         observer = session._observer
         if observer is not None:
             try:

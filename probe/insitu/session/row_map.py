@@ -76,6 +76,11 @@ class Place:
     position: int
 
 
+def axis_in(rows: Sequence[Rows], axis: str) -> str:
+    """Return the axis that a row map speaks of where a site has rows of `axis`: tokens, where it samples nothing."""
+    return "tokens" if axis == "samples" and all(entry.sample_row < 0 for entry in rows) else axis
+
+
 def places(rows: Sequence[Rows], axis: str, num_rows: int) -> Iterable[tuple[Rows | None, Place]]:
     """Yield every valid row of one axis with the entry of the row map it belongs to.
 
@@ -83,7 +88,7 @@ def places(rows: Sequence[Rows], axis: str, num_rows: int) -> Iterable[tuple[Row
     """
     if not rows:
         yield from ((None, Place(None, row, -1)) for row in range(num_rows))
-    elif axis == "samples":
+    elif axis_in(rows, axis) == "samples":
         for entry in rows:
             if entry.sample_row >= 0:
                 yield entry, Place(entry.request, entry.sample_row, entry.position + entry.count - 1)

@@ -36,7 +36,7 @@ class _SilentInterval(Interval):
 
 class _SilentStep(Step):
     def __init__(self, step_id: int) -> None:
-        self._record = StepRecord(step_id, 0, None, 0, None, None, 0, 0)
+        self.record = StepRecord(step_id, 0, None, 0, None, None, 0, 0)
         self.is_observed = False
 
     def __enter__(self) -> Step:
@@ -54,6 +54,7 @@ class SilentSession(Session):
     def __init__(self) -> None:
         self._interval = _SilentInterval(Recorder(capacity=1), 0, -1, -1, -1, 0)
         self._next_step = 0
+        self.has_all_logits = False
 
     def step(
         self,

@@ -27,6 +27,7 @@ class StepRecord:
     """Valid rows; None: all the model saw (a step without a row map)."""
     num_padded: int
     num_samples: int
+    """Valid rows of the samples axis."""
     variant: Variant = Variant.QUIET
     slab: int | None = None
     """Place in the ring of slabs; None: there was no free one."""
@@ -56,6 +57,8 @@ class StepRecord:
     """Sites whose statistics are taken instead."""
     num_left_out: int = 0
     """Rows that a rule's byte budget left out."""
+    has_all_logits: bool = False
+    """Whether each row of tokens is one of the samples axis too, which the row map then says nothing of by itself."""
     in_force: Any = None
     """The rules it began with (`insitu.rules.in_force.InForce`)."""
     num_unmeasured: int = 0
@@ -82,6 +85,10 @@ class StepRecord:
     """Which statistics of other packages are taken in it (`insitu.statistics.plugged`)."""
     mark: Any = None
     """Of the clock that times steps (`insitu.overhead.step_costs`)."""
+
+    def axis_of(self, axis: str) -> str:
+        """Return the axis whose rows a site of `axis` has in it."""
+        return "tokens" if axis == "samples" and self.has_all_logits else axis
 
     @property
     def is_finished(self) -> bool:

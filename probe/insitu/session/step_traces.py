@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Final, Protocol
 
 from insitu.guard import Guard
-from insitu.session.row_map import Rows
+from insitu.session.row_map import Rows, axis_in
 from insitu.session.step import StepRecord
 from insitu.session.trace_context import RequestContext, request_context
 
@@ -31,6 +31,7 @@ class Served:
 
     def of_row(self, row: int, axis: str) -> RequestContext | None:
         """Return the trace of the request that a row on a site's axis belongs to, or None."""
+        axis = axis_in(self.rows, axis)
         for entry in self.rows:
             start, count = (entry.sample_row, 1) if axis == "samples" else (entry.start, entry.count)
             if start <= row < start + count:

@@ -14,6 +14,7 @@ from insitu.site_plugins import plugged_sites
 from insitu.sites.named import NamedSites, alike_stacks, can_be_called, config_of, dtype_of, shard_of, stacks_of
 from insitu.sites.paths import modules_of
 from insitu.sites.site import BY_PATH, Site, SiteError, is_named
+from insitu.transformers.models import axes_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +83,7 @@ class Catalogue:
 
 def catalogue(model: nn.Module, axes: Mapping[str, str] | None = None) -> Catalogue:
     """Return every site of a model. axes: site glob -> "tokens" | "samples" | "batch", where the default is wrong."""
+    axes = {**(axes or {}), **{name: axis for name, axis in axes_of(model).items() if name not in (axes or {})}}
     modules = modules_of(model)
     named = (
         NamedSites.of(model, modules, stacks_of(modules))
@@ -90,7 +92,7 @@ def catalogue(model: nn.Module, axes: Mapping[str, str] | None = None) -> Catalo
     )
     absent = {} if named is None else named.absent
     found = list(_by_path(model, modules)) if named is None else named.sites
-    sites = _numbered([_with_axis(site, axes or {}) for site in _with_boundary(found)])
+    sites = _numbered([_with_axis(site, axes) for site in _with_boundary(found)])
     taken = {site.module for site in sites}
     paths = {fqn: module for fqn, module in modules.items() if fqn and fqn not in taken}
     absent |= {
@@ -100,7 +102,7 @@ def catalogue(model: nn.Module, axes: Mapping[str, str] | None = None) -> Catalo
     }
     config = config_of(model)
     others = {
-        fqn: _with_axis(_of_module(fqn, dtype_of(module, model), config), axes or {})
+        fqn: _with_axis(_of_module(fqn, dtype_of(module, model), config), axes)
         for fqn, module in paths.items()
         if can_be_called(module)
     }

@@ -1,4 +1,4 @@
-"""Paths of modules, the same whether `torch.compile` wrapped parts of a model or not. Pure; imports no torch."""
+"""Paths of modules, the same whether torch wrapped parts of a model (compiled, sharded) or not. Pure; no torch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from torch import nn
 
-_WRAPPER: Final = "_orig_mod"
-"""Where `torch.compile(module)` keeps what it was given: a step of every path into it."""
+_WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Where `torch.compile(module)`, FSDP and checkpointing keep what they were given: a step of every path into it."""
 
 
 def path_of(fqn: str) -> str:
-    """Return the path of a module as it was before parts of its model were wrapped by `torch.compile`."""
-    return fqn if _WRAPPER not in fqn else ".".join(step for step in fqn.split(".") if step != _WRAPPER)
+    """Return the path of a module as it was before parts of its model were wrapped."""
+    steps = fqn.split(".")
+    return fqn if _WRAPPERS.isdisjoint(steps) else ".".join(step for step in steps if step not in _WRAPPERS)
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return path -> module, without wrappers of `torch.compile`."""
+    """Return path -> module, without torch's wrappers."""
     return {path_of(fqn): module for fqn, module in model.named_modules()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_exporting
 
 from insitu.arguments import source_of
 from insitu.config import Config
@@ -18,19 +19,23 @@ from insitu.session.live import Session
 from insitu.sites.site import is_named
 from insitu.slabs.slab import Plan
 from insitu.taps.compiled import Graphs
-from insitu.taps.compilers import leave_out, look_again, put_aside, uncompiled
+from insitu.taps.compilers import leave_out, look_again, put_aside
 from insitu.taps.eager import is_traced
 from insitu.taps.forwards import forward_of, give_forward, is_observed
 from insitu.taps.observer import Observer
 from insitu.taps.root import tap_root
+from insitu.taps.wrappers import check_exported, unwrapped
+from insitu.transformers.following import follow
+from insitu.transformers.models import can_generate
 
 logger = logging.getLogger("insitu")
 
 
 def check_model(model: Any) -> None:
-    """Raise ValueError, one line, for what is no module."""
+    """Raise ValueError, one line, for what is no module, and for one of which no module would be called."""
     if isinstance(model, type):
         raise ValueError(f"{model.__name__} is a class; attach to one made of it, or decorate it: @insitu.observe")
+    check_exported(model)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{model!r:.80} is no model; attach to a torch.nn.Module")
 
@@ -42,7 +47,7 @@ def attach_with(
 
     Raises what `insitu.attach` does; the model is then as it was.
     """
-    wrapper, model = model, uncompiled(model)
+    wrapper, model = model, unwrapped(model)
     if is_observed(model):
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
     flight, run = config.flight, source.get("run") or current_run()
@@ -64,6 +69,8 @@ def attach_with(
         observer.taps.remove()
         raise
     session.observe_with(observer, model)
+    if can_generate(model):
+        follow(session, model, is_axis_given="samples" in (config.axes or {}).values())
     session.on_detach(lambda: look_again(wrapper))
     try:
         session.on_detach(_enter_forward(model, session, observer))
@@ -90,7 +97,7 @@ def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Ca
     graphs, on_cuda = Graphs(type(model), inner, session, observer), observer.device.type == "cuda"
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if is_traced():  # inside of another graph, which has no place where a step could begin
+        if is_traced() or is_exporting():  # inside of another graph, which has no place where a step could begin
             return inner(self, *args, **kwargs)
         compiler = put_aside(None)
         if compiler is not None:
@@ -99,7 +106,7 @@ def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Ca
             return graphs.capture(self, args, kwargs)
         if session.in_step:
             return compute(self, *args, **kwargs)
-        with session.step() as step:
+        with session.step_of(self, args, kwargs) as step:
             if step.is_observed:
                 return compute(self, *args, **kwargs)
             return inner(self, *args, **kwargs)

@@ -95,7 +95,7 @@ class Graphs:
         try:
             if session.in_step:
                 return self._compute(compiler, module, args, kwargs)
-            with session.step() as step:
+            with session.step_of(module, args, kwargs) as step:
                 if step.is_observed:
                     return self._compute(compiler, module, args, kwargs)
                 return self._call(compiler, module, args, kwargs)

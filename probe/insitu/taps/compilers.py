@@ -34,13 +34,6 @@ def leave_out(code: CodeType) -> None:
     eval_frame.set_code_exec_strategy(code, frame(action.SKIP, action.DEFAULT))
 
 
-def uncompiled(module: nn.Module) -> nn.Module:
-    """Return the module that `torch.compile(module)` was given."""
-    while type(module).__name__ == "OptimizedModule":
-        module = module._orig_mod  # type: ignore[assignment]
-    return module
-
-
 def look_again(module: nn.Module) -> None:
     """Let a compiled module choose again where its compiler begins: that depends on the forward of what it wraps."""
     while type(module).__name__ == "OptimizedModule":

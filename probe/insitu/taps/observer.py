@@ -193,7 +193,7 @@ class Observer:
             self.plugged.choose(record, current)
         valid = current.num_valid
         valid["tokens"] = valid["batch"] = -1 if record.num_rows is None else record.num_rows
-        valid["samples"] = -1 if record.num_rows is None else record.num_samples
+        valid["samples"] = valid["tokens"] if record.has_all_logits or record.num_rows is None else record.num_samples
         current.is_fused = self.has_kernels and not current.learning
         if self.device.type != "cpu" or current.is_fused:  # other taps of the host read the same numbers from `current`
             self.write_control(record)
@@ -451,7 +451,9 @@ class Observer:
             reading = read_steps(self.slabs, seen)
             self.num_fired += reading.fired.sum(0)
             self.num_seen["all"] += len(seen)
-            self.num_seen["sampling"] += sum(record.rows is None or record.num_samples > 0 for record in seen)
+            self.num_seen["sampling"] += sum(
+                record.rows is None or record.has_all_logits or record.num_samples > 0 for record in seen
+            )
             summaries, held = summarise(reading, self.plan), list[Captures]()
             into.summaries.append(summaries)
             if self.plan.loads:
