@@ -77,7 +77,7 @@ def test_the_examples_run_as_shown(tmp_path: Path, model: Path, name: str) -> No
 def test_the_example_of_a_pipeline_runs_as_shown(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launch, str(ROOT / "examples" / "07_pipelining.py")],
+        [*launch, str(ROOT / "examples" / "09_pipelining.py")],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """Two stages of torch.distributed.pipelining, and how long the second waits for the first.
 
-torchrun --standalone --nproc-per-node 2 examples/07_pipelining.py && insitu stalls insitu-store
+torchrun --standalone --nproc-per-node 2 examples/09_pipelining.py && insitu stalls insitu-store
 """
 
 import torch
