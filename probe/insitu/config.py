@@ -290,6 +290,16 @@ SETTINGS: Final = (
         quotas_text,
         is_checked=True,
     ),
+    Setting("enabled", False, "vLLM is observed", is_on, "INSITU_ENABLED"),
+    Setting(
+        "vllm_rows",
+        None,
+        "vLLM: sites whose rows requests may ask for, like L*.resid_post,logits",
+        _names,
+        "INSITU_VLLM_ROWS",
+        "vllm_rows",
+        lambda names: None if names is None else list(names),
+    ),
     Setting("plugins_off", (), "plug-ins that are not loaded", _names, "INSITU_PLUGINS_OFF", "plugins_off", list),
 )
 ONLY_ARGUMENTS: Final = (
@@ -336,6 +346,9 @@ class Config:
     otlp_logs: str | None = None
     limits: IntakeLimits = field(default_factory=IntakeLimits)
     quotas: Quotas = field(default_factory=Quotas)
+    enabled: bool = False
+    vllm_rows: tuple[str, ...] | None = None
+    """None: what its mode allows."""
     plugins_off: tuple[str, ...] = ()
     """Names of entry points (`insitu plugins list`)."""
     origins: Mapping[str, Origin] = field(default_factory=dict)

@@ -117,7 +117,7 @@ def start(
     else:
         identity = source_of(role or Role.RANK, rank=rank, stage=stage or 0, model=model, **source)
         _give_way()
-    return _remember(_session(identity, config))
+    return remember(_session(identity, config))
 
 
 def attach(
@@ -177,12 +177,12 @@ def attach(
     session, _ = attach_with(config, module, rules, role, name=model_name, rank=rank, stage=stage, **source)
     if of_a_stage is not None:
         session.on_detach(of_a_stage.follow(session))
-    return _remember(session)
+    return remember(session)
 
 
 def take_unasked(session: Session) -> None:
     """Speak to a session that no code asked for, until code asks for one."""
-    _unasked.append(_remember(session))
+    _unasked.append(remember(session))
 
 
 def _heard() -> Session | None:
@@ -198,7 +198,8 @@ def _heard() -> Session | None:
     return last
 
 
-def _remember(session: Session) -> Session:
+def remember(session: Session) -> Session:
+    """Let `tap` and `interval` find a session; return it."""
     global _is_traced
     _sessions.append(weakref.ref(session, _sessions.remove))
     if "torch" in sys.modules:
@@ -274,7 +275,7 @@ def start_steps(
         return off()
     identity = source_of(role, rank=rank, stage=stage, **source)
     _give_way()
-    return _remember(_session(identity, config))
+    return remember(_session(identity, config))
 
 
 def _session(identity: Source, config: Config) -> Session:

@@ -62,6 +62,8 @@ class RuleChanges:
         self._calibrate = calibrate
         self.tell: Tell = lambda kind, text, step_id: None
         """Where to say that other rules are in force; the session gives it."""
+        self.fixed = ""
+        """Why these rules cannot change, where they cannot."""
         self._base = self._now = _Order(first, BY_ATTACH)
         self._temporary: _Order | None = None
         self._deadline_ns = 0
@@ -155,6 +157,8 @@ class RuleChanges:
 
         Rules that name no site here are no error: another rank may have it.
         """
+        if self.fixed:
+            raise RuleError(self.fixed)
         now = self._base.rules
         check_fit(rules, now.plan.max_rows)
         kept = [rule for rule in now.plan.rules if _is_fixed(rule)]

@@ -109,6 +109,11 @@ def catalogue(model: nn.Module, axes: Mapping[str, str] | None = None) -> Catalo
     return Catalogue(sites, others, absent)
 
 
+def of_sites(sites: Iterable[Site], absent: Mapping[str, str]) -> Catalogue:
+    """Return the catalogue of a model whose sites somebody else knows. sites: in order of execution."""
+    return Catalogue(_numbered(_with_boundary(sites)), {}, absent)
+
+
 def resolve(model: nn.Module, axes: Mapping[str, str] | None = None, globs: Sequence[str] = ()) -> tuple[Site, ...]:
     """Return the sites of a model that are tapped when rules name `globs`, in order of execution.
 

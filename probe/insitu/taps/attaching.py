@@ -16,6 +16,7 @@ from insitu.flight.settings import Flight
 from insitu.identity import current_run
 from insitu.rules.rule import Rule
 from insitu.session.live import Session
+from insitu.sites.catalogue import Catalogue
 from insitu.sites.site import is_named
 from insitu.slabs.slab import Plan
 from insitu.taps.compiled import Graphs
@@ -48,12 +49,41 @@ def attach_with(
     Raises what `insitu.attach` does; the model is then as it was.
     """
     wrapper, model = model, unwrapped(model)
+    session, observer = observed(config, model, rules, role, name=name, **source)
+    if can_generate(model):
+        follow(session, model, is_axis_given="samples" in (config.axes or {}).values())
+    session.on_detach(lambda: look_again(wrapper))
+    try:
+        session.on_detach(_enter_forward(model, session, observer))
+    except TypeError:
+        session.close()
+        raise ValueError(f"a {type(model).__name__} cannot be observed: its class allows no subclass") from None
+    look_again(wrapper)
+    _say_unheld(observer.plan, config.flight)
+    session.dump_on_signal()
+    return session, observer
+
+
+def observed(
+    config: Config,
+    model: nn.Module,
+    rules: Sequence[Rule],
+    role: str,
+    *,
+    name: str | None = None,
+    sites: Catalogue | None = None,
+    **source: Any,
+) -> tuple[Session, Observer]:
+    """Return a session with taps in the model, whose steps the caller opens himself. sites: where he knows them.
+
+    Raises what `insitu.attach` does; the model is then as it was.
+    """
     if is_observed(model):
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
     flight, run = config.flight, source.get("run") or current_run()
     armed = [flight.rule] if flight is not None and flight.rule is not None else []
     taken, budget, t0 = [*rules, *armed], config.overhead_budget, config.t0
-    observer = Observer(model, taken, config.max_rows, config.axes, run, budget, t0, config.fused_taps)
+    observer = Observer(model, taken, config.max_rows, config.axes, run, budget, t0, config.fused_taps, sites)
     identity = source_of(
         role,
         model=name or type(model).__name__,
@@ -69,17 +99,6 @@ def attach_with(
         observer.taps.remove()
         raise
     session.observe_with(observer, model)
-    if can_generate(model):
-        follow(session, model, is_axis_given="samples" in (config.axes or {}).values())
-    session.on_detach(lambda: look_again(wrapper))
-    try:
-        session.on_detach(_enter_forward(model, session, observer))
-    except TypeError:
-        session.close()
-        raise ValueError(f"a {type(model).__name__} cannot be observed: its class allows no subclass") from None
-    look_again(wrapper)
-    _say_unheld(observer.plan, flight)
-    session.dump_on_signal()
     return session, observer
 
 

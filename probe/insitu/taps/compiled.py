@@ -73,6 +73,14 @@ def _entry(
     return entry
 
 
+def count_untaken(record: StepRecord) -> None:
+    """Account for what a quiet graph does not take."""
+    record.num_unmeasured += len(record.due)
+    record.num_unplugged += len(record.plugged_due)
+    record.due = record.plugged_due = ()
+    record.sampled, record.variant = False, Variant.QUIET
+
+
 class Graphs:
     """Runs one model's forward when a compiler is at work."""
 
@@ -162,7 +170,7 @@ class Graphs:
         self._full.append((rules, self._quiet))
         record = self._observer.current.record
         if record is not None:
-            self._count_untaken(record)
+            count_untaken(record)
             if rules.row_slabs is not None:
                 rules.row_slabs.broken.update(dict.fromkeys(rules.row_slabs.forms, record.step_id))
         logger.warning("insitu: no full steps in a graph, by rules of version %d: %s", rules.version, error)
@@ -191,19 +199,12 @@ class Graphs:
         is_full = observer.current.full is not None or record.sampled
         entry = self._entry_of(record, is_full)
         if entry is self._quiet:
-            self._count_untaken(record)
+            count_untaken(record)
         elif record.row_slab is None and record.in_force.row_slabs is not None:  # it writes rows in any case
             record.in_force.aim_at_trash()
         if observer.device.type == "cpu":
             observer.write_control(record)
         return entry, observer.control.block, record
-
-    def _count_untaken(self, record: StepRecord) -> None:
-        """Account for what a quiet graph does not take."""
-        record.num_unmeasured += len(record.due)
-        record.num_unplugged += len(record.plugged_due)
-        record.due = record.plugged_due = ()
-        record.sampled, record.variant = False, Variant.QUIET
 
     def _entry_of(self, record: StepRecord, is_full: bool) -> Any:
         """Return the entry of a step. The first with new rules is full: a model that is warm has both variants."""

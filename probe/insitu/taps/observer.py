@@ -23,7 +23,7 @@ from insitu.rules.rule import Rule, check_fit
 from insitu.rules.sampling import is_sampled
 from insitu.session.step import StepRecord
 from insitu.sites import canaries
-from insitu.sites.catalogue import resolve
+from insitu.sites.catalogue import Catalogue, catalogue
 from insitu.sites.paths import compiled_parts, is_inside
 from insitu.sites.site import Site
 from insitu.slabs.harvest import Captures, Harvest, Seen, captured, loads_of, measured, read_steps, summarise
@@ -56,18 +56,21 @@ class Observer:
         budget: float = 1.0,
         t0: str = canaries.ALL,
         fused: bool = True,
+        sites: Catalogue | None = None,
     ) -> None:
         """run: 16 hex digits; with a step's id it decides whether the step is sampled.
 
         budget: share of step time that the probe may take. t0: of `canaries.TIERS`. fused: whether taps may be
-        kernels of one launch, where they can run (`insitu.taps.fused`).
+        kernels of one launch, where they can run (`insitu.taps.fused`). sites: of the model, where somebody else
+        knows them.
         """
         check_fit(rules, max_rows)
-        found = left_to_observe(model, resolve(model, axes, [rule.sites for rule in rules]))
-        sites = canaries.tapped(found, rules, t0)
+        known = sites or catalogue(model, axes)
+        found = left_to_observe(model, known.plan([rule.sites for rule in rules]))
+        tapped = canaries.tapped(found, rules, t0)
         held = chain(model.parameters(), model.buffers())
         self.device = next((each.device for each in held), torch.device("cpu"))
-        self.plan = Plan(sites, tuple(rules), max_rows)
+        self.plan = Plan(tapped, tuple(rules), max_rows)
         self._model = model
         self._run, self._has_routers = run, bool(self.plan.loads)
         self.current = Current()
@@ -76,11 +79,11 @@ class Observer:
         self.control = ControlBlock(self.device, self.plan.num_slabs)
         self._fused = fused_taps(self.plan, self.slabs, self.control) if fused else None
         self._drain_stream: torch.cuda.Stream | None = None
-        silent = self._without_canary = canaries.without_canary(sites, t0)
+        silent = self._without_canary = canaries.without_canary(tapped, t0)
         self.taps = Taps(self.plan, self.current, self.control.step_id, self.guard, silent, self._fused)
         self.in_force = InForce(self.plan, self.device)
         self.changes = RuleChanges(self.in_force, self._calibrate_beside)
-        self.plugged = plugged_statistics(sites, rules, self.device, run, self.control.step_id)
+        self.plugged = plugged_statistics(tapped, rules, self.device, run, self.control.step_id)
         self.num_fired = np.zeros(self.plan.num_sites, np.int64)
         self.num_steps = 0
         self.num_seen = {"all": 0, "sampling": 0}
@@ -287,6 +290,12 @@ class Observer:
         periods = self._periods_of(record)
         due = (sites for every, sites in periods.items() if is_sampled(self._run, step, every << doublings))
         return [site for sites in due for site in sites]
+
+    def learn(self, shapes: Mapping[int, tuple[int, torch.dtype]]) -> None:
+        """Know before the first step what sites return, site -> (width, dtype): its rows can be taken, too."""
+        for number, (width, dtype) in shapes.items():
+            self.taps.learn(number, width, dtype)
+        self._learned()
 
     def _learned(self) -> None:
         """After the first step: make room for rows now that widths are known, and measure the taps."""

@@ -1,0 +1,95 @@
+"""The session of one rank of vLLM: the sites of its model, which rows requests may ask for, what is not observed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+import insitu
+from insitu.rules.rule import matches
+from insitu.session.live import Session
+from insitu.taps.attaching import observed
+from insitu.verbs import remember, settings
+from insitu.vllm.compiled import OneGraph, put_into
+from insitu.vllm.hooks import NotThere, say
+from insitu.vllm.place import Place
+from insitu.vllm.sites import Stage, catalogue_of, names_of, stage_of
+from insitu.vllm.versions import CAPTURES, TENSORS, Limit
+from insitu.vocabulary import Role
+
+if TYPE_CHECKING:
+    from insitu.config import Config
+
+EAGER_ROWS: Final = ("L*.resid_post", "logits")
+"""Sites whose rows requests may ask for, where nobody says which. In a graph there is none: what is in it is paid for in
+every step."""
+
+
+def observe(worker: Any, place: Place, limits: Sequence[Limit]) -> tuple[Session, OneGraph | None, list[Limit]]:
+    """Start a rank's session; return it, its graph where the model is compiled, and all that is not observed."""
+    found = list(limits)
+    if not any(limit.what == TENSORS for limit in found):
+        try:
+            return _with_taps(worker, place)
+        except NotThere as error:
+            found.append(Limit(TENSORS, str(error)))
+    model = worker.model_runner.model
+    session = insitu.start(role=Role.RANK, model=_name(worker), param_bytes=_num_bytes(model), **place.fields)
+    return session, None, found
+
+
+def _with_taps(worker: Any, place: Place) -> tuple[Session, OneGraph | None, list[Limit]]:
+    """As `observe`, with taps. Raises NotThere where there can be none; the model is then as it was."""
+    model, config = worker.model_runner.model, worker.vllm_config
+    stage = stage_of(model)
+    if stage is None:
+        raise NotThere(f"nobody has verified where the sites of a {type(model).__name__} are")
+    graph = OneGraph.of(model, config)
+    asked = settings(max_rows=config.scheduler_config.max_num_batched_tokens)
+    globs = asked.vllm_rows if asked.vllm_rows is not None else () if graph else EAGER_ROWS
+    dtype = worker.model_config.dtype
+    sites = catalogue_of(stage, str(dtype).removeprefix("torch."), dict(model.named_modules()))
+    here = {site.name for site in sites.sites}
+    rules = _rules(globs, stage, here) if place.tp_rank == 0 else ()
+    session, observer = observed(
+        asked, model, rules, Role.RANK, name=_name(worker), sites=sites, **place.fields
+    )
+    hidden, vocabulary = worker.model_config.get_hidden_size(), worker.model_config.get_vocab_size()
+    shapes = {s.number: (vocabulary if s.name == "logits" else hidden, dtype) for s in observer.plan.sites}
+    observer.learn(shapes)
+    if graph is not None:
+        try:
+            put_into(graph, observer, config)
+        except NotThere:
+            session.close()
+            raise
+    remember(session)
+    limits = [Limit(CAPTURES, _why_no_rows(asked, graph))] if not globs else []
+    return session, graph, limits
+
+
+def _rules(globs: Sequence[str], stage: Stage, here: set[str]) -> Sequence[insitu.Rule]:
+    """Return the rules for rows that requests may ask for, of sites that this stage has."""
+    names = names_of(stage)
+    for glob in globs:
+        if not any(matches(glob, name, None) for name in names):
+            say("INSITU_VLLM_ROWS: no site of this model matches %r", glob)
+    return tuple(
+        insitu.Rule(sites=glob) for glob in globs if any(matches(glob, name, None) for name in here)
+    )
+
+
+def _why_no_rows(config: Config, graph: OneGraph | None) -> str:
+    if graph is None or config.vllm_rows is not None:
+        return "INSITU_VLLM_ROWS names no site"
+    return "vLLM compiles the model into one graph, where rows would cost every step; INSITU_VLLM_ROWS=L*.resid_post takes them"
+
+
+def _name(worker: Any) -> str:
+    return str(worker.model_config.model)
+
+
+def _num_bytes(model: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
