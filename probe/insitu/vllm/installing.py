@@ -61,8 +61,21 @@ def _watch_schedulers() -> None:
 
 
 def _observed(scheduler: Any) -> Any:
+    from vllm.v1.engine.core import EngineCore
+
     from insitu.vllm.scheduling import observed
 
+    def around(shutdown: Callable[..., Any]) -> Callable[..., Any]:
+        def close_and_shut_down(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                self.scheduler.insitu.close()
+            except Exception as error:
+                guard.contain(error)
+            return shutdown(self, *args, **kwargs)
+
+        return close_and_shut_down
+
+    wrap(EngineCore, "shutdown", (), around)  # it may be killed before its scheduler is told
     return observed(scheduler)
 
 

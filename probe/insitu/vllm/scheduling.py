@@ -166,10 +166,6 @@ def observed(scheduler: Any) -> Any:
             self._tell("preempted", request)
             return answer
 
-        def shutdown(self, *args: Any, **kwargs: Any) -> Any:
-            self._tell("close")
-            return super().shutdown(*args, **kwargs)
-
     Observed.__name__, Observed.__qualname__ = scheduler.__name__, scheduler.__qualname__
     Observed.__module__ = scheduler.__module__
     return Observed

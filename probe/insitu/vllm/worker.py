@@ -69,7 +69,9 @@ class RankWatch:
     def install(self) -> None:
         """Put this in front of what the worker runs."""
         worker, runner = self._worker, self._runner
-        wrap(worker, "compile_or_warm_up_model", (), self._around_warm_up)
+        self._host = self._session.interval("host").__enter__()
+        for warming in ("determine_available_memory", "compile_or_warm_up_model"):  # the first forward is in either
+            wrap(worker, warming, (), self._around_warm_up)
         wrap(worker, "execute_model", ("scheduler_output",), self._around_execute)
         wrap(worker, "sample_tokens", ("grammar_output",), self._around_sample)
         wrap(worker, "shutdown", (), self._around_shutdown)
@@ -81,14 +83,15 @@ class RankWatch:
     # -- what is put in front of vLLM's methods ------------------------------------------------------------------
 
     def _around_warm_up(self, warm_up: Callable[..., Any]) -> Callable[..., Any]:
-        def compile_or_warm_up_model(*args: Any, **kwargs: Any) -> Any:
-            self._tell(self._enter)
-            with self._session.interval("compile"):
-                done = warm_up(*args, **kwargs)
-            self._tell(self._wait_for, "idle", DRIVER)
-            return done
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._tell(self._end_wait)
+            try:
+                with self._session.interval("compile"):
+                    return warm_up(*args, **kwargs)
+            finally:
+                self._tell(self._wait_for, "idle", DRIVER)
 
-        return compile_or_warm_up_model
+        return watched
 
     def _around_execute(self, execute: Callable[..., Any]) -> Callable[..., Any]:
         def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -150,14 +153,10 @@ class RankWatch:
 
     # -- the rank's time -----------------------------------------------------------------------------------------
 
-    def _enter(self) -> None:
-        if self._host is None:
-            self._host = self._session.interval("host").__enter__()
-
-    def _wait_for(self, cls: str, peer: int) -> None:
+    def _wait_for(self, cls: str, peer: int, step_id: int = -1, mb: int = -1) -> None:
         """The worker goes back to its queue."""
         self._end_wait()
-        self._wait = self._session.interval(cls, step_id=self._step_id, mb=self._mb, peer=peer).__enter__()
+        self._wait = self._session.interval(cls, step_id=step_id, mb=mb, peer=peer).__enter__()
 
     def _end_wait(self) -> None:
         if self._wait is not None:
@@ -166,7 +165,6 @@ class RankWatch:
 
     def _begin(self, output: Any) -> None:
         """A step came out of the queue."""
-        self._enter()
         self._note_requests(output)
         if not output.total_num_scheduled_tokens:
             self._end_wait()
@@ -195,7 +193,7 @@ class RankWatch:
     def _executed(self, output: Any) -> None:
         self._close_step()
         if output.total_num_scheduled_tokens:
-            self._wait_for("recv_wait", DRIVER)
+            self._wait_for("recv_wait", DRIVER, self._step_id, self._mb)
         else:  # it says that requests are over; where others go on, the next step's stamp says so
             self._wait_for("idle", DRIVER)
 

@@ -1,0 +1,167 @@
+"""What tests of the plug-in for vLLM have in common: a run of it, what is in its store, and what transformers computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from insitu_collector.store import Store, open_store
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+MODEL: Final = ROOT / "examples" / "models" / "tiny-llama"
+NUM_LAYERS: Final = 8
+VOCABULARY: Final = 2048
+DEADLINE_S: Final = 280
+TOLERANCE: Final = 1e-4
+"""Largest difference of a value, as a share of the largest magnitude in its row, between two implementations."""
+
+
+def environment(to: str, **further: str) -> dict[str, str]:
+    """Return the environment of a vLLM on this host. Errors of the plug-in are contained in it, as with a user."""
+    cores = sorted(os.sched_getaffinity(0))
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "INSITU"))}
+    return {
+        **mine,
+        "INSITU_ENABLED": "1",
+        "INSITU_TO": to,
+        "VLLM_PLUGINS": "insitu",
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, cores[:2])),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        **further,
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one vLLM was asked and answered, and what insitu stored of it."""
+
+    folder: Path
+    log: str
+
+    @cached_property
+    def answered(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "out.json").read_text())
+        return found
+
+    @cached_property
+    def store(self) -> Store:
+        return open_store(str(self.folder / "store"))
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.store.table(table).to_pylist()
+        return found
+
+    @cached_property
+    def names(self) -> dict[str, dict[str, Any]]:
+        """vLLM's own name of a request -> it. vLLM adds something random to the name that it answers with."""
+        by_answer = {request["name"]: request for request in self.answered["requests"]}
+        stored = {row["request"] for row in self.rows("requests")}
+        return {name: by_answer[name.rpartition("-")[0]] for name in stored}
+
+    def said(self) -> list[str]:
+        """Return the lines that insitu wrote for people."""
+        return [line for line in self.log.splitlines() if "insitu: " in line]
+
+
+def ask(prompt: Sequence[int], max_tokens: int = 12, *, capture: bool = False) -> dict[str, Any]:
+    extra = {"insitu": "capture=rows"} if capture else None
+    return {"prompt": list(prompt), "max_tokens": max_tokens, "extra": extra}
+
+
+def prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(5, VOCABULARY, length).tolist() for length in lengths]
+
+
+def run_vllm(
+    python: str, folder: Path, engine: Mapping[str, Any], batches: Any, *, keys: bool = False, **variables: str
+) -> Run:
+    """Serve batches of requests in a process of its own, and wait for its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "plan.json"
+    base = {"model": str(MODEL), "dtype": "float32", "max_model_len": 256, "max_num_batched_tokens": 64}
+    plan.write_text(json.dumps({"engine": {**base, "max_num_seqs": 8, **engine}, "batches": batches, "keys": keys}))
+    with (folder / "log").open("w") as log:
+        done = subprocess.run(
+            [python, str(Path(__file__).with_name("vllm_runs.py")), str(plan), str(folder / "out.json")],
+            env=environment(f"file://{folder / 'store'}", **variables),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=DEADLINE_S,
+            cwd=folder,
+        )
+    text = (folder / "log").read_text()
+    assert done.returncode == 0, text[-4000:]
+    return Run(folder, text)
+
+
+class Reference:
+    """A plain transformers model run over the tokens of a request."""
+
+    def __init__(self, folder: Path = MODEL) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def of(self, tokens: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+        """Return the residual stream after each layer, and the logits, of every position."""
+        found: dict[str, NDArray[np.float32]] = {}
+        last: list[torch.Tensor] = []
+        hook = self._model.model.layers[-1].register_forward_hook(lambda *call: last.append(call[2]))
+        try:
+            with torch.inference_mode():
+                output = self._model(torch.tensor([list(tokens)]), output_hidden_states=True)
+        finally:
+            hook.remove()
+        for layer, state in enumerate(output.hidden_states[1:-1]):
+            found[f"L{layer}.resid_post"] = state[0].numpy()
+        after = last[0][0] if isinstance(last[0], tuple) else last[0]  # the last of those is normed
+        found[f"L{NUM_LAYERS - 1}.resid_post"] = after.reshape(-1, after.shape[-1]).numpy()
+        found["logits"] = output.logits[0].numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class Compared:
+    num_rows: int
+    difference: float
+
+
+def compare(run: Run, reference: Reference, sites: Sequence[str]) -> Compared:
+    """Hold the captured rows of every request that asked for them against transformers; each position once."""
+    num_rows, most = 0, 0.0
+    captures = run.store.captures(columns=["request", "site", "position", "shape", "data"]).to_pylist()
+    by_place: dict[tuple[str, str], dict[int, NDArray[np.float32]]] = {}
+    for row in captures:
+        place = by_place.setdefault((row["request"], row["site"]), {})
+        assert row["position"] not in place, f"{row['request']} has position {row['position']} of {row['site']} twice"
+        place[row["position"]] = np.frombuffer(row["data"], np.float32)
+    asked = {name: request for name, request in run.names.items() if request["extra"]}
+    assert {name for name, _ in by_place} == set(asked), "rows of other requests than asked for them"
+    for name, request in asked.items():
+        tokens = [*request["prompt"], *request["output"]][:-1]
+        expected = reference.of(tokens)
+        for site in sites:
+            found = by_place[name, site]
+            if site != "logits":
+                assert sorted(found) == list(range(len(tokens))), f"{name} misses positions of {site}"
+            for position, values in found.items():
+                wanted = expected[site][position]
+                most = max(most, float(np.abs(values - wanted).max() / np.abs(wanted).max()))
+            num_rows += len(found)
+    return Compared(num_rows, most)
