@@ -86,9 +86,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def collecting(store: Path, port: int) -> Iterator[Process]:
+def collecting(store: Path, port: int, *options: str) -> Iterator[Process]:
     """Run `insitu collect` until the block ends, unless the block has killed it."""
-    collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", str(port)])
+    collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", str(port), *options])
     try:
         collect.wait_for(r"collecting on (grpc://\S+)")
         yield collect

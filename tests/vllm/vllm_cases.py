@@ -29,7 +29,7 @@ TOLERANCE: Final = 1e-4
 def environment(to: str, **further: str) -> dict[str, str]:
     """Return the environment of a vLLM on this host. Errors of the plug-in are contained in it, as with a user."""
     cores = sorted(os.sched_getaffinity(0))
-    mine = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "INSITU"))}
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "INSITU", "VLLM"))}
     return {
         **mine,
         "INSITU_ENABLED": "1",
@@ -131,7 +131,7 @@ class Reference:
         for layer, state in enumerate(output.hidden_states[1:-1]):
             found[f"L{layer}.resid_post"] = state[0].numpy()
         after = last[0][0] if isinstance(last[0], tuple) else last[0]  # the last of those is normed
-        found[f"L{NUM_LAYERS - 1}.resid_post"] = after.reshape(-1, after.shape[-1]).numpy()
+        found[f"L{len(output.hidden_states) - 2}.resid_post"] = after.reshape(-1, after.shape[-1]).numpy()
         found["logits"] = output.logits[0].numpy()
         return found
 

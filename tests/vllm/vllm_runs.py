@@ -32,7 +32,7 @@ def main(plan_at: str, out_at: str) -> None:
     requests: list[dict[str, Any]] = []
     for batch in plan["batches"]:
         params = [
-            SamplingParams(temperature=0, max_tokens=each["max_tokens"], ignore_eos=True, extra_args=each["extra"])
+            SamplingParams(temperature=0, max_tokens=each["max_tokens"], ignore_eos=True, detokenize=False, extra_args=each["extra"])
             for each in batch
         ]
         answers = llm.generate([{"prompt_token_ids": each["prompt"]} for each in batch], params, use_tqdm=False)

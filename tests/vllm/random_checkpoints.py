@@ -1,0 +1,34 @@
+"""Small models of other architectures with random weights, whose heads two ranks can share; made by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+
+NUM_LAYERS: Final = 3
+SHAPE: Final = {
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+
+
+def make(architecture: str, folder: Path) -> Path:
+    """Write a model of "Llama", "Qwen2" or "Qwen3" into a folder, and return it."""
+    import transformers
+
+    config = getattr(transformers, f"{architecture}Config")(**SHAPE)
+    torch.manual_seed(3)
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    for weight in model.parameters():  # larger than at the beginning of training, so that the layers tell
+        weight.data.mul_(3) if weight.ndim > 1 else None
+    model.save_pretrained(folder)
+    return folder

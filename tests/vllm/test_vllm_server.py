@@ -1,0 +1,204 @@
+"""`vllm serve`, two stages, compiled, with a collector and a judge beside it: headers, traces, and a slow stage named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from live_system import collecting, free_port
+from vllm_cases import DEADLINE_S, MODEL, ROOT, environment, prompts
+
+from insitu_collector.store import Store, open_store
+
+pytestmark = pytest.mark.timeout(DEADLINE_S)
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+HEALTHY_S = 15.0
+SLOW_MS = 60
+
+
+@dataclass
+class Served:
+    """What a server answered, and what is in the store."""
+
+    store: Store
+    log: str
+    asked: dict[str, Any]
+    """The answer to the request that had headers."""
+    plain: dict[str, Any]
+    opted: dict[str, Any]
+    """The answer to the one that asked with `vllm_xargs`."""
+    failed: list[str]
+    """Of the traffic."""
+    verdict: Any = None
+
+
+def complete(url: str, prompt: list[int], max_tokens: int = 16, headers: Any = None, **fields: Any) -> dict[str, Any]:
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **fields}
+    answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120)
+    answer.raise_for_status()
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+@dataclass
+class Traffic:
+    """Clients that ask one after the other until told to stop."""
+
+    url: str
+    failed: list[str] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def _ask(self, number: int) -> None:
+        drawn = prompts([8 + 5 * number] * 4, seed=number)
+        turn = 0
+        while not self._over.is_set():
+            turn += 1
+            try:
+                complete(self.url, [number + 5, turn % 2000 + 5, *drawn[turn % 4]])
+            except httpx.HTTPError as error:
+                self.failed.append(repr(error))
+
+    @contextmanager
+    def running(self, num_clients: int) -> Iterator[None]:
+        clients = [threading.Thread(target=self._ask, args=(number,)) for number in range(num_clients)]
+        for client in clients:
+            client.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for client in clients:
+                client.join()
+
+
+def until(true: Callable[[], Any], within_s: float, every_s: float = 0.5) -> Any:
+    """Return what a condition gives once it is true."""
+    deadline = time.monotonic() + within_s
+    while not (found := true()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(every_s)
+    return found
+
+
+@pytest.fixture(scope="module")
+def served(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    folder = tmp_path_factory.mktemp("served")
+    store, marker, port = folder / "store", folder / "slow", free_port()
+    with collecting(store, port, "--judge"):
+        variables = environment(
+            f"grpc://127.0.0.1:{port}",
+            VLLM_ENABLE_V1_MULTIPROCESSING="1",
+            INSITU_VLLM_ROWS="L*.resid_post",
+            SLOW_WHILE=str(marker),
+            SLOW_MS=str(SLOW_MS),
+            OTEL_EXPORTER_OTLP_TRACES_INSECURE="true",
+            PYTHONPATH=f"{os.environ.get('PYTHONPATH', '')}:{ROOT / 'tests' / 'vllm'}",
+        )
+        url = f"http://127.0.0.1:{free_port()}"
+        told = folder / "log"
+        with told.open("w") as log:
+            server = subprocess.Popen(
+                [vllm_python, "-m", "vllm.entrypoints.cli.main", "serve", str(MODEL), "--served-model-name", "tiny"]
+                + ["--port", url.rpartition(":")[2], "--host", "127.0.0.1", "--dtype", "float32"]
+                + ["--pipeline-parallel-size", "2", "--max-model-len", "256", "--max-num-batched-tokens", "64"]
+                + ["--max-num-seqs", "8", "--no-enable-prefix-caching", "--worker-cls", "slow_worker.SlowWorker"]
+                + ["--otlp-traces-endpoint", f"http://127.0.0.1:{port}"],
+                env=variables,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+            )
+        try:
+            found = _use(server, url, store, marker)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+    found.log = told.read_text()
+    return found
+
+
+def _use(server: subprocess.Popen[bytes], url: str, store: Path, marker: Path) -> Served:
+    def is_healthy() -> bool:
+        assert server.poll() is None, "vllm serve has ended"
+        try:
+            return httpx.get(f"{url}/health", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    until(is_healthy, DEADLINE_S - 60)
+    prompt = prompts([20], seed=9)[0]
+    headers = {"insitu": "capture=rows", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+    asked = complete(url, prompt, headers=headers)
+    opted = complete(url, prompt, vllm_xargs={"insitu": "capture=rows"})
+    plain = complete(url, prompt)
+    traffic = Traffic(url)
+    with traffic.running(6):
+        threading.Event().wait(HEALTHY_S)  # what is healthy here has to be seen first
+        marker.touch()
+        verdict = until(lambda: _slow_stage(store), 60)
+    return Served(open_store(str(store)), "", asked, plain, opted, traffic.failed, verdict)
+
+
+def _slow_stage(store: Path) -> Any:
+    verdicts = open_store(str(store)).verdicts()
+    return next((verdict for verdict in verdicts if verdict.kind == "stage_limits"), None)
+
+
+def names(served: Served, answer: dict[str, Any]) -> set[str]:
+    """Return vLLM's own names of a request, by that in its answer."""
+    stored = set(served.store.table("requests")["request"].to_pylist())
+    return {name for name in stored if name.startswith(answer["id"])}
+
+
+def test_a_slow_stage_is_named_while_it_is_slow(served: Served) -> None:
+    assert served.verdict.on_stage == 1
+    assert served.verdict.text.startswith("stage 1 limits the pipeline")
+
+
+def test_no_request_failed(served: Served) -> None:
+    assert served.failed == []
+
+
+def test_a_request_asks_for_its_rows_by_header_and_by_argument(served: Served) -> None:
+    captured = set(served.store.captures(columns=["request"])["request"].to_pylist())
+    assert captured == names(served, served.asked) | names(served, served.opted)
+    assert len(captured) == 2
+    assert served.asked["choices"][0]["text"] == served.opted["choices"][0]["text"] == served.plain["choices"][0]["text"]
+
+
+def test_a_request_is_joined_with_the_span_of_vllm_by_its_trace(served: Served) -> None:
+    rows = [row for row in served.store.table("requests").to_pylist() if row["trace_id"] == TRACE]
+    assert {row["request"] for row in rows} == names(served, served.asked)
+    spans = served.store.table("spans").to_pylist()
+    assert any(_trace_of(span) == TRACE for span in spans), "vLLM's own span of that request is in the store"
+
+
+def _trace_of(span: dict[str, Any]) -> str:
+    trace = span["trace_id"]
+    return trace.hex() if isinstance(trace, bytes) else str(trace)
+
+
+def test_ranks_and_driver_are_one_run(served: Served) -> None:
+    sources = served.store.table("sources").to_pylist()
+    mine = [row for row in sources if row["role"] in ("rank", "driver") and row["model"]]
+    assert sorted((row["role"], row["rank"], row["stage"]) for row in mine) == [
+        ("driver", -1, -1),
+        ("rank", 0, 0),
+        ("rank", 1, 1),
+    ]
+    assert len({row["run"] for row in mine}) == 1
