@@ -22,10 +22,11 @@ SHAPE: Final = {
 
 
 def make(architecture: str, folder: Path) -> Path:
-    """Write a model of "Llama", "Qwen2" or "Qwen3" into a folder, and return it."""
+    """Write a model of "Qwen2", "Qwen3" or "OPT" into a folder, and return it."""
     import transformers
 
-    config = getattr(transformers, f"{architecture}Config")(**SHAPE)
+    further = {"ffn_dim": SHAPE["intermediate_size"], "word_embed_proj_dim": SHAPE["hidden_size"]}
+    config = getattr(transformers, f"{architecture}Config")(**SHAPE, **(further if architecture == "OPT" else {}))
     torch.manual_seed(3)
     model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     for weight in model.parameters():  # larger than at the beginning of training, so that the layers tell

@@ -13,12 +13,13 @@ from vllm.distributed import get_pp_group
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 
-class SlowWorker(CPUWorker):  # type: ignore[misc, no-any-unimported]
+class SlowWorker(CPUWorker):  # type: ignore[misc]
     def load_model(self, **kwargs: Any) -> None:
         super().load_model(**kwargs)
         if not get_pp_group().is_last_rank:
             return
-        inner, marker, slow_s = self.model_runner.model.forward, os.environ["SLOW_WHILE"], float(os.environ["SLOW_MS"]) / 1e3
+        inner, slow_s = self.model_runner.model.forward, float(os.environ["SLOW_MS"]) / 1e3
+        marker = os.environ["SLOW_WHILE"]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if os.path.exists(marker):

@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from vllm_cases import NUM_LAYERS, TOLERANCE, Reference, Run, ask, compare, prompts, run_vllm
+from vllm_cases import NUM_LAYERS, TOLERANCE, Engine, Reference, Run, ask, compare, prompts, run_vllm
 
 from insitu.vocabulary import IntervalClass, RequestEvent
 
@@ -21,7 +21,8 @@ def run(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     staggered = [ask(prompt, 6 + at % 9, capture=at % 8 != 3) for at, prompt in enumerate(prompts(LENGTHS))]
     long = prompts([200], seed=1)[0]
     batches = [staggered, [ask(long, 4)], [ask(long, 4, capture=False)]]
-    return run_vllm(vllm_python, tmp_path_factory.mktemp("one"), {"enforce_eager": True}, batches)
+    (found,) = run_vllm(vllm_python, tmp_path_factory.mktemp("one"), Engine("eager", batches, {"enforce_eager": True}))
+    return found
 
 
 def test_ten_thousand_rows_are_those_of_transformers(run: Run, reference: Reference) -> None:

@@ -1,11 +1,11 @@
-"""Two stages of vLLM, compiled: the ranks agree on steps, wait for each other by name, and show what the graph computed."""
+"""Two stages of vLLM, compiled: ranks agree on steps, wait for each other by name, show what a graph computed."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import pytest
-from vllm_cases import NUM_LAYERS, TOLERANCE, Reference, Run, ask, compare, prompts, run_vllm
+from vllm_cases import NUM_LAYERS, TOLERANCE, Engine, Reference, Run, ask, compare, prompts, run_vllm
 
 from insitu.vocabulary import IntervalClass
 
@@ -15,9 +15,10 @@ LENGTHS = (3, 5, 8, 13, 21, 34, 70, 90) * 2
 @pytest.fixture(scope="module")
 def run(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     batch = [ask(prompt, 6 + at % 9, capture=at % 4 != 1) for at, prompt in enumerate(prompts(LENGTHS))]
-    engine = {"pipeline_parallel_size": 2}
-    folder = tmp_path_factory.mktemp("two")
-    return run_vllm(vllm_python, folder, engine, [batch], keys=True, INSITU_VLLM_ROWS="L*.resid_post,logits")
+    rows = {"INSITU_VLLM_ROWS": "L*.resid_post,logits"}
+    engine = Engine("compiled", [batch], {"pipeline_parallel_size": 2}, rows, keys=True)
+    (found,) = run_vllm(vllm_python, tmp_path_factory.mktemp("two"), engine)
+    return found
 
 
 def test_rows_out_of_the_graph_are_those_of_transformers(run: Run, reference: Reference) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 from random_checkpoints import NUM_LAYERS, make
-from vllm_cases import TOLERANCE, Reference, Run, ask, compare, prompts, run_vllm
+from vllm_cases import TOLERANCE, Engine, Reference, Run, ask, compare, prompts, run_vllm
 
 from insitu.vocabulary import IntervalClass
 
@@ -25,8 +25,9 @@ def shared(vllm_python: str, tmp_path_factory: pytest.TempPathFactory, request: 
     folder = tmp_path_factory.mktemp("shards")
     model = make(request.param, folder / "model")
     batch = [ask(prompt, 5, capture=at % 2 == 0) for at, prompt in enumerate(prompts(LENGTHS))]
-    engine = {"model": str(model), "tensor_parallel_size": 2, "enforce_eager": True, "skip_tokenizer_init": True}
-    return Shared(run_vllm(vllm_python, folder, engine, [batch]), Reference(model))
+    options = {"model": str(model), "tensor_parallel_size": 2, "enforce_eager": True, "skip_tokenizer_init": True}
+    (found,) = run_vllm(vllm_python, folder, Engine("eager", [batch], options))
+    return Shared(found, Reference(model))
 
 
 def test_rows_are_those_of_transformers_and_one_rank_takes_them(shared: Shared) -> None:

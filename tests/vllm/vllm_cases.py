@@ -1,4 +1,4 @@
-"""What tests of the plug-in for vLLM have in common: a run of it, what is in its store, and what transformers computes."""
+"""What tests of the plug-in for vLLM have in common: runs of it, their stores, and what transformers computes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -47,20 +47,32 @@ def environment(to: str, **further: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """One engine to run."""
+
+    name: str
+    batches: Sequence[Sequence[dict[str, Any]]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of `vllm.LLM`, beside what all have."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    before: str = ""
+    """What is done to vLLM before it is made: a name of `vllm_runs.BEFORE`."""
+    keys: bool = False
+    """Whether to ask its workers for the keys of their compile cache."""
+
+
+@dataclass(frozen=True)
 class Run:
-    """What one vLLM was asked and answered, and what insitu stored of it."""
+    """What one engine was asked and answered, and what insitu stored of it."""
 
     folder: Path
+    """Its store."""
+    answered: dict[str, Any]
     log: str
 
     @cached_property
-    def answered(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "out.json").read_text())
-        return found
-
-    @cached_property
     def store(self) -> Store:
-        return open_store(str(self.folder / "store"))
+        return open_store(str(self.folder))
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.store.table(table).to_pylist()
@@ -75,7 +87,7 @@ class Run:
 
     def said(self) -> list[str]:
         """Return the lines that insitu wrote for people."""
-        return [line for line in self.log.splitlines() if "insitu: " in line]
+        return [line.removeprefix("insitu: ") for line in self.log.splitlines() if line.startswith("insitu: ")]
 
 
 def ask(prompt: Sequence[int], max_tokens: int = 12, *, capture: bool = False) -> dict[str, Any]:
@@ -88,18 +100,26 @@ def prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
     return [draw.integers(5, VOCABULARY, length).tolist() for length in lengths]
 
 
-def run_vllm(
-    python: str, folder: Path, engine: Mapping[str, Any], batches: Any, *, keys: bool = False, **variables: str
-) -> Run:
-    """Serve batches of requests in a process of its own, and wait for its end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = folder / "plan.json"
+def run_vllm(python: str, folder: Path, *engines: Engine) -> list[Run]:
+    """Run engines one after the other in a process of its own, each with a store of its own, and wait for its end."""
     base = {"model": str(MODEL), "dtype": "float32", "max_model_len": 256, "max_num_batched_tokens": 64}
-    plan.write_text(json.dumps({"engine": {**base, "max_num_seqs": 8, **engine}, "batches": batches, "keys": keys}))
+    base |= {"max_num_seqs": 8}
+    plans = [
+        {
+            "name": each.name,
+            "engine": {**base, **each.options},
+            "batches": each.batches,
+            "environment": {"INSITU_TO": f"file://{folder / each.name}", **each.variables},
+            "before": each.before,
+            "keys": each.keys,
+        }
+        for each in engines
+    ]
+    (folder / "plan.json").write_text(json.dumps(plans))
     with (folder / "log").open("w") as log:
         done = subprocess.run(
-            [python, str(Path(__file__).with_name("vllm_runs.py")), str(plan), str(folder / "out.json")],
-            env=environment(f"file://{folder / 'store'}", **variables),
+            [python, str(Path(__file__).with_name("vllm_runs.py")), "plan.json", "out.json"],
+            env=environment("file://nowhere"),
             stdout=log,
             stderr=subprocess.STDOUT,
             timeout=DEADLINE_S,
@@ -107,7 +127,9 @@ def run_vllm(
         )
     text = (folder / "log").read_text()
     assert done.returncode == 0, text[-4000:]
-    return Run(folder, text)
+    answered = json.loads((folder / "out.json").read_text())
+    logs = text.split("=== ")[1:]
+    return [Run(folder / e.name, found, log) for e, found, log in zip(engines, answered, logs, strict=True)]
 
 
 class Reference:
@@ -118,10 +140,19 @@ class Reference:
 
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
+    def continued(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
+        """Return what the model says next, the likeliest token each time."""
+        with torch.inference_mode():
+            found = self._model.generate(
+                torch.tensor([list(prompt)]), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None
+            )
+        tokens: list[int] = found[0, len(prompt) :].tolist()
+        return tokens
+
     def of(self, tokens: Sequence[int]) -> dict[str, NDArray[np.float32]]:
         """Return the residual stream after each layer, and the logits, of every position."""
         found: dict[str, NDArray[np.float32]] = {}
-        last: list[torch.Tensor] = []
+        last: list[Any] = []
         hook = self._model.model.layers[-1].register_forward_hook(lambda *call: last.append(call[2]))
         try:
             with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""How a name of vLLM is held on to: looked for, checked, wrapped once. What is not there is said, and stays as it is."""
+"""How a name of vLLM is held on to: looked for, checked, wrapped once. What is not there is said."""
 
 from __future__ import annotations
 
@@ -38,16 +38,26 @@ def wrap(owner: Any, name: str, parameters: Sequence[str], around: Wrap) -> None
     if getattr(found, _MARK, False):
         return
     taken = inspect.signature(found).parameters
-    if unknown := [each for each in parameters if each not in taken]:
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in taken.values())  # somebody's who passes on all of it
+    if unknown := [each for each in parameters if each not in taken and not takes_all]:
         raise NotThere(f"{where} of this vLLM takes no {', '.join(unknown)}")
     wrapped = around(found)
     setattr(wrapped, _MARK, True)
-    setattr(wrapped, "__wrapped__", found)
+    wrapped.__wrapped__ = found  # type: ignore[attr-defined]
     setattr(owner, name, wrapped)
 
 
-def stranger(found: Any) -> str | None:
-    """Return the package that has put itself in front of a function of vLLM; None where nobody has."""
+def stranger(owner: Any, name: str) -> str | None:
+    """Return the package that has put itself in front of a method of vLLM's own; None where nobody has.
+
+    A class of a user's own that overrides it is no stranger: vLLM was told to use it.
+    """
+    classes = [cls for cls in type(owner).__mro__ if cls.__module__.partition(".")[0] in OWN]
+    found = [vars(each)[name] for each in (owner, *classes) if name in vars(each)]
+    return next(filter(None, map(_stranger, found)), None)
+
+
+def _stranger(found: Any) -> str | None:
     while found is not None:
         function = getattr(found, "__func__", found)
         if not getattr(function, _MARK, False):

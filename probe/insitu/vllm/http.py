@@ -1,4 +1,4 @@
-"""The headers of a request to vLLM's server, handed on with its sampling parameters: `insitu`, `traceparent`, `baggage`."""
+"""The headers of a request to vLLM's server, handed on with its sampling parameters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Headers:
 
 
 def extra_of(headers: Any) -> dict[str, Any] | None:
-    """Return what goes into `extra_args`; None where the headers say nothing. headers: pairs of bytes, as ASGI has them."""
+    """Return what goes into `extra_args`, None for nothing. headers: pairs of bytes, as ASGI has them."""
     found: dict[str, Any] = {}
     trace: dict[str, str] = {}
     for name, value in headers:
@@ -44,21 +44,21 @@ def extra_of(headers: Any) -> dict[str, Any] | None:
 
 def read_headers() -> None:
     """Put the middleware into servers that this process builds. Raises NotThere."""
-    entry = sys.modules.get("vllm.entrypoints.launchers.api_server.entry")
-    if entry is None:  # this process is no server
+    app = sys.modules.get("vllm.entrypoints.launchers.app")
+    if app is None:  # this process is no server
         return
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    def around_build(build: Callable[..., Any]) -> Callable[..., Any]:
-        def build_app(*args: Any, **kwargs: Any) -> Any:
-            app = build(*args, **kwargs)
+    def around_middleware(init: Callable[..., Any]) -> Callable[..., Any]:
+        def init_entrypoints_middleware(args: Any, app: Any, *others: Any, **kwargs: Any) -> Any:
+            done = init(args, app, *others, **kwargs)
             try:
                 app.add_middleware(Headers)
             except Exception as error:
                 guard.contain(error)
-            return app
+            return done
 
-        return build_app
+        return init_entrypoints_middleware
 
     def around_add(add: Callable[..., Any]) -> Callable[..., Any]:
         async def add_request(self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +70,7 @@ def read_headers() -> None:
 
         return add_request
 
-    wrap(entry, "build_app", (), around_build)
+    wrap(app, "init_entrypoints_middleware", ("args", "app"), around_middleware)
     wrap(AsyncLLM, "add_request", ("request_id", "prompt", "params"), around_add)
 
 

@@ -98,7 +98,7 @@ def _watch_workers() -> None:
 
 def _watch_loading(worker: Any) -> None:
     """Watch a worker from when its model is there: neither compiled nor warm."""
-    other = stranger(worker.load_model)
+    other = stranger(worker, "load_model")
 
     def around(load_model: Callable[..., Any]) -> Callable[..., Any]:
         def load_and_watch(*args: Any, **kwargs: Any) -> Any:

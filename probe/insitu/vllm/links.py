@@ -23,7 +23,7 @@ class Neighbours:
 
         pipeline, tensor = parallel_state.get_pp_group(), parallel_state.get_tp_group()
         if pipeline.world_size > 1:
-            # Over shared memory both are done when they return; a send then waits until the peer has taken the last one.
+            # Over shared memory both are done when they return; a send waits until the peer has taken the last one.
             self._is_blocking = bool(getattr(pipeline, "use_cpu_custom_send_recv", False))
             self._try("waits for the stage before", pipeline, "irecv_tensor_dict", (), self._around_receive)
             self._try("sends to the next stage", pipeline, "isend_tensor_dict", ("tensor_dict",), self._around_send)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Collection, Sequence
+from typing import Any, Final
 
 import torch
 
@@ -13,30 +13,28 @@ from insitu.session.live import Session
 from insitu.taps.attaching import observed
 from insitu.verbs import remember, settings
 from insitu.vllm.compiled import OneGraph, put_into
-from insitu.vllm.hooks import NotThere, say
+from insitu.vllm.hooks import NotThere
 from insitu.vllm.place import Place
-from insitu.vllm.sites import Stage, catalogue_of, names_of, stage_of
+from insitu.vllm.sites import catalogue_of, names_of, stage_of
 from insitu.vllm.versions import CAPTURES, TENSORS, Limit
 from insitu.vocabulary import Role
 
-if TYPE_CHECKING:
-    from insitu.config import Config
-
 EAGER_ROWS: Final = ("L*.resid_post", "logits")
-"""Sites whose rows requests may ask for, where nobody says which. In a graph there is none: what is in it is paid for in
-every step."""
+"""Sites whose rows requests may ask for, where nobody says which. In a graph there is none: what is in it is paid for
+in every step."""
 
 
 def observe(worker: Any, place: Place, limits: Sequence[Limit]) -> tuple[Session, OneGraph | None, list[Limit]]:
     """Start a rank's session; return it, its graph where the model is compiled, and all that is not observed."""
     found = list(limits)
-    if not any(limit.what == TENSORS for limit in found):
+    if not found:
         try:
             return _with_taps(worker, place)
         except NotThere as error:
             found.append(Limit(TENSORS, str(error)))
     model = worker.model_runner.model
-    session = insitu.start(role=Role.RANK, model=_name(worker), param_bytes=_num_bytes(model), **place.fields)
+    fields: dict[str, Any] = place.fields
+    session = insitu.start(role=Role.RANK, model=_name(worker), param_bytes=_num_bytes(model), **fields)
     return session, None, found
 
 
@@ -52,10 +50,9 @@ def _with_taps(worker: Any, place: Place) -> tuple[Session, OneGraph | None, lis
     dtype = worker.model_config.dtype
     sites = catalogue_of(stage, str(dtype).removeprefix("torch."), dict(model.named_modules()))
     here = {site.name for site in sites.sites}
-    rules = _rules(globs, stage, here) if place.tp_rank == 0 else ()
-    session, observer = observed(
-        asked, model, rules, Role.RANK, name=_name(worker), sites=sites, **place.fields
-    )
+    taken = [glob for glob in globs if _is_in(glob, here)] if place.tp_rank == 0 else []
+    rules = [insitu.Rule(sites=glob) for glob in taken]
+    session, observer = observed(asked, model, rules, Role.RANK, name=_name(worker), sites=sites, **place.fields)
     hidden, vocabulary = worker.model_config.get_hidden_size(), worker.model_config.get_vocab_size()
     shapes = {s.number: (vocabulary if s.name == "logits" else hidden, dtype) for s in observer.plan.sites}
     observer.learn(shapes)
@@ -66,25 +63,21 @@ def _with_taps(worker: Any, place: Place) -> tuple[Session, OneGraph | None, lis
             session.close()
             raise
     remember(session)
-    limits = [Limit(CAPTURES, _why_no_rows(asked, graph))] if not globs else []
+    limits = [Limit(CAPTURES, why) for why in _why_no_rows(globs, names_of(stage), asked.vllm_rows is None)]
     return session, graph, limits
 
 
-def _rules(globs: Sequence[str], stage: Stage, here: set[str]) -> Sequence[insitu.Rule]:
-    """Return the rules for rows that requests may ask for, of sites that this stage has."""
-    names = names_of(stage)
-    for glob in globs:
-        if not any(matches(glob, name, None) for name in names):
-            say("INSITU_VLLM_ROWS: no site of this model matches %r", glob)
-    return tuple(
-        insitu.Rule(sites=glob) for glob in globs if any(matches(glob, name, None) for name in here)
-    )
+def _is_in(glob: str, names: Collection[str]) -> bool:
+    return any(matches(glob, name, None) for name in names)
 
 
-def _why_no_rows(config: Config, graph: OneGraph | None) -> str:
-    if graph is None or config.vllm_rows is not None:
-        return "INSITU_VLLM_ROWS names no site"
-    return "vLLM compiles the model into one graph, where rows would cost every step; INSITU_VLLM_ROWS=L*.resid_post takes them"
+def _why_no_rows(globs: Sequence[str], names: Collection[str], nobody_asked: bool) -> list[str]:
+    """Return why rows of some sites are taken for nobody. names: of the sites of all stages."""
+    if not globs and nobody_asked:
+        return ["in the one graph that vLLM makes they cost every step; INSITU_VLLM_ROWS=L*.resid_post takes them"]
+    if not globs:
+        return ["INSITU_VLLM_ROWS names no site"]
+    return [f"INSITU_VLLM_ROWS: no site of this model matches {glob!r}" for glob in globs if not _is_in(glob, names)]
 
 
 def _name(worker: Any) -> str:

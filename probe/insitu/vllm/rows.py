@@ -20,8 +20,8 @@ def row_map(
 ) -> list[Rows]:
     """Return whose rows these are, in the runner's order of requests.
 
-    starts: where each request's rows begin, and where the last one's end. computed: positions of each that earlier steps
-    or the prefix cache have computed, so the position of its first row. num_prompt: tokens of its prompt.
+    starts: where each request's rows begin, and where the last one's end. computed: positions of each that earlier
+    steps or the prefix cache have computed, so the position of its first row. num_prompt: tokens of its prompt.
     vLLM computes logits of each request's last row, in the same order, whether or not it samples there.
     """
     found = []

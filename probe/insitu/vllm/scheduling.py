@@ -104,7 +104,7 @@ class Dispatch:
         self._session.request("preempted", request.request_id, num_tokens=self._num_tokens.get(request.request_id))
 
     def dropped(self, requests: Any) -> None:
-        """Requests were taken back: their client left, or has read a text at which it stops. vLLM does not say which."""
+        """Requests were taken back: their client left, or a stop text was read. vLLM does not say which."""
         for request in requests:
             self._end(getattr(request, "request_id", request), "finished", -1)
 

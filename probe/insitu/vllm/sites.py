@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from insitu.sites.catalogue import Catalogue, of_sites
 from insitu.sites.site import Site
@@ -50,17 +50,13 @@ class Stage:
 def stage_of(model: nn.Module) -> Stage | None:
     """Return the layers of a model that are here, all of them of a known kind; None of any other model."""
     for fqn, module in model.named_modules():
-        layers = getattr(module, "layers", None)
-        if not fqn or not _is_list(layers):
+        layers: Any = getattr(module, "layers", None)
+        if not fqn or type(layers).__name__ != "ModuleList":
             continue
         here = {at: layer for at, layer in enumerate(layers) if type(layer).__name__ != PLACEHOLDER}
         if here and all(_is_known(layer) for layer in here.values()):
             return Stage(fqn, tuple(here), len(layers))
     return None
-
-
-def _is_list(layers: object) -> bool:
-    return type(layers).__name__ == "ModuleList"
 
 
 def _is_known(layer: nn.Module) -> bool:

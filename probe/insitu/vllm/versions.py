@@ -10,7 +10,7 @@ from typing import Any, Final
 TESTED: Final = ((0, 32),)
 """Versions that the tests ran. vLLM moves its inner parts every few weeks: another one is refused, not tried."""
 RUNNER: Final = ("_model_forward", "execute_model", "sample_tokens", "input_batch", "query_start_loc")
-"""What the first generation of runners has (V1), by which it is known. The second (V2) has neither the first nor the last."""
+"""What the first generation of runners has (V1), by which it is known. The second has not the first of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Limit:
         return f"{self.what} not observed: {self.why}"
 
 
-INTERVALS: Final = "intervals and steps"
-TENSORS: Final = "tensors and row maps"
+ROWS_TOO: Final = "tensors and row maps"
+TENSORS: Final = "tensors"
 CAPTURES: Final = "rows of requests"
 
 
@@ -54,9 +54,9 @@ def limits_of(config: Any) -> Sequence[Limit]:
     """Return what cannot be told in the modes that are on. config: vLLM's own, `VllmConfig`."""
     found = []
     if getattr(config, "speculative_config", None) is not None:
-        found.append(Limit(TENSORS, "speculative decoding is on, whose rows may be taken back"))
+        found.append(Limit(ROWS_TOO, "speculative decoding is on, whose rows may be taken back"))
     if getattr(config.parallel_config, "use_ubatching", False):
-        found.append(Limit(TENSORS, "micro-batch overlap is on, which runs a step's rows in two forwards"))
+        found.append(Limit(ROWS_TOO, "micro-batch overlap is on, which runs a step's rows in two forwards"))
     if getattr(config.model_config, "runner_type", "generate") != "generate":
-        found.append(Limit(TENSORS, f"a {config.model_config.runner_type} model makes no tokens"))
+        found.append(Limit(ROWS_TOO, f"a {config.model_config.runner_type} model makes no tokens"))
     return found

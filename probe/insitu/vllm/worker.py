@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 from insitu.identity import boot_id
 from insitu.session.intervals import CLASS_NUMBERS
 from insitu.vllm.asked import Asked, asked_of
-from insitu.vllm.hooks import guard, say, stranger, wrap
+from insitu.vllm.hooks import NotThere, guard, say, stranger, wrap
 from insitu.vllm.links import Neighbours
 from insitu.vllm.observing import observe
 from insitu.vllm.place import Place, place_of
 from insitu.vllm.rows import row_map
 from insitu.vllm.stamp import Stamp, stamp_of
-from insitu.vllm.versions import Limit, TENSORS, limits_of, refused_runner
+from insitu.vllm.versions import ROWS_TOO, Limit, limits_of, refused_runner
 
 if TYPE_CHECKING:
     from insitu.session.intervals import Interval
@@ -35,24 +35,29 @@ def watch(worker: Any, other: str | None) -> None:
         say("%s", refused)
         return
     limits = list(limits_of(worker.vllm_config))
-    others = [other, *(stranger(getattr(type(runner), name)) for name in ("_model_forward", "execute_model"))]
+    others = [other, *(stranger(runner, name) for name in ("_model_forward", "execute_model"))]
     if found := next(filter(None, others), None):
-        limits.append(Limit(TENSORS, f"{found} holds on to vLLM's runner as well, and may change what it computes"))
+        limits.append(Limit(ROWS_TOO, f"{found} holds on to vLLM's runner as well, and may change what it computes"))
     place = place_of(worker)
     has_rows = not limits
     session, graph, limits = observe(worker, place, limits)
     for limit in limits:
-        if place.tp_rank == 0:
-            say("rank %d: %s", place.rank, limit)
-        session.event("not_observed", str(limit))
+        tell_limit(session, place, limit)
     RankWatch(worker, session, place, graph, has_rows=has_rows).install()
+
+
+def tell_limit(session: Session, place: Place, limit: Limit) -> None:
+    """Say what is not observed of a rank, once a stage, and in the store for each."""
+    if place.tp_rank == 0:
+        say("rank %d: %s", place.rank, limit)
+    session.event("not_observed", str(limit))
 
 
 class RankWatch:
     """One outer `host` interval holds all of the rank's time; what waits, computes or sends opens inner ones."""
 
     def __init__(self, worker: Any, session: Session, place: Place, graph: OneGraph | None, *, has_rows: bool) -> None:
-        self._worker, self._runner, self._session = worker, worker.model_runner, session
+        self._worker, self._runner, self._session, self._place = worker, worker.model_runner, session, place
         self._graph, self._has_rows = graph, has_rows
         self._is_last = place.is_last
         self._clock = boot_id()
@@ -70,14 +75,21 @@ class RankWatch:
         """Put this in front of what the worker runs."""
         worker, runner = self._worker, self._runner
         self._host = self._session.interval("host").__enter__()
-        for warming in ("determine_available_memory", "compile_or_warm_up_model"):  # the first forward is in either
-            wrap(worker, warming, (), self._around_warm_up)
-        wrap(worker, "execute_model", ("scheduler_output",), self._around_execute)
-        wrap(worker, "sample_tokens", ("grammar_output",), self._around_sample)
-        wrap(worker, "shutdown", (), self._around_shutdown)
-        wrap(runner, "_model_forward", ("positions",), self._around_forward)
-        if self._is_last:
-            wrap(runner.model, "compute_logits", (), self._around_logits)
+        for owner, name, parameters, around, lost in (
+            (worker, "determine_available_memory", (), self._around_warm_up, "warm-up"),
+            (worker, "compile_or_warm_up_model", (), self._around_warm_up, "warm-up"),
+            (worker, "execute_model", ("scheduler_output",), self._around_execute, "waits between steps"),
+            (worker, "sample_tokens", ("grammar_output",), self._around_sample, "sampling"),
+            (worker, "shutdown", (), self._around_shutdown, "the last second"),
+            (runner, "_model_forward", ("positions",), self._around_forward, "steps"),
+            (runner.model, "compute_logits", (), self._around_logits, "logits"),
+        ):
+            if name == "compute_logits" and not self._is_last:
+                continue
+            try:
+                wrap(owner, name, parameters, around)
+            except NotThere as error:
+                tell_limit(self._session, self._place, Limit(lost, str(error)))
         self._neighbours.install()
 
     # -- what is put in front of vLLM's methods ------------------------------------------------------------------
