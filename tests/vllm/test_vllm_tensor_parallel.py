@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from random_checkpoints import NUM_LAYERS, make
-from vllm_cases import TOLERANCE, Engine, Reference, Run, ask, compare, prompts, run_vllm
+from random_checkpoints import NUM_LAYERS
+from vllm_cases import TOLERANCE, Shared, compare, run_shared
 
 from insitu.vocabulary import IntervalClass
 
-LENGTHS = (3, 8, 21, 70, 90)
-
-
-@dataclass(frozen=True)
-class Shared:
-    run: Run
-    reference: Reference
-
 
 @pytest.fixture(scope="module", params=["Qwen3", pytest.param("Qwen2", marks=pytest.mark.soak)])
-def shared(vllm_python: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Shared:
-    folder = tmp_path_factory.mktemp("shards")
-    model = make(request.param, folder / "model")
-    batch = [ask(prompt, 5, capture=at % 2 == 0) for at, prompt in enumerate(prompts(LENGTHS))]
-    options = {"model": str(model), "tensor_parallel_size": 2, "enforce_eager": True, "skip_tokenizer_init": True}
-    (found,) = run_vllm(vllm_python, folder, Engine("eager", [batch], options))
-    return Shared(found, Reference(model))
+def shared(vllm_python: str, shards: Shared, tmp_path_factory: pytest.TempPathFactory, request: Any) -> Shared:
+    return shards if request.param == "Qwen3" else run_shared(request.param, vllm_python, tmp_path_factory.mktemp("q2"))
 
 
 def test_rows_are_those_of_transformers_and_one_rank_takes_them(shared: Shared) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from random_checkpoints import make
 
 from insitu_collector.store import Store, open_store
 
@@ -24,6 +25,14 @@ VOCABULARY: Final = 2048
 DEADLINE_S: Final = 280
 TOLERANCE: Final = 1e-4
 """Largest difference of a value, as a share of the largest magnitude in its row, between two implementations."""
+
+
+CACHED: Final = 128
+"""A block of vLLM's cache on a host."""
+STAGGERED: Final = (3, 5, 8, 13, 21, 34, 70, 90)
+"""Lengths of prompts. The last two are longer than a step may be: they come in chunks."""
+SHORT: Final = 6
+"""Tokens that are asked for where it is not about them."""
 
 
 def environment(to: str, **further: str) -> dict[str, str]:
@@ -132,6 +141,10 @@ def run_vllm(python: str, folder: Path, *engines: Engine) -> list[Run]:
     return [Run(folder / e.name, found, log) for e, found, log in zip(engines, answered, logs, strict=True)]
 
 
+REPEATING: Final = [prompt * 2 for prompt in prompts([9, 14])]
+"""Each says everything twice, so that speculation by what was said before has something to go by."""
+
+
 class Reference:
     """A plain transformers model run over the tokens of a request."""
 
@@ -196,3 +209,61 @@ def compare(run: Run, reference: Reference, sites: Sequence[str]) -> Compared:
                 most = max(most, float(np.abs(values - wanted).max() / np.abs(wanted).max()))
             num_rows += len(found)
     return Compared(num_rows, most)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A run of two ranks that share each layer, and the same model in transformers."""
+
+    run: Run
+    reference: Reference
+
+
+def run_eager(python: str, folder: Path) -> Run:
+    """One rank: staggered lengths, and a long prompt that is asked twice."""
+    staggered = [ask(prompt, 6 + at % 9, capture=at % 8 != 3) for at, prompt in enumerate(prompts(STAGGERED * 5))]
+    long = ask(prompts([200], seed=1)[0], 4)
+    return run_vllm(python, folder, Engine("eager", [staggered, [long], [long]], {"enforce_eager": True}))[0]
+
+
+def run_compiled(python: str, folder: Path) -> Run:
+    """Two stages in graphs, rows of any layer on request."""
+    batch = [ask(prompt, 6 + at % 9, capture=at % 4 != 1) for at, prompt in enumerate(prompts(STAGGERED * 2))]
+    rows = {"INSITU_VLLM_ROWS": "L*.resid_post,logits"}
+    return run_vllm(python, folder, Engine("compiled", [batch], {"pipeline_parallel_size": 2}, rows, keys=True))[0]
+
+
+def run_shared(architecture: str, python: str, folder: Path) -> Shared:
+    """Two ranks of one stage."""
+    model = make(architecture, folder / "model")
+    batch = [ask(prompt, 5, capture=at % 2 == 0) for at, prompt in enumerate(prompts((3, 8, 21, 70, 90)))]
+    options = {"model": str(model), "tensor_parallel_size": 2, "enforce_eager": True, "skip_tokenizer_init": True}
+    return Shared(run_vllm(python, folder, Engine("eager", [batch], options))[0], Reference(model))
+
+
+def run_refused(python: str, folder: Path) -> Mapping[str, Run]:
+    """What is not known, or cannot be told; and a graph without rows."""
+    batch, eager = [[ask(prompt, SHORT, capture=True) for prompt in REPEATING]], {"enforce_eager": True}
+    guess = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    unknown = {"model": str(make("OPT", folder / "opt")), "skip_tokenizer_init": True}
+    engines = (
+        Engine("speculative", batch, {**eager, "speculative_config": guess}),
+        Engine("unknown-model", batch, {**eager, **unknown}),
+        Engine("no-such-site", batch, eager, {"INSITU_VLLM_ROWS": "L*.resid_pots"}),
+        Engine("graph", batch),
+        Engine("other-plugin", batch, eager, {}, "other_plugin"),
+        Engine("broken", batch, eager, {}, "broken_row_maps"),
+        Engine("unknown-version", batch, eager, {}, "other_version"),
+    )
+    return {engine.name: run for engine, run in zip(engines, run_vllm(python, folder, *engines), strict=True)}
+
+
+def refused_runner(python: str) -> str:
+    """Return what is said of a runner of the second generation. It wants an accelerator: its class is all there is."""
+    look = (
+        "from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner\n"
+        "from insitu.vllm.versions import refused_runner\n"
+        "print(refused_runner(Runner.__new__(Runner)))"
+    )
+    told = subprocess.run([python, "-c", look], env=environment("file://nowhere"), capture_output=True, text=True)
+    return told.stdout.splitlines()[-1]
