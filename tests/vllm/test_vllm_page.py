@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import pytest
-from vllm_cases import DEADLINE_S, ROOT, Run, Shared, refused_runner
+from vllm_cases import ROOT, Run, Shared, refused_runner
 from vllm_served import Served
 
 from insitu.vocabulary import IntervalClass
 from insitu_collector.store import Store
-
-pytestmark = pytest.mark.timeout(DEADLINE_S)
 
 BEGIN, END = "<!-- what tests/vllm saw -->\n", "<!-- end -->"
 HEAD: Final = (

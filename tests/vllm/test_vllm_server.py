@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from vllm_cases import DEADLINE_S
 from vllm_served import TRACE, Served
-
-pytestmark = pytest.mark.timeout(DEADLINE_S)
 
 
 def names(served: Served, answer: dict[str, Any]) -> set[str]:
