@@ -49,7 +49,7 @@ def test_waits_name_whom_they_wait_for(compiled: Run) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_accounts_for_all_of_its_time(compiled: Run, rank: int) -> None:
-    rows = sorted((row for row in compiled.rows("intervals") if row["rank"] == rank), key=lambda row: row["t0_ns"])
+    rows = compiled.time_of(rank)
     assert all(before["t1_ns"] <= after["t0_ns"] for before, after in pairwise(rows))
     covered = sum(row["t1_ns"] - row["t0_ns"] for row in rows)
     assert covered >= 0.999 * (rows[-1]["t1_ns"] - rows[0]["t0_ns"])

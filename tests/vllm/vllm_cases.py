@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from random_checkpoints import make
 
+from insitu.vocabulary import IntervalClass
 from insitu_collector.store import Store, open_store
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -93,6 +94,12 @@ class Run:
         by_answer = {request["name"]: request for request in self.answered["requests"]}
         stored = {row["request"] for row in self.rows("requests")}
         return {name: by_answer[name.rpartition("-")[0]] for name in stored}
+
+    def time_of(self, rank: int) -> list[dict[str, Any]]:
+        """Return a rank's intervals by time, from where it begins to say where its time goes."""
+        rows = sorted((row for row in self.rows("intervals") if row["rank"] == rank), key=lambda row: row["t0_ns"])
+        begun = next(at for at, row in enumerate(rows) if row["cls"] != IntervalClass.GC)
+        return rows[begun:]
 
     def said(self) -> list[str]:
         """Return the lines that insitu wrote for people."""

@@ -64,8 +64,8 @@ class OneGraph:
             raise NotThere("additional_config is no dictionary, so that the compile cache cannot be told of taps")
         return cls(roots[0])
 
-    def own(self, observer: Observer) -> None:
-        """Have memory for the taps of an observer."""
+    def enter(self, observer: Observer) -> None:
+        """Let the forward of the root be one that writes what an observer's taps see. Before it is traced."""
         plan, device = observer.plan, observer.device
         self._observer, self.control = observer, observer.control.block
         self.desk = observer.taps.desk
@@ -76,6 +76,9 @@ class OneGraph:
         self.number = int(plan.digest[:15], 16)
         observer.changes.fixed = FIXED
         self.rest()
+        root: Any = self.root
+        root.insitu_graph = self
+        give_forward(root, _entry(forward_of(root)))
 
     def begin(self) -> None:
         """Tell the graph which step it runs next: the one that the observer has begun."""
@@ -120,9 +123,7 @@ def put_into(graph: OneGraph, observer: Observer, config: Any) -> None:
     taken = set(inspect.signature(Wrapper.__init__).parameters)
     if taken != {"self", "compile_prefix", "is_encoder"} or not hasattr(root, "_compile_prefix"):
         raise NotThere(f"{Wrapper.__name__} of this vLLM is made otherwise than was known")
-    graph.own(observer)
-    root.insitu_graph = graph
-    give_forward(root, _entry(forward_of(root)))
+    graph.enter(observer)
     config.additional_config = {**config.additional_config, KEY: f"{observer.plan.digest}-{package_version()}"}
     root.cleanup()
     with set_current_vllm_config(config):
