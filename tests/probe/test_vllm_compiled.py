@@ -1,4 +1,4 @@
-"""Taps in a graph that somebody else traces once, saves, and runs with another model: as vLLM does, with torch alone."""
+"""Taps in a graph that somebody traces once, saves, and runs with another model, as vLLM does; with torch alone."""
 
 from __future__ import annotations
 

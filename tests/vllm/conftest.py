@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from vllm_cases import DEADLINE_S, Reference, Run, Shared, run_compiled, run_eager, run_refused, run_shared
+from vllm_cases import DEADLINE_S, Reference, Run, Shared, run_cached, run_compiled, run_eager, run_refused, run_shared
 from vllm_served import Served, run_served
 
 
@@ -53,6 +53,11 @@ def shards(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Shared
 @pytest.fixture(scope="session")
 def refused(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Run]:
     return run_refused(vllm_python, tmp_path_factory.mktemp("refused"))
+
+
+@pytest.fixture(scope="session")
+def cached(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Run]:
+    return run_cached(vllm_python, tmp_path_factory.mktemp("cached"))
 
 
 @pytest.fixture(scope="session")

@@ -265,6 +265,21 @@ def run_refused(python: str, folder: Path) -> Mapping[str, Run]:
     return {engine.name: run for engine, run in zip(engines, run_vllm(python, folder, *engines), strict=True)}
 
 
+def run_cached(python: str, folder: Path) -> Mapping[str, Run]:
+    """One rank whose graph vLLM saves: made, loaded by the next process, and asked for with rows of other layers."""
+    batch = [[ask(prompt, SHORT, capture=True) for prompt in prompts((5, 34, 90))]]
+    cache = str(folder / "cache")
+    engines = [
+        Engine(name, batch, {}, {"INSITU_VLLM_ROWS": rows, "VLLM_CACHE_ROOT": cache}, "in_pieces", keys=True)
+        for name, rows in (
+            ("made", "L[1-4].resid_post"),
+            ("loaded", "L[1-4].resid_post"),
+            ("other", "L[2-5].resid_post"),
+        )
+    ]
+    return {engine.name: run for engine, run in zip(engines, run_vllm(python, folder, *engines), strict=True)}
+
+
 def refused_runner(python: str) -> str:
     """Return what is said of a runner of the second generation. It wants an accelerator: its class is all there is."""
     look = (

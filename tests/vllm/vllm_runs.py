@@ -18,14 +18,16 @@ from typing import Any
 
 
 def cache_keys(worker: Any) -> dict[str, Any]:
-    """Return what a worker's compile cache is asked for, as it is and without what insitu put in."""
+    """Return what a worker's compile cache is asked for, as it is and without what insitu put in; and what it gave."""
+    from vllm.compilation.counter import compilation_counter as counter
+
     config = worker.vllm_config
     told = dict(config.additional_config)
     key = config.compute_hash()
     config.additional_config = {}
     bare = config.compute_hash()
     config.additional_config = told
-    return {"told": told, "key": key, "bare": bare}
+    return {"told": told, "key": key, "bare": bare, "loaded": counter.num_aot_artifacts_loaded}
 
 
 def other_version() -> None:
@@ -47,6 +49,28 @@ def other_plugin() -> None:
     GPUModelRunner._model_forward = model_forward
 
 
+def in_pieces() -> None:
+    """Let vLLM's own backend have the graph, which it saves: as on an accelerator; on a host it leaves all to Inductor.
+
+    One of its passes names operators of CUDA: it is left out, as vLLM does on other devices.
+    """
+    from vllm.compilation.passes.utility.fix_functionalization import FixFunctionalizationPass
+    from vllm.config import CompilationMode
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config.__func__
+
+    def check_and_keep(cls: Any, vllm_config: Any) -> None:
+        compilation = vllm_config.compilation_config
+        before = compilation.mode
+        check(cls, vllm_config)
+        if before == CompilationMode.VLLM_COMPILE:
+            compilation.mode, compilation.compile_sizes = before, []  # sizes: None only where no graphs are captured
+
+    CpuPlatform.check_and_update_config = classmethod(check_and_keep)
+    FixFunctionalizationPass.__call__ = lambda self, graph: None
+
+
 def broken_row_maps() -> None:
     """Let the plug-in itself be broken."""
     from insitu.vllm import worker
@@ -60,7 +84,7 @@ def broken_row_maps() -> None:
 
 
 BEFORE: Mapping[str, Callable[[], None]] = {
-    each.__name__: each for each in (other_version, other_plugin, broken_row_maps)
+    each.__name__: each for each in (other_version, other_plugin, in_pieces, broken_row_maps)
 }
 
 
