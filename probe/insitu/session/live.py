@@ -155,6 +155,10 @@ class Session:
         self._model = None if model is None else weakref.ref(model)
         observer.changes.tell = lambda kind, text, step_id: self.event(kind, text, step_id=step_id)
 
+    def wait_for_traffic(self) -> None:
+        """Take it as it is that no step comes for long: the model is there, and so far nobody asks. Raises nothing."""
+        self._drain.notices.no_steps.stop()
+
     def set_rules(self, rules: Sequence[Rule], *, for_s: float | None = None, who: str = "this process") -> int:
         """Follow other rules from the next step on; return their version (0: those of attach). Any thread.
 

@@ -63,6 +63,7 @@ def _with_taps(worker: Any, place: Place) -> tuple[Session, OneGraph | None, lis
             session.close()
             raise
     remember(session)
+    session.wait_for_traffic()
     limits = [Limit(CAPTURES, why) for why in _why_no_rows(globs, names_of(stage), asked.vllm_rows is None)]
     return session, graph, limits
 
