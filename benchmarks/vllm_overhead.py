@@ -61,7 +61,8 @@ def measure(python: str, folder: Path, rounds: int, seed: int) -> dict[str, Any]
             job = {"model": str(MODEL), "num_tokens": NUM_TOKENS, "extra": extra}
             place = folder / way.replace(" ", "-")
             workers[way] = Worker(python, job, place, environment(way, folder / f"store-{way}"), "vllm_worker.py")
-            workers[way].ask("block")  # it is loaded, and warm
+        for worker in workers.values():
+            worker.ask("block")  # it is loaded, and warm
         with Foreign() as foreign:
             for number in range(WARM_UP + rounds):
                 for way in order.sample(WAYS, len(WAYS)):
