@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -133,16 +135,17 @@ def run_vllm(python: str, folder: Path, *engines: Engine) -> list[Run]:
     ]
     (folder / "plan.json").write_text(json.dumps(plans))
     with (folder / "log").open("w") as log:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [python, str(Path(__file__).with_name("vllm_runs.py")), "plan.json", "out.json"],
             env=environment("file://nowhere"),
             stdout=log,
             stderr=subprocess.STDOUT,
-            timeout=DEADLINE_S,
             cwd=folder,
+            start_new_session=True,
         )
+    code = end(process, DEADLINE_S)
     text = (folder / "log").read_text()
-    assert done.returncode == 0, text[-4000:]
+    assert code == 0, text[-4000:]
     answered = json.loads((folder / "out.json").read_text())
     logs = text.split("=== ")[1:]
     return [Run(folder / e.name, found, log) for e, found, log in zip(engines, answered, logs, strict=True)]
@@ -150,6 +153,17 @@ def run_vllm(python: str, folder: Path, *engines: Engine) -> list[Run]:
 
 REPEATING: Final = [prompt * 2 for prompt in prompts([9, 14])]
 """Each says everything twice, so that speculation by what was said before has something to go by."""
+
+
+def end(process: subprocess.Popen[bytes], within_s: float = 30.0) -> int:
+    """Wait for a process that leads a session; kill all that is left of it. Return its exit code."""
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
 
 
 class Reference:

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 from live_system import collecting, free_port
-from vllm_cases import DEADLINE_S, MODEL, ROOT, environment, prompts
+from vllm_cases import DEADLINE_S, MODEL, ROOT, end, environment, prompts
 
 from insitu_collector.store import Store, open_store
 
@@ -119,16 +119,13 @@ def run_served(vllm_python: str, folder: Path) -> Served:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
+                start_new_session=True,
             )
         try:
             found = _use(server, url, store, marker)
         finally:
             server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(30)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            end(server)
     found.log = told.read_text()
     return found
 
