@@ -7,6 +7,10 @@ from collections.abc import Mapping
 import pytest
 from vllm_cases import TOLERANCE, Reference, Run, compare
 
+pytestmark = pytest.mark.soak
+"""vLLM compiles twice: `make test-vllm ARGS="-m soak"`. In short: `tests/probe/test_vllm_compiled.py`, and the key in
+`test_vllm_pipeline.py`."""
+
 LAYERS = {"made": range(1, 5), "loaded": range(1, 5), "other": range(2, 6)}
 
 
