@@ -82,8 +82,9 @@ def fails(*options: str, status: int = 1) -> str:
     ran = subprocess.run([*INSITU, "collect", *options], capture_output=True, text=True, timeout=60)
     assert ran.returncode == status, ran.stderr
     assert ran.stdout == ""
-    (line,) = ran.stderr.splitlines()
-    return line
+    lines = ran.stderr.splitlines()
+    assert len(lines) == 1, ran.stderr
+    return lines[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -39,6 +39,7 @@ from insitu_collector.health.health import Health
 from insitu_collector.health.pages import HealthPages
 from insitu_collector.health.readiness import Trouble
 from insitu_collector.health.service import COLLECTOR, MAX_WATCHERS
+from insitu_collector.service.listening import bind
 from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import open_store
 
@@ -136,13 +137,12 @@ def test_it_is_not_ready_while_it_recovers_and_takes_no_frames(tmp_path: Path, m
 
     monkeypatch.setattr("insitu_collector.service.server.recover_store", slow)
     bound: list[int] = []
-    bind = CollectorServer._bind
 
-    def noting_the_port(server: CollectorServer, host: str, port: int, credentials: Any) -> int:
+    def noting_the_port(server: grpc.Server, host: str, port: int, credentials: Any) -> int:
         bound.append(bind(server, host, port, credentials))
         return bound[0]
 
-    monkeypatch.setattr(CollectorServer, "_bind", noting_the_port)
+    monkeypatch.setattr("insitu_collector.service.server.bind", noting_the_port)
     health = Health(tmp_path)
     starting = threading.Thread(target=lambda: made.append(CollectorServer(tmp_path, port=0, health=health)))
     starting.start()
