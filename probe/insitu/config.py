@@ -305,7 +305,7 @@ SETTINGS: Final = (
 ONLY_ARGUMENTS: Final = (
     Setting("rules", (), "attach: which rows to take (insitu.Rule)"),
     Setting("role", "rank", "attach, start: rank, driver or client (what start takes if not told)"),
-    Setting("rank", 0, "attach: the place in the pipeline; -1 for start"),
+    Setting("rank", None, "attach: what torch.distributed or its launcher says, else 0; -1 for start"),
     Setting("stage", 0, "attach: the stage; -1 for start"),
     Setting("model_name", None, "attach: the model's name (its class if not told); `model` of start"),
 )

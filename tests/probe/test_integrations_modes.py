@@ -55,6 +55,7 @@ def _marks(name: str) -> tuple[str, str]:
     return f"<!-- table: {name}, written by tests/probe/test_integrations_modes.py -->\n", "\n<!-- end of the table -->"
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own, of what it unflattens
 @pytest.mark.parametrize("name", TABLES)
 def test_the_page_says_what_running_the_modes_says(name: str) -> None:
     begin, end = _marks(name)

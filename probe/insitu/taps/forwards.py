@@ -7,9 +7,7 @@ subclass would cost 2 us a site more: each class makes the interpreter look up e
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import update_wrapper
-from inspect import Parameter, Signature, signature
 from types import FunctionType, MethodType
 from typing import Any, Final
 
@@ -17,8 +15,6 @@ from torch import nn
 
 _MARK: Final = "__insitu_observed__"
 """Attribute of the forwards that are given; who wraps one copies it."""
-_SELF: Final = Parameter("self", Parameter.POSITIONAL_ONLY)
-"""What a method is bound to: whoever asks what arguments it takes is told the others."""
 Forward = Callable[..., Any]
 """`forward(module, ...)`."""
 
@@ -37,9 +33,8 @@ def give_forward(module: nn.Module, forward: Forward) -> Callable[[], None]:
     """
     own = module.__dict__.get("forward")
     update_wrapper(forward, module.forward)
-    with suppress(TypeError, ValueError):  # of what is no Python function nobody asks
-        parameters = signature(module.forward).parameters.values()
-        forward.__signature__ = Signature([_SELF, *parameters])  # type: ignore[attr-defined]
+    # Whoever asks for the method's signature is shown that of a function, less the module.
+    forward.__wrapped__ = getattr(module.forward, "__func__", module.forward)  # type: ignore[attr-defined]
     forward.__code__ = forward.__code__.replace()  # compilers count what they compile by code
     mark = _Mark()
     setattr(forward, _MARK, mark)
