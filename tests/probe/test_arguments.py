@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -71,11 +72,53 @@ def test_a_file_is_no_store_and_the_remedy_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"start": -1}, {"count": -1}, {"count": "a"}, {"sample_row": -2}], ids=lambda each: str(each)
+    "fields",
+    [
+        *({"start": value} for value in (-1, 2**31, 2**70, 1.5, "a")),
+        *({"count": value} for value in (-1, 2**40, "a", None)),
+        *({"sample_row": value} for value in (-2, 2**40, "a")),
+        *({"position": value} for value in (2**70, -(2**63), "a", 0.5)),
+        *({"request": value} for value in (7, None, b"r", "\ud800")),
+        {"trace": "abc"},
+    ],
+    ids=ascii,
 )
-def test_rows_that_cannot_be_are_refused_where_they_are_stated(numbers: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(numbers))):
-        insitu.Rows("a", **{"start": 0, "count": 1, **numbers})
+def test_rows_that_cannot_be_are_refused_where_they_are_stated(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))) as raised:
+        insitu.Rows(**{"request": "a", "start": 0, "count": 1, **fields})
+    assert "\n" not in str(raised.value)
+
+
+def test_rows_of_other_whole_numbers_are_kept_as_ints_and_any_unicode_is_a_name() -> None:
+    rows = insitu.Rows("r\u00e9\U0001f600", *np.array([1, 2], np.int32), position=np.int64(3))  # type: ignore[arg-type]
+    assert [type(number) for number in (rows.start, rows.count, rows.position)] == [int] * 3
+
+
+STEPS: list[dict[str, Any]] = [{"step_id": value} for value in ("a", 1.5, 2**63, -(2**63), 2**70)]
+STEPS += [{"mb": value} for value in ("a", 2**15, 2**40, None)]
+STEPS += [{"num_rows": value} for value in ("a", -1, 2**70)] + [{"num_padded": value} for value in ("a", -1, 2**31)]
+
+
+@pytest.mark.parametrize("given", STEPS, ids=str)
+def test_a_step_that_cannot_be_is_refused_at_the_call_and_the_next_is_recorded(
+    given: dict[str, Any], insitu_records: Recording
+) -> None:
+    model = nn.Linear(2, 2)
+    with insitu.attach(model, to=insitu_records) as session:
+        with pytest.raises(ValueError, match=next(iter(given))) as raised:
+            session.step(**given)
+        assert "\n" not in str(raised.value)
+        model(torch.ones(1, 2))
+        assert session.stats().probe_errors == 0
+    assert [row["step_id"] for row in insitu_records.rows("steps")] == [0]
+
+
+def test_a_phase_that_is_none_is_refused_in_a_row_of_a_step_that_states_one(insitu_records: Recording) -> None:
+    with (
+        insitu.attach(nn.Linear(2, 2), to=insitu_records) as session,
+        pytest.raises(KeyError, match="'q' is no phase"),
+    ):
+        session.step(phase="decode", rows=[insitu.Rows("a", 0, 1, phase="q")])
 
 
 def test_a_session_says_what_it_cannot_use_and_goes_on(insitu_records: Recording) -> None:

@@ -12,7 +12,7 @@ from threading import Lock, get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from insitu.arguments import rules_of
+from insitu.arguments import MOST, rules_of
 from insitu.config import DEFAULT_QUEUE_BYTES
 from insitu.credentials import NONE, Credentials
 from insitu.drain.inlet import Inlet
@@ -33,7 +33,7 @@ from insitu.session.gc_pauses import GcPauses
 from insitu.session.intervals import Interval, Recorder
 from insitu.session.open_step import Step
 from insitu.session.request_names import Named, check_names, naming
-from insitu.session.row_map import Rows, check_rows, whole
+from insitu.session.row_map import FARTHEST, MOST_ROWS, Rows, check_rows, whole, within
 from insitu.session.stated import Stated
 from insitu.session.step import StepRecord, phase_of
 from insitu.session.step_traces import StepTraces
@@ -198,7 +198,9 @@ class Session:
         Raises KeyError for a phase that is none, ValueError for a number or a row map that is none; what the model
         raises inside goes on to the caller.
         """
-        step_id = None if step_id is None else whole("step_id", step_id)
+        step_id = None if step_id is None else within("step_id", step_id, -FARTHEST, FARTHEST)
+        mb, num_padded = within("mb", mb, -MOST - 1, MOST), within("num_padded", num_padded, 0, MOST_ROWS)
+        num_rows = None if num_rows is None else within("num_rows", num_rows, 0, MOST_ROWS)
         check_rows(rows)
         with self._numbering:
             if step_id is None:

@@ -13,6 +13,10 @@ from insitu.vocabulary import Numbers, Phase
 PHASE_NUMBERS: Final = Numbers(Phase, "phase")
 AXES: Final = ("tokens", "samples", "batch")
 """What a site's dim 0 counts once its leading dims are flattened: token rows, sampled rows, or batch entries."""
+MOST_ROWS: Final = 2**31 - 1
+"""Of a step: what `steps` keeps as int32."""
+FARTHEST: Final = 2**62
+"""Of ids of steps and of token positions: half of an int64, so that what is counted on from there is one, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +40,30 @@ class Rows:
     """Where the request stands in its trace (`insitu.request_context`)."""
 
     def __post_init__(self) -> None:
-        try:
-            is_possible = self.start >= 0 and self.count >= 0 and self.sample_row >= -1
-        except TypeError:
-            is_possible = False
-        if not is_possible:
-            raise ValueError(
-                f"Rows(start={self.start!r}, count={self.count!r}, sample_row={self.sample_row!r}): start "
-                "and count are numbers from 0, sample_row from 0 or -1 for none"
-            )
+        start, count, sample_row, position = self.start, self.count, self.sample_row, self.position
+        if not (
+            type(start) is type(count) is type(sample_row) is type(position) is int
+            and start >= 0 <= count
+            and start + count <= MOST_ROWS >= sample_row >= -1
+            and -FARTHEST <= position <= FARTHEST
+        ):
+            self._check_numbers()
+        if not (type(self.request) is str and self.request.isascii() and self.trace is None):
+            check_text("request", self.request)
+            if not isinstance(self.trace, RequestContext | None):
+                raise ValueError(f"trace: {self.trace!r:.80} is none; give what insitu.request_context(...) returned")
+
+    def _check_numbers(self) -> None:
+        """Keep other kinds of whole numbers as int. Raises ValueError, one line, for what is none or out of bounds."""
+        for name, least, most in (
+            ("start", 0, MOST_ROWS),
+            ("count", 0, MOST_ROWS),
+            ("sample_row", -1, MOST_ROWS),
+            ("position", -FARTHEST, FARTHEST),
+        ):
+            object.__setattr__(self, name, within(name, getattr(self, name), least, most))
+        if self.start + self.count > MOST_ROWS:
+            raise ValueError(f"start + count: {self.start} + {self.count} rows are more than {MOST_ROWS}")
 
     def phase_number(self) -> int | None:
         """Return the phase as `steps.phase` has it, None where it says none. Raises KeyError for one that is none."""
@@ -64,7 +83,25 @@ def whole(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"{name}: {value!r} is no whole number") from None
+        raise ValueError(f"{name}: {value!r:.80} is no whole number") from None
+
+
+def within(name: str, value: Any, least: int, most: int) -> int:
+    """Return a whole number of these bounds as an int. Raises ValueError, one line, for what is none."""
+    number = value if type(value) is int else whole(name, value)
+    if least <= number <= most:
+        return number
+    raise ValueError(f"{name}: {value!r:.80} is no such number; write a whole one from {least} to {most}")
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raise ValueError, one line, for what is no text, or one that has no bytes (half of a surrogate pair)."""
+    try:
+        if isinstance(value, str) and (value.isascii() or value.encode()):
+            return
+    except UnicodeEncodeError:
+        pass
+    raise ValueError(f"{name}: {value!a:.80} is no text; write a str of Unicode characters")
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,10 +97,13 @@ class StepRecord:
 
 
 def phase_of(phase: str | None, rows: Sequence[Rows] | None) -> int | None:
-    """Return the step's phase number: as stated, else from its rows; None when nobody says."""
+    """Return the step's phase number: as stated, else from its rows; None when nobody says.
+
+    Raises KeyError for a phase that is none, of the step or of a row.
+    """
+    named = {PHASE_NUMBERS[entry.phase] for entry in rows or () if entry.phase is not None}
     if phase is not None:
         return PHASE_NUMBERS[phase]
-    named = {entry.phase for entry in rows or () if entry.phase is not None}
     if not named:
         return None
-    return PHASE_NUMBERS[next(iter(named))] if len(named) == 1 else PHASE_NUMBERS["mixed"]
+    return next(iter(named)) if len(named) == 1 else PHASE_NUMBERS["mixed"]
