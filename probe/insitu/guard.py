@@ -46,6 +46,8 @@ class Guard:
         self.num_errors = 0
         self._off = "" if goes_on else " and is switched off"
         self._is_foreign = is_foreign
+        self._is_traced = is_foreign or not goes_on
+        """Whether the log shows where it failed; else only at debug: what goes on has said what it lost."""
 
     def contain(self, error: Exception) -> None:
         self.num_errors += 1
@@ -59,5 +61,6 @@ class Guard:
                 self.rest,
                 type(error).__name__,
                 error,
-                exc_info=error,
+                exc_info=error if self._is_traced else None,
             )
+            logger.debug("insitu: where the %s failed", self.part, exc_info=error)

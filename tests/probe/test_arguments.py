@@ -90,7 +90,9 @@ def test_rows_that_cannot_be_are_refused_where_they_are_stated(fields: dict[str,
 
 
 def test_rows_of_other_whole_numbers_are_kept_as_ints_and_any_unicode_is_a_name() -> None:
-    rows = insitu.Rows("r\u00e9\U0001f600", *np.array([1, 2], np.int32), position=np.int64(3))  # type: ignore[arg-type]
+    start: Any = np.int32(1)
+    position: Any = np.int64(3)
+    rows = insitu.Rows("r\u00e9\U0001f600", start, 2, position)
     assert [type(number) for number in (rows.start, rows.count, rows.position)] == [int] * 3
 
 

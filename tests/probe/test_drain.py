@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from statistics import median
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -17,6 +19,7 @@ from wait_kit import until
 
 import insitu
 from insitu.exporters.base import Ack, Batch, Level, Retry
+from insitu.guard import containing
 from insitu.segments.retention import parse_bytes
 from insitu.session.live import Session
 from insitu.session.step import StepRecord
@@ -376,3 +379,49 @@ def test_steps_that_the_device_never_finishes_are_counted_at_exit(monkeypatch: p
     assert session.stats().dropped == {"steps": {"shutdown": 3}, "summaries": {"shutdown": 3}}
     assert unaccounted(session) == {}
     assert recording.rows("health")[-1]["dropped"], "the last heartbeat tells of them"
+
+
+SPOILED: dict[str, Any] = {"request": 7, "start": 2**40, "phase": "q"}
+
+
+@pytest.mark.parametrize(("name", "value"), SPOILED.items())
+@pytest.mark.parametrize("flight", [None, insitu.Flight(rows="1")], ids=["", "flight"])
+def test_a_step_that_cannot_be_stored_is_lost_alone_and_counted(
+    name: str, value: Any, flight: insitu.Flight | None, insitu_records: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a caller spoils after it was looked at: row maps are shared, not copied."""
+    model, rules, steps = nn.Sequential(nn.Identity(), nn.Identity()), [insitu.Rule(sites="0", requests="all")], 40
+    with containing(), torch.inference_mode():
+        session = insitu.attach(model, to=insitu_records, rules=rules, max_rows=8, flight=flight, overhead_budget=1.0)
+        model(torch.zeros(1, 1))
+        for step in range(steps):
+            entry = insitu.Rows(f"r{step}", 0, 2)
+            with session.step(100 + step, rows=[entry]):
+                model(torch.zeros(2, 1))
+                if step % 10 == 7:
+                    object.__setattr__(entry, name, value)
+                    for place in session._open.places[0] or () if name == "request" and session._open else ():
+                        object.__setattr__(place, name, value)
+        report = session.close()
+    stats = session.stats()
+    stored = {row["step_id"] for row in insitu_records.rows("steps")}
+    bad = {100 + step for step in range(steps) if step % 10 == 7}
+    assert stored == {0} | {100 + step for step in range(steps)} - bad
+    assert stats.dropped["steps"] == {"probe_error": len(bad)}
+    captured = Counter(row["step_id"] for row in insitu_records.rows("captures"))
+    assert captured == {step: 2 for step in range(100, 100 + steps) if name != "request" or step not in bad}
+    if name == "request":
+        assert stats.dropped["captures"] == {"probe_error": 2 * len(bad)}
+    assert sum(stats.produced.values()) == report.durable + report.dropped
+    (said,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert said.exc_info is None and "\n" not in said.getMessage()
+
+
+def test_of_rare_rows_only_the_one_that_cannot_be_stored_is_lost(insitu_records: Recording) -> None:
+    session = insitu.start(to=insitu_records)
+    with containing():
+        for number in range(9):
+            session.append("events", {"kind": "k", "step_id": "a" if number == 4 else number})
+        session.close()
+    assert [row["step_id"] for row in insitu_records.rows("events")] == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert session.stats().dropped == {"events": {"probe_error": 1}}

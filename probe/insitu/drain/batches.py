@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from insitu.taps.observer import Observer
+
+T = TypeVar("T")
 
 
 class Batches:
@@ -45,13 +47,13 @@ class Batches:
 
     def put(self, table: str, rows: list[dict[str, Any]]) -> None:
         """Put rows that are Python objects."""
-        if rows:
-            self._make(table, len(rows), lambda numbers: builders.from_rows(table, self._source, numbers, rows))
+        self._make_each(table, rows, lambda numbers, some: builders.from_rows(table, self._source, numbers, some))
 
     def put_steps(self, records: Sequence[StepRecord], *, has_slabs: bool) -> None:
         """Put finished steps. has_slabs: a model is observed, so that one without a slab was dropped."""
-        if not records:
-            return
+        self._make_each("steps", records, lambda numbers, some: self._steps(numbers, some, has_slabs))
+
+    def _steps(self, numbers: range, records: Sequence[StepRecord], has_slabs: bool) -> pa.RecordBatch:
         columns: Mapping[str, Any] = {
             "step_id": [r.step_id for r in records],
             "mb": [r.mb for r in records],
@@ -63,7 +65,7 @@ class Batches:
             "dropped": [int(r.slab is None and has_slabs) for r in records],
             "rows": builders.row_maps([r.rows if self._source.stage <= 0 else None for r in records]),
         }
-        self._make("steps", len(records), lambda numbers: builders.batch("steps", self._source, numbers, columns))
+        return builders.batch("steps", self._source, numbers, columns)
 
     def put_intervals(self, parts: Sequence[Rows64]) -> None:
         """Put rows of the ring of intervals."""
@@ -80,6 +82,8 @@ class Batches:
         self._put_parts("captures", harvest.captures, builders.captures)
         self._put_parts("statistics", harvest.statistics, builders.statistics)
         self._put_parts("plugin_statistics", harvest.plugged, builders.plugin_statistics)
+        for table, num_rows in harvest.num_lost.items():
+            self.drop(table, DropReason.PROBE_ERROR, num_rows)
         self.drop("captures", DropReason.SLAB_FULL, harvest.num_crowded)
         self.drop("captures", self._outbox.blocked_by, harvest.num_spared)
         self.drop("summaries", DropReason.SLAB_FULL, harvest.num_unseen)
@@ -115,6 +119,25 @@ class Batches:
             self._outbox.drop(table, DropReason.PROBE_ERROR, num_rows)
             self._guard.contain(error)
         else:
+            self._outbox.put(table, batch)
+
+    def _make_each(self, table: str, items: Sequence[T], build: Callable[[range, Sequence[T]], pa.RecordBatch]) -> None:
+        """As `_make`, a row an item; where that fails each half by itself, so that a bad one is lost alone."""
+        if not items:
+            return
+        first = self.produced[table]
+        try:
+            batch = build(range(first, first + len(items)), items)
+        except Exception as error:
+            if len(items) > 1:
+                middle = len(items) // 2
+                self._make_each(table, items[:middle], build)
+                self._make_each(table, items[middle:], build)
+                return
+            self.drop(table, DropReason.PROBE_ERROR, 1)
+            self._guard.contain(error)
+        else:
+            self.produced[table] += len(items)
             self._outbox.put(table, batch)
 
     def _put_parts(self, table: str, parts: list[Any], build: Callable[..., pa.RecordBatch]) -> None:

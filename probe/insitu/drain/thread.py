@@ -280,6 +280,8 @@ class Drain:
                 num_slabs = sum(record.slab is not None for record in records)
                 self._batches.drop("summaries", DropReason.PROBE_ERROR, len(observer.plan.boundaries) * num_slabs)
             self.guard.contain(error)
+        while self._harvest.errors:
+            self.guard.contain(self._harvest.errors.pop())
 
     @property
     def held_bytes(self) -> int:
@@ -296,7 +298,8 @@ class Drain:
             batches.put(table, self._rows[table])
         self._rows.clear()
         harvest, self._harvest = self._harvest, Harvest()
-        self._flight.release(harvest, self._outbox.room_bytes // (1 if self._closing else 2))
+        room_bytes = self._outbox.room_bytes // (1 if self._closing else 2)
+        self._try(partial(self._flight.release, harvest, room_bytes))
         records, self._steps = self._steps, []
         batches.put_steps(records, has_slabs=self._observer() is not None)
         batches.put_harvest(harvest)

@@ -210,6 +210,10 @@ class InForce:
     def _num_captures(self, wanted: Wanted, record: StepRecord) -> int:
         return sum(n * sites for n, sites in zip(self._num_rows(wanted, record), self._num_sites, strict=True))
 
+    def num_kept(self, record: StepRecord) -> int:
+        """Return how many captures a step left, as far as it is known."""
+        return 0 if record.row_slab is None else self._num_captures(record.places, record)
+
     def _bytes_of(self, wanted: Wanted, record: StepRecord) -> list[int]:
         return [n * size for n, size in zip(self._num_rows(wanted, record), self._row_bytes, strict=True)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from time import thread_time_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -144,6 +144,15 @@ class Harvest:
     """Statistics that were due and found no place."""
     num_unplugged: int = 0
     """Statistics of other packages that were due and found no place."""
+    num_lost: Counter[str] = field(default_factory=Counter)
+    """Rows by table, as far as it is known, of steps that could not be read."""
+    errors: list[Exception] = field(default_factory=list)
+    """Why not."""
+
+    def add(self, other: Harvest) -> None:
+        """Append what another holds."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     @contextmanager
     def timed(self, table: str) -> Iterator[None]:

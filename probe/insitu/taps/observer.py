@@ -457,28 +457,7 @@ class Observer:
         try:
             if (in_graph := [record for record in seen if record.in_graph]) and self.taps.desk.memory is not None:
                 self.taps.desk.memory.settle(in_graph, self.slabs)
-            reading = read_steps(self.slabs, seen)
-            self.num_fired += reading.fired.sum(0)
-            self.num_seen["all"] += len(seen)
-            self.num_seen["sampling"] += sum(
-                record.rows is None or record.has_all_logits or record.num_samples > 0 for record in seen
-            )
-            summaries, held = summarise(reading, self.plan), list[Captures]()
-            into.summaries.append(summaries)
-            if self.plan.loads:
-                into.loads += loads_of(reading, seen, self.plan)
-            if row_slabs is not None:
-                with into.timed(CAPTURES):
-                    for part in captured(reading, seen, row_slabs, rules.plan, into):
-                        (held if part.site in rules.plan.held_sites else into.captures).append(part)
-                rules.note_rows(reading, seen)
-            if statistic_slabs is not None:
-                with into.timed(STATISTICS):
-                    into.statistics += measured(reading, seen, statistic_slabs)
-            into.seen.append(Seen(seen, reading, summaries, held, rules.plan))
-            if self.plugged is not None:
-                with into.timed(STATISTICS):
-                    into.plugged += self.plugged.measured(reading, seen)
+            self._read_what_can_be(seen, rules, into)
         finally:
             self.slabs.ring.free(len(seen))
             if row_slabs is not None:
@@ -488,3 +467,44 @@ class Observer:
                 statistic_slabs.ring.free(sum(record.statistic_slab is not None for record in seen))
             if self.plugged is not None:
                 self.plugged.ring.free(sum(record.plugged_slab is not None for record in seen))
+
+    def _read_what_can_be(self, seen: Sequence[StepRecord], rules: InForce, into: Harvest) -> None:
+        """Read steps at once; where that fails each half by itself, so that a bad one loses what is its own alone."""
+        try:
+            into.add(self._read(seen, rules))
+        except Exception as error:
+            if len(seen) > 1:
+                middle = len(seen) // 2
+                self._read_what_can_be(seen[:middle], rules, into)
+                self._read_what_can_be(seen[middle:], rules, into)
+                return
+            into.errors.append(error)
+            into.num_lost["summaries"] += len(self.plan.boundaries)
+            into.num_lost[CAPTURES] += rules.num_kept(seen[0])
+
+    def _read(self, seen: Sequence[StepRecord], rules: InForce) -> Harvest:
+        """Return what these steps left. What is known of the model is as it was where this raises."""
+        found, held = Harvest(), list[Captures]()
+        reading = read_steps(self.slabs, seen)
+        summaries = summarise(reading, self.plan)
+        found.summaries.append(summaries)
+        if self.plan.loads:
+            found.loads += loads_of(reading, seen, self.plan)
+        if rules.row_slabs is not None:
+            with found.timed(CAPTURES):
+                for part in captured(reading, seen, rules.row_slabs, rules.plan, found):
+                    (held if part.site in rules.plan.held_sites else found.captures).append(part)
+            rules.note_rows(reading, seen)
+        if rules.statistic_slabs is not None:
+            with found.timed(STATISTICS):
+                found.statistics += measured(reading, seen, rules.statistic_slabs)
+        found.seen.append(Seen(seen, reading, summaries, held, rules.plan))
+        if self.plugged is not None:
+            with found.timed(STATISTICS):
+                found.plugged += self.plugged.measured(reading, seen)
+        self.num_fired += reading.fired.sum(0)
+        self.num_seen["all"] += len(seen)
+        self.num_seen["sampling"] += sum(
+            record.rows is None or record.has_all_logits or record.num_samples > 0 for record in seen
+        )
+        return found
