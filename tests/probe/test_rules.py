@@ -1,6 +1,7 @@
 """Rules pick sites by glob and rows by request, axis and position."""
 
 import re
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -162,6 +163,33 @@ def test_rows_are_those_that_a_row_by_row_look_finds(position: int, count: int, 
     }
     expected = [(5 + at, position + at) for at in range(count) if kept[rows][at]]
     assert [(p.row, p.position) for p in Rule(sites="*", rows=rows).select([entry], "tokens", 0)] == expected
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 12), st.integers(-1, 20)), max_size=5),
+    st.sampled_from(["all", "last", "first:3", "every:4"]),
+    st.sampled_from(["tokens", "samples"]),
+    st.integers(1, 16),
+)
+def test_what_a_slab_holds_are_the_first_that_are_wanted_and_the_others_are_counted(
+    numbers: list[tuple[int, int, int]], rows: str, axis: str, most: int
+) -> None:
+    rule = Rule(sites="*", rows=rows, requests="all")
+    step = [Rows("a", start, count, sample_row=sample) for start, count, sample in numbers]
+    every = rule.select(step, axis, 0) if step else []
+    held = [place for place in every if place.row < most][:most]
+    assert rule.select_within(step, axis, most) == (held, len(every) - len(held))
+
+
+@pytest.mark.parametrize("rows", ["all", "every:2"])
+def test_a_count_beyond_any_tensor_costs_no_more_than_what_a_slab_holds(rows: str) -> None:
+    rule, step = Rule(sites="*", requests="all", rows=rows), [Rows("a", 0, 2**31 - 1), Rows("b", 0, 2**31 - 1)]
+    tracemalloc.start()
+    held, others = rule.select_within(step, "tokens", 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(held) + others == 2 * -(-(2**31 - 1) // (1 if rows == "all" else 2))
+    assert peak < 1 << 20
 
 
 def test_a_rule_that_counts_off_more_rows_than_a_slab_holds_is_refused() -> None:

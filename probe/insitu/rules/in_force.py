@@ -168,12 +168,9 @@ class InForce:
             return None
         if not record.rows:
             return None if rule.wants((), record.phase) else []
-        found = rule.select(record.rows, record.axis_of(self.plan.groups[at].axis), 0, record.phase)
-        most = self.plan.max_rows
-        there = [place for place in found if place.row >= 0]
-        fitting = [place for place in there if place.row < most][:most]
-        record.num_absent += (len(found) - len(there)) * self._num_sites[at]
-        record.num_crowded += (len(there) - len(fitting)) * self._num_sites[at]
+        axis, most = record.axis_of(self.plan.groups[at].axis), self.plan.max_rows
+        fitting, num_others = rule.select_within(record.rows, axis, most, record.phase)
+        record.num_crowded += num_others * self._num_sites[at]
         return fitting
 
     def _summarised(self, at: int) -> tuple[Site, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
@@ -13,7 +13,7 @@ from insitu.families import NO_ATTENTION
 from insitu.rules.head_sampling import is_taken
 from insitu.rules.pressure import DROP, ON_FULL
 from insitu.segments.retention import parse_bytes
-from insitu.session.row_map import PHASE_NUMBERS, Place, Rows, places
+from insitu.session.row_map import MOST_ROWS, PHASE_NUMBERS, Place, Rows, places
 from insitu.vocabulary import NAMESPACED
 
 ROWS: Final = "rows"
@@ -170,16 +170,31 @@ class Rule:
         """
         if not rows:
             return [place for _, place in places(rows, axis, num_rows)] if self.wants(rows, phase) else []
+        return self.select_within(rows, axis, MOST_ROWS + 1, phase)[0]
+
+    def select_within(
+        self, rows: Sequence[Rows], axis: str, most: int, phase: int | None = None
+    ) -> tuple[list[Place], int]:
+        """As `select`, of a row map: at most so many rows, all below row `most`; and how many others are wanted.
+
+        Takes time by the entries of the map and the rows it returns, whatever counts the map states.
+        """
         kind, k = _selection(self.rows)
         found: list[Place] = []
+        num_wanted = 0
         for entry in rows:
             if not self._names(entry, phase):
                 continue
             if axis != "samples":
-                found += _kept(entry, kind, k)
+                offsets, start, position = _offsets(entry, kind, k), entry.start, entry.position
             elif entry.sample_row >= 0:
-                found.append(Place(entry.request, entry.sample_row, entry.position + entry.count - 1))
-        return found
+                offsets, start, position = range(1), entry.sample_row, entry.position + entry.count - 1
+            else:
+                continue
+            num_wanted += len(offsets)
+            fitting = range(offsets.start, min(offsets.stop, most - start), offsets.step)[: most - len(found)]
+            found += [Place(entry.request, start + at, position + at) for at in fitting]
+        return found, num_wanted - len(found)
 
     def _names(self, entry: Rows, phase: int | None) -> bool:
         """Return whether a request's rows in a step of this phase are meant."""
@@ -261,12 +276,10 @@ def check_time(for_s: float | None) -> None:
         raise RuleError(f"{for_s:g} s is no time to follow rules for; it may be up to {LONGEST_S / 86400:g} days")
 
 
-def _kept(entry: Rows, kind: str, k: int) -> Iterable[Place]:
-    """Yield the rows of one request that are kept, of an axis where it has `count`."""
+def _offsets(entry: Rows, kind: str, k: int) -> range:
+    """Return which rows of one request are kept, of an axis where it has `count`."""
     if kind == "last":
-        offsets = range(max(0, entry.count - 1), entry.count)
-    elif kind == "first":
-        offsets = range(min(k, entry.count))
-    else:
-        offsets = range(-entry.position % k if k else 0, entry.count, k or 1)
-    return (Place(entry.request, entry.start + at, entry.position + at) for at in offsets)
+        return range(max(0, entry.count - 1), entry.count)
+    if kind == "first":
+        return range(min(k, entry.count))
+    return range(-entry.position % k if k else 0, entry.count, k or 1)

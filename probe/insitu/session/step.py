@@ -47,8 +47,6 @@ class StepRecord:
     """Whether this step's expert loads are taken."""
     num_crowded: int = 0
     """Rows that were wanted and did not fit."""
-    num_absent: int = 0
-    """Rows that were wanted and are none, since they have no place in any tensor."""
     giving_way: frozenset[str] = NOBODY
     """Kinds of rules for rows that take none in it (`insitu.rules.pressure`)."""
     num_spared: int = 0

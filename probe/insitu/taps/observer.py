@@ -420,7 +420,6 @@ class Observer:
         into.num_spared += sum(record.num_spared for record in records)
         self.num_left_out += sum(record.num_left_out for record in records)
         before = into.num_absent
-        into.num_absent += sum(record.num_absent for record in records)
         with self._beside():
             for _, run in groupby(records, key=lambda record: id(record.in_force)):
                 self._harvest(list(run), into)
