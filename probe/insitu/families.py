@@ -98,7 +98,9 @@ class Family:
 
     def holds(self, module: nn.Module) -> bool:
         """Return whether a module is a layer of this family: whose forward it runs. Others may bear the same name."""
-        cls, forward = type(module), type(module).forward  # transformers wraps the forward of each subclass
+        cls, forward = type(module), getattr(type(module), "forward", None)  # transformers wraps that of each subclass
+        if forward is None:  # of a script
+            return False
         of_forward = forward.__qualname__.rpartition(".")[0]
         written = ((cls.__module__, cls.__name__), (forward.__module__, of_forward))
         if not any(f"{where}.".startswith(f"{self.package}.") and name in self.layers for where, name in written):

@@ -4,6 +4,8 @@ import copy
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -284,3 +286,36 @@ def test_import_loads_neither_torch_nor_arrow_nor_grpc() -> None:
     code = "import insitu, sys; print(sorted({'torch', 'pyarrow', 'grpc'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SCRIPTS: dict[str, Callable[[], Any]] = {
+    "traced": lambda: torch.jit.trace(nn.Linear(3, 3), torch.ones(2, 3)),  # type: ignore[no-untyped-call]
+    "scripted": lambda: torch.jit.script(nn.Sequential(nn.Linear(3, 3))),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", SCRIPTS.values(), ids=SCRIPTS)
+def test_a_script_is_refused_in_a_line_and_as_a_part_it_is_run_unseen(
+    make: Callable[[], Any], insitu_records: Recording
+) -> None:
+    script, x = make(), torch.ones(2, 3)
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="attach to the one that it was made of") as raised:
+        insitu.attach(script, to=insitu_records)
+    assert "\n" not in str(raised.value)
+    assert (threading.active_count(), insitu_records.batches) == (before, [])
+    model = nn.Sequential(script, nn.Identity())
+    with insitu.attach(model, to=insitu_records) as session:
+        assert torch.equal(model(x), script(x))
+        assert session.stats().probe_errors == 0
+
+
+def test_a_module_whose_parameters_are_not_made_yet_is_refused_until_it_was_run(insitu_records: Recording) -> None:
+    model = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(ValueError, match="run it once, then attach"):
+        insitu.attach(model, to=insitu_records)
+    model(torch.ones(2, 3))
+    with insitu.attach(model, to=insitu_records):
+        model(torch.ones(2, 3))
+    assert len(insitu_records.rows("steps")) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -234,3 +235,28 @@ def test_plain_numbers_are_those_of_the_tensor(shape: tuple[int, ...], dtype: to
     assert rows.double().numpy().tolist() == parts(x).tolist()
     assert bits_of(x).shape == x.shape or x.is_complex()
     assert can_hold(dtype)
+
+
+NO_ROWS: dict[str, Callable[[], torch.Tensor]] = {
+    "coo": lambda: torch.eye(3).to_sparse(),
+    "csr": lambda: torch.eye(3).to_sparse_csr(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged),
+    "meta": lambda: torch.ones(2, 3, device="meta"),
+    "packed": lambda: torch.zeros(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("make", NO_ROWS.values(), ids=NO_ROWS)
+@pytest.mark.parametrize("rules", [(), (insitu.Rule(sites="*", requests="all"),)], ids=["", "rows"])
+def test_what_has_no_rows_of_numbers_never_fires_whenever_it_is_returned(
+    make: Callable[[], torch.Tensor], rules: tuple[insitu.Rule, ...]
+) -> None:
+    first, plain_one = make(), torch.ones(2, 3)
+    for returned in ((first,), (first, plain_one), (plain_one, first, plain_one)):
+        recording = Recording()
+        assert observe(recording, Returns(*returned), rules=rules)[0] is returned[0]
+        assert [row["step_id"] for row in recording.rows("steps")] == [0, 1, 2]
+        fired = [step for step in range(3) if "output" in told(recording, step)]
+        assert fired == ([0, 2] if returned[0] is plain_one else [])

@@ -175,7 +175,8 @@ class NamedSites:
 
 def can_be_called(module: nn.Module) -> bool:
     """Tell whether a module has a forward; a list or dict of modules has none, and would be a site that never fires."""
-    return getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
+    forward = getattr(type(module), "forward", None)
+    return forward is not None and getattr(forward, "__name__", "") != "_forward_unimplemented"
 
 
 def dtype_of(module: nn.Module, model: nn.Module) -> str:

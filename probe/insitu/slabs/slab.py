@@ -64,6 +64,11 @@ class Plan:
         return len(self.sites) + NUM_EXPLICIT
 
     @cached_property
+    def root(self) -> Site | None:
+        """What the model itself returned, where that is a site."""
+        return next((site for site in reversed(self.sites) if not site.fqn), None)
+
+    @cached_property
     def boundaries(self) -> tuple[int, ...]:
         return tuple(site.number for site in self.sites if site.boundary)
 

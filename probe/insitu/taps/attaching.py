@@ -25,7 +25,7 @@ from insitu.taps.eager import is_traced
 from insitu.taps.forwards import forward_of, give_forward, is_observed
 from insitu.taps.observer import Observer
 from insitu.taps.root import tap_root
-from insitu.taps.wrappers import check_exported, unwrapped
+from insitu.taps.wrappers import check_exported, check_made, unwrapped
 from insitu.transformers.following import follow
 from insitu.transformers.models import can_generate
 
@@ -39,6 +39,7 @@ def check_model(model: Any) -> None:
     check_exported(model)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{model!r:.80} is no model; attach to a torch.nn.Module")
+    check_made(unwrapped(model))
 
 
 def attach_with(

@@ -33,7 +33,7 @@ from insitu.statistics.workspace import Workspace
 from insitu.taps.forwards import forward_of, give_forward, is_observed
 from insitu.taps.fused import FusedTaps
 from insitu.taps.graph import Desk, traced_forward
-from insitu.taps.plain import can_hold, is_plain_dtype, plain, rows_of, valid_rows, width_of
+from insitu.taps.plain import can_hold, has_numbers, is_plain_dtype, plain, rows_of, valid_rows, width_of
 
 _DIMS: Final = tuple(tuple(range(n)) for n in range(65))
 """All dims of a tensor, by how many it has: torch adds up at most 64."""
@@ -111,7 +111,7 @@ def _holds_tensor(found: Any, index: int) -> bool:
         x = found if isinstance(found, torch.Tensor) else found[index]
     except Exception:
         return False
-    return isinstance(x, torch.Tensor) and x.layout is torch.strided
+    return isinstance(x, torch.Tensor) and has_numbers(x)
 
 
 def _tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ from functools import update_wrapper
 from types import FunctionType, MethodType
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 _MARK: Final = "__insitu_observed__"
@@ -31,6 +32,8 @@ def give_forward(module: nn.Module, forward: Forward) -> Callable[[], None]:
     A copy of the module keeps working, and so does what is pickled: a method is copied bound to the copy, and is
     pickled as the name of what its class has. Raises TypeError where an instance takes no attribute (compiled scripts).
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError("a TorchScript module takes no forward")
     own = module.__dict__.get("forward")
     update_wrapper(forward, module.forward)
     # Whoever asks for the method's signature is shown that of a function, less the module.
@@ -55,8 +58,8 @@ def give_forward(module: nn.Module, forward: Forward) -> Callable[[], None]:
 def forward_of(module: nn.Module) -> Forward:
     """Return what runs a module now."""
     own = module.__dict__.get("forward")
-    if own is None and isinstance(type(module).forward, FunctionType):
-        return type(module).forward
+    if own is None and isinstance(of_class := getattr(type(module), "forward", None), FunctionType):
+        return of_class
     if isinstance(own, MethodType) and own.__self__ is module:
         return own.__func__
     bound = module.forward  # it knows its module: put there by another library, or of a compiled script

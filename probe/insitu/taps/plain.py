@@ -1,7 +1,8 @@
 """Tensors as torch can add them up. Its reductions know some dtypes only; whatever a module returns, a tap has to read.
 
 Complex numbers become pairs of real ones side by side in their row, so that a NaN in either part is seen; float8 and
-the rarer integers become float32, a copy. What torch cannot convert (packed float4, sparse tensors) has no sums.
+the rarer integers become float32, a copy. What torch cannot convert (packed float4) has no sums, and neither
+have tensors without rows of numbers: sparse and nested ones, and those of the device `meta`.
 """
 
 from __future__ import annotations
@@ -37,14 +38,23 @@ def is_plain_dtype(dtype: torch.dtype) -> bool:
 
 def plain(x: torch.Tensor) -> torch.Tensor:
     """Return the numbers of x, in its rows, plain. Raises TypeError or RuntimeError where there are none."""
-    if x.layout is not torch.strided:
-        raise TypeError(f"no sums of a tensor of layout {x.layout}")
+    if x.layout is not torch.strided or x.is_nested or x.is_meta:
+        raise TypeError(f"no sums of a tensor of layout {x.layout} on {x.device}")
     if x.dtype in _PLAIN:
         return x
     if x.is_complex():
         pairs = torch.view_as_real(x.resolve_conj() if x.ndim else x.resolve_conj().reshape(1))
         return pairs.flatten(-2) if x.ndim > 1 else pairs
     return x.dequantize() if x.is_quantized else x.float()
+
+
+def has_numbers(x: torch.Tensor) -> bool:
+    """Tell whether x is plain, or can be made so: a tap of it has to succeed."""
+    try:
+        plain(x)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:

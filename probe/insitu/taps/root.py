@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from insitu.taps.plain import has_numbers
+
 if TYPE_CHECKING:
     from insitu.taps.eager import Tap
     from insitu.taps.observer import Observer
@@ -18,9 +20,14 @@ def tap_root(root_tap: Tap | None, observer: Observer, output: Any) -> None:
     if root_tap is None or current.thread != get_ident():
         return
     first = output[0] if isinstance(output, tuple | list) and output else output
-    if isinstance(first, torch.Tensor):
+    site = observer.plan.root
+    assert site is not None, "it has a tap"
+    if isinstance(first, torch.Tensor) and not observer.taps.is_unfit(site.number):
         try:
             root_tap(first)
         except Exception as error:
-            current.thread = 0
-            observer.guard.contain(error)
+            if has_numbers(first):
+                current.thread = 0
+                observer.guard.contain(error)
+            else:
+                observer.taps.miss(site, error, first)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 _WRAPPERS: Final = {
     "OptimizedModule": "_orig_mod",
@@ -35,6 +37,16 @@ def check_exported(model: Any) -> None:
     ):
         raise ValueError(
             "an exported model is one graph, in which no module is called; attach to torch.export.unflatten(program)"
+        )
+
+
+def check_made(model: nn.Module) -> None:
+    """Raise ValueError, one line, for a module that a script was made of, or that lacks parameters until it is run."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a TorchScript module calls no module of Python; attach to the one that it was made of")
+    if any(map(is_lazy, chain(model.parameters(), model.buffers()))):
+        raise ValueError(
+            f"this {type(model).__name__} has parameters that its first call makes; run it once, then attach"
         )
 
 
