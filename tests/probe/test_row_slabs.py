@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,3 +117,56 @@ def test_many_small_steps_are_kept_before_the_drain_looks(
     ]
     for row in found:
         assert np.array_equal(np.frombuffer(row["data"], np.float32), outputs[row["step_id"]][row["row"]])
+
+
+class Wide(nn.Module):
+    """Returns rows of very many values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.expand(2, 300_000)
+
+
+def rowless(recording: Recording, caplog: pytest.LogCaptureFixture) -> str:
+    """Run a model whose rows find no memory; return what the log says."""
+    rules = [insitu.Rule(sites="0", requests="all")]
+    model, x = nn.Sequential(Wide(), nn.Identity()), torch.ones(2, 1)
+    with torch.inference_mode(), insitu.attach(model, to=recording, rules=rules, max_rows=2048) as session:
+        for _ in range(3):
+            assert model(x).shape == (2, 300_000)
+        assert session.stats().probe_errors == 0
+    assert [row["canary"] for row in recording.rows("summaries")] == [600_000.0] * 3
+    assert not recording.rows("captures")
+    (said,) = [record.getMessage() for record in caplog.records if "no rows" in record.getMessage()]
+    return said
+
+
+def test_rows_that_would_take_most_of_the_memory_are_left_off_and_it_is_said(
+    insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 9999999999 kB\nMemAvailable: 4194304 kB\n")
+    said = rowless(insitu_records, caplog)
+    assert "would take 4689 MiB of memory, and may take 2048; name fewer sites" in said
+
+
+def test_rows_for_which_no_memory_is_given_are_left_off_too(
+    insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "away")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30), limits[1]))
+    try:
+        said = rowless(insitu_records, caplog)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert "there are no 4689 MiB of memory for two steps" in said
+
+
+@pytest.mark.parametrize("max_rows", [10**12, 2**62])
+def test_more_rows_than_there_is_memory_for_are_refused_at_once(max_rows: int, insitu_records: Recording) -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"max_rows: .* would take .* MiB of memory, and may take") as raised:
+        insitu.attach(model, to=insitu_records, max_rows=max_rows)
+    assert "\n" not in str(raised.value)
+    assert "forward" not in vars(model)

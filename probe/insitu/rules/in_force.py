@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ from insitu.row_forms import ITEM_BYTES, RowForm, form_of
 from insitu.rules.byte_budget import Budget
 from insitu.rules.due_rows import DueRows
 from insitu.rules.pressure import DROP, SUMMARY
-from insitu.slabs.rows import Destinations, RowArea, RowSlabs
+from insitu.slabs.memory import NoMemory, check_room
+from insitu.slabs.rows import Destinations, RowArea, RowSlabs, slab_bytes_of
 from insitu.slabs.slab import Plan
 from insitu.slabs.statistics import StatisticSlabs, periods, phases
 from insitu.vocabulary import Phase
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from insitu.sites.site import Site
     from insitu.slabs.harvest import Reading
 
+logger = logging.getLogger("insitu")
+
 Shapes = Mapping[int, tuple[int, torch.dtype]]
 """Site -> (width, dtype), learned in the first step."""
 Wanted = list["list[Place] | None"]
@@ -36,6 +40,12 @@ def _of_phase(every: Periods, only: Mapping[int, int], phase: int | None) -> Per
     """Return the periods without sites whose statistics are for steps of another phase."""
     left = {n: tuple(site for site in sites if only.get(site.number, phase) == phase) for n, sites in every.items()}
     return {n: sites for n, sites in left.items() if sites}
+
+
+def _say_no_rows(num_sites: int, num_bytes: int, error: Exception) -> None:
+    why = error if isinstance(error, NoMemory) else f"there are no {num_bytes >> 20} MiB of memory for two steps"
+    remedy = "name fewer sites, use cast= or topk=, or attach with a smaller max_rows"
+    logger.warning("insitu: no rows are taken of %d sites: %s; %s", num_sites, why, remedy)
 
 
 class InForce:
@@ -85,18 +95,25 @@ class InForce:
         }
 
     def learn(self, shapes: Shapes) -> None:
-        """Make room for rows, now that shapes are known."""
+        """Make room for rows, now that shapes are known; where there is none, it is said and none are taken."""
         forms = self.forms(shapes)
         if not forms:
+            return
+        num_groups, most = len(self.plan.groups), self.plan.max_rows
+        try:
+            check_room("those of two steps", 2 * slab_bytes_of(forms, most), self.device)
+            slabs = RowSlabs(forms, most, self.device)
+            destinations = Destinations(self.device, num_groups, most, self.plan.num_slabs)
+        except (NoMemory, RuntimeError) as error:
+            _say_no_rows(len(forms), 2 * slab_bytes_of(forms, most), error)
             return
         for at, numbers in enumerate(self.plan.row_sites):
             known = [forms[number] for number in numbers if number in forms]
             is_held = isinstance(self.plan.groups[at].rule, FlightRule)
             self._row_bytes[at] = sum(form.num_bytes for form in known)
             self._num_sites[at] = 0 if is_held else len(known)
-        slabs = RowSlabs(forms, self.plan.max_rows, self.device)
         self._areas = [None] * slabs.ring.size
-        self._destinations = Destinations(self.device, len(self.plan.groups), self.plan.max_rows, self.plan.num_slabs)
+        self._destinations = destinations
         self.row_slabs = slabs
 
     def renewed(self, shapes: Shapes) -> InForce:

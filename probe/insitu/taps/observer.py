@@ -27,6 +27,7 @@ from insitu.sites.catalogue import Catalogue, catalogue
 from insitu.sites.paths import compiled_parts, is_inside
 from insitu.sites.site import Site
 from insitu.slabs.harvest import Captures, Harvest, Seen, captured, loads_of, measured, read_steps, summarise
+from insitu.slabs.memory import check_room
 from insitu.slabs.rows import RowSlabs
 from insitu.slabs.slab import NEVER, ControlBlock, Plan, Ring, Slabs
 from insitu.slabs.statistics import StatisticSlabs
@@ -71,6 +72,8 @@ class Observer:
         held = chain(model.parameters(), model.buffers())
         self.device = next((each.device for each in held), torch.device("cpu"))
         self.plan = Plan(tapped, tuple(rules), max_rows)
+        slabs_bytes = (self.plan.num_slabs + 1) * self.plan.slab_bytes
+        check_room(f"max_rows: {max_rows} is too many; what steps leave", slabs_bytes, self.device)
         self._model = model
         self._run, self._has_routers = run, bool(self.plan.loads)
         self.current = Current()
