@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import fields
@@ -47,3 +48,9 @@ def rules_of(rules: Any) -> Sequence[Rule]:
     if isinstance(rules, list | tuple | set | frozenset) and all(isinstance(each, Rule) for each in rules):
         return tuple(rules)
     raise RuleError(f'rules: {rules!r:.200} is no list of rules; write rules=[insitu.Rule(sites="*")]')
+
+
+def seconds(name: str, value: Any) -> None:
+    """Raise ValueError, one line, for what is no number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise ValueError(f"{name}: {value!r:.80} is no number of seconds; write it like 5.0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,46 @@ def test_a_session_says_what_it_cannot_use_and_goes_on(insitu_records: Recording
         model(torch.ones(1, 2))
         assert session.stats().probe_errors == 0
     assert [row["step_id"] for row in insitu_records.rows("steps")] == [0]
+
+
+WRONG: list[tuple[str, Callable[[insitu.Session, Any], Any], list[Any]]] = [
+    ("why", lambda session, value: session.dump(value), [5, None, b"x", "\ud800"]),
+    ("request", lambda session, value: session.request("arrived", value), [5, None, "\ud800"]),
+    ("step_id", lambda session, value: session.request("arrived", "r", step_id=value), ["a", 2**63]),
+    ("num_tokens", lambda session, value: session.request("arrived", "r", num_tokens=value), ["a", 2**40]),
+    ("t_ns", lambda session, value: session.request("arrived", "r", t_ns=value), ["a", 2**70]),
+    ("trace", lambda session, value: session.request("arrived", "r", trace=value), ["abc", 5]),
+    ("trace_id", lambda session, value: session.request("arrived", "r", trace_id=value), [5, "\ud800"]),
+    ("text", lambda session, value: session.event("k", value), ["\ud800"]),
+    ("kind", lambda session, value: session.event(value, ""), ["\ud800"]),
+    ("step_id", lambda session, value: session.event("k", step_id=value), ["a", 2**63]),
+    ("peer", lambda session, value: session.interval("idle", peer=value), ["a", 2**70, 2**15]),
+    ("mb", lambda session, value: session.interval("idle", mb=value), ["a", 2**15]),
+    ("num_bytes", lambda session, value: session.interval("idle", num_bytes=value), ["a", 2**70]),
+    ("step_id", lambda session, value: session.interval("idle", step_id=value), ["a", 2**63]),
+    ("timeout_s", lambda session, value: session.flush(value), ["a", None, float("nan")]),
+    ("timeout_s", lambda session, value: session.collect([], timeout_s=value), ["a"]),
+    ("inputs", lambda session, value: session.collect(value), [5, None]),
+    ("for_s", lambda session, value: session.set_rules([], for_s=value), ["a"]),
+]
+
+
+@pytest.mark.parametrize(("name", "call", "values"), WRONG, ids=[each[0] for each in WRONG])
+def test_what_a_verb_cannot_use_is_refused_at_the_call_and_the_session_goes_on(
+    name: str, call: Callable[[insitu.Session, Any], Any], values: list[Any], insitu_records: Recording
+) -> None:
+    model = nn.Linear(2, 2)
+    with insitu.attach(model, to=insitu_records) as session:
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name}: ") as raised:
+                call(session, value)
+            assert "\n" not in str(raised.value)
+        model(torch.ones(1, 2))
+        assert session.stats().probe_errors == 0
+    assert not [kind for kind in ("events", "requests", "incidents") if insitu_records.rows(kind)]
+    assert session.stats().dropped == {}
+
+
+@pytest.mark.parametrize("headers", [5, [1, 2], {1: 2}, [("a",)], "abc", {"traceparent": 5}, object()], ids=str)
+def test_what_are_no_headers_is_no_context_and_raises_nothing(headers: Any) -> None:
+    assert insitu.request_context(headers) == insitu.request_context()

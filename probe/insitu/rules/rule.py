@@ -272,6 +272,8 @@ def check_fit(rules: Sequence[Rule], max_rows: int) -> None:
 
 def check_time(for_s: float | None) -> None:
     """Raise RuleError where rules cannot be followed for such a time. None: until others are set."""
+    if for_s is not None and (isinstance(for_s, bool) or not isinstance(for_s, int | float)):
+        raise RuleError(f"for_s: {for_s!r:.80} is no number of seconds; write it like 60.0")
     if for_s is not None and not 0 < for_s <= LONGEST_S:
         raise RuleError(f"{for_s:g} s is no time to follow rules for; it may be up to {LONGEST_S / 86400:g} days")
 

@@ -12,7 +12,7 @@ from threading import Lock, get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from insitu.arguments import MOST, rules_of
+from insitu.arguments import MOST, rules_of, seconds
 from insitu.config import DEFAULT_QUEUE_BYTES
 from insitu.credentials import NONE, Credentials
 from insitu.drain.inlet import Inlet
@@ -33,7 +33,7 @@ from insitu.session.gc_pauses import GcPauses
 from insitu.session.intervals import Interval, Recorder
 from insitu.session.open_step import Step
 from insitu.session.request_names import Named, check_names, naming
-from insitu.session.row_map import FARTHEST, MOST_ROWS, Rows, check_rows, whole, within
+from insitu.session.row_map import FARTHEST, MOST_ROWS, Rows, check_rows, check_text, check_trace, within
 from insitu.session.stated import Stated
 from insitu.session.step import StepRecord, phase_of
 from insitu.session.step_traces import StepTraces
@@ -266,8 +266,14 @@ class Session:
 
         An inner interval takes its time from the outer one. Inside an open step it belongs to that step unless
         `step_id` says another. mb: the micro-batch slot. peer: the rank that is waited for, -1 the driver. num_bytes:
-        what is sent or received. Other threads record nothing. Raises KeyError for a class that is none.
+        what is sent or received. Other threads record nothing. Raises KeyError for a class that is none, ValueError
+        for a number that cannot be.
         """
+        if mb != -1 or peer != -1:
+            mb, peer = within("mb", mb, -1, MOST), within("peer", peer, -1, MOST)
+        if step_id != -1 or num_bytes:
+            step_id = within("step_id", step_id, -FARTHEST, FARTHEST)
+            num_bytes = within("num_bytes", num_bytes, -FARTHEST, FARTHEST)
         if not self.in_step:
             self._recorder.pin()
         elif step_id == -1:
@@ -289,8 +295,16 @@ class Session:
 
         step_id: the step that did it, -1 for none. num_tokens: tokens so far; of `arrived` those of the prompt. t_ns:
         when, on this host's monotonic clock (now). trace: where it stands in its trace (`insitu.request_context`);
-        `trace_id`, 32 hex digits, where that is all there is. Raises KeyError for an event that is none.
+        `trace_id`, 32 hex digits, where that is all there is. Raises KeyError for an event that is none,
+        ValueError for what is no text, number or trace.
         """
+        check_text("request", request)
+        step_id = within("step_id", step_id, -FARTHEST, FARTHEST)
+        num_tokens = None if num_tokens is None else within("num_tokens", num_tokens, 0, MOST_ROWS)
+        t_ns = time.monotonic_ns() if t_ns is None else within("t_ns", t_ns, -FARTHEST, FARTHEST)
+        check_trace(trace)
+        if trace_id is not None:
+            check_text("trace_id", trace_id)
         if trace is not None:
             trace_id = trace.trace_id
             self._traces.note_request(request, trace)
@@ -300,7 +314,7 @@ class Session:
                 "request": request,
                 "trace_id": trace_id,
                 "event": _EVENTS[event],
-                "t_ns": time.monotonic_ns() if t_ns is None else t_ns,
+                "t_ns": t_ns,
                 "step_id": step_id,
                 "num_tokens": num_tokens,
             },
@@ -313,7 +327,9 @@ class Session:
         """
         if not isinstance(kind, str) or not isinstance(text, str):
             raise ValueError(f"an event is two texts, its kind and what it says, not {kind!r} and {text!r}")
-        step_id = whole("step_id", step_id)
+        check_text("kind", kind)
+        check_text("text", text)
+        step_id = within("step_id", step_id, -FARTHEST, FARTHEST)
         self.append("events", {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": step_id, "text": text})
 
     def explicit_tap(self, tensor: torch.Tensor, name: str) -> None:
@@ -352,8 +368,9 @@ class Session:
         """Ship what the flight recorder holds, and what comes in the next seconds; on every rank, through a collector.
 
         why: told with it. Return the incident; None where the last was asked for less than `Flight.again_after_s` ago,
-        and once the session is closed. Any thread. Raises nothing.
+        and once the session is closed. Any thread. Raises ValueError for what is no text, and nothing else.
         """
+        check_text("why", why)
         if self._closed:
             return None
         if not self._running:
@@ -380,6 +397,9 @@ class Session:
         """
         from insitu.session.collecting import caller, collect
 
+        seconds("timeout_s", timeout_s)
+        if not isinstance(inputs, Iterable):
+            raise ValueError(f"inputs: {inputs!r:.80} is no list of inputs; write collect([x]) for one")
         model = None if self._model is None else self._model()
         if call is None and model is None:
             raise ValueError("this session observes no model; say what to do with each input: collect(inputs, call)")
@@ -418,7 +438,11 @@ class Session:
     # -- ending --------------------------------------------------------------------------------------------------
 
     def flush(self, timeout_s: float = 5.0) -> FlushReport:
-        """Return once everything produced so far is durable, or timeout_s is over; says what is not. Raises nothing."""
+        """Return once everything produced so far is durable, or timeout_s is over; says what is not.
+
+        Raises ValueError for what is no number, and nothing else.
+        """
+        seconds("timeout_s", timeout_s)
         if self._closed:
             return self._report()
         counts = self._drain.flush(timeout_s) if self._running else None

@@ -50,8 +50,7 @@ class Rows:
             self._check_numbers()
         if not (type(self.request) is str and self.request.isascii() and self.trace is None):
             check_text("request", self.request)
-            if not isinstance(self.trace, RequestContext | None):
-                raise ValueError(f"trace: {self.trace!r:.80} is none; give what insitu.request_context(...) returned")
+            check_trace(self.trace)
 
     def _check_numbers(self) -> None:
         """Keep other kinds of whole numbers as int. Raises ValueError, one line, for what is none or out of bounds."""
@@ -102,6 +101,12 @@ def check_text(name: str, value: Any) -> None:
     except UnicodeEncodeError:
         pass
     raise ValueError(f"{name}: {value!a:.80} is no text; write a str of Unicode characters")
+
+
+def check_trace(value: Any) -> None:
+    """Raise ValueError, one line, for what is no place in a trace."""
+    if not isinstance(value, RequestContext | None):
+        raise ValueError(f"trace: {value!a:.80} is none; give what insitu.request_context(...) returned")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from threading import Lock
 from typing import Final, Protocol
 
 from insitu.guard import Guard
-from insitu.session.row_map import Rows, axis_in
+from insitu.session.row_map import MOST_ROWS, Rows, axis_in
 from insitu.session.step import StepRecord
 from insitu.session.trace_context import RequestContext, request_context
 
 MAX_STEPS: Final = 8192
 """Steps, and requests, that are remembered: what waits for the drain (its `MAX_QUEUED`) is never older."""
-_WHOLE: Final = 1 << 31
+_WHOLE: Final = MOST_ROWS
 """Rows of a step that has no row map."""
 
 

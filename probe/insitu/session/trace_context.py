@@ -67,9 +67,14 @@ def request_context(headers: Headers | None = None) -> RequestContext:
     """Return where a request stands in its trace: by its headers, else by OpenTelemetry's current span.
 
     headers: a mapping, or pairs as ASGI has them. Where both are of one trace the span is taken, which is nearer: it is
-    the server's own, made from those headers. Raises nothing: a header that breaks its specification is counted.
+    the server's own, made from those headers. Raises nothing: a header that breaks its specification is counted, and
+    so is what holds no headers.
     """
-    told = NOTHING if headers is None else _of_headers(headers)
+    try:
+        told = NOTHING if headers is None else _of_headers(headers)
+    except (AttributeError, TypeError, ValueError):  # no headers at all
+        _count("headers")
+        told = NOTHING
     current = _current_span()
     if current is None or (told.trace_id is not None and told.trace_id != current.trace_id):
         return told
