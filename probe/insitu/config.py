@@ -29,6 +29,10 @@ STAGE_VARIABLE: Final = "INSITU_CHILD_STAGE"
 """How `insitu run --stage` reaches the processes it starts: a number, or "rank"."""
 MODEL_VARIABLE: Final = "INSITU_CHILD_MODEL"
 """And `--model`: a glob of class names."""
+_SWITCH: Final = {
+    **dict.fromkeys(("", "0", "false", "no", "off"), False),
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+}
 _RUN: Final = re.compile(r"[0-9a-fA-F]{16}")
 FILE: Final = "insitu.toml"
 PROJECT: Final = "pyproject.toml"
@@ -65,8 +69,11 @@ def _to(value: Any) -> Any:
 
 
 def is_on(value: Any) -> bool:
-    """Return what a switch says: off are an empty text, 0, false and no."""
-    return value if isinstance(value, bool) else str(value).lower() not in ("", "0", "false", "no")
+    """Return what a switch says. Raises ValueError for a text that says neither."""
+    said = value if isinstance(value, bool) else _SWITCH.get(str(value).strip().lower())
+    if said is None:
+        raise ValueError(f"{value!r} is no switch; write 1 (or true, yes, on) or 0 (or false, no, off)")
+    return said
 
 
 def _count(value: Any) -> int:

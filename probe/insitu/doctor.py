@@ -85,8 +85,11 @@ def check_taps(
     environment: Mapping[str, str] = os.environ,
 ) -> Check:
     """Look at what the taps of an eager model will be. device: a file that is there where NVIDIA's driver is."""
-    if not is_on(environment.get("INSITU_FUSED_TAPS", "1")):
-        return Check("taps", Status.OK, "operations of torch (INSITU_FUSED_TAPS)")
+    try:
+        if not is_on(environment.get("INSITU_FUSED_TAPS", "1")):
+            return Check("taps", Status.OK, "operations of torch (INSITU_FUSED_TAPS)")
+    except ValueError as error:
+        return Check("taps", Status.PROBLEM, f"INSITU_FUSED_TAPS: {error}", "unset INSITU_FUSED_TAPS")
     if not device.exists():
         return Check("taps", Status.OK, "operations of torch: no NVIDIA device here")
     try:

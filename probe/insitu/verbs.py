@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from insitu.arguments import rules_of, source_of
-from insitu.config import Config, Origin, is_on, load
+from insitu.config import Config, ConfigError, Origin, is_on, load
 from insitu.exporters import Exporter
 from insitu.flight.settings import Flight
 from insitu.rules.rule import Rule
@@ -61,7 +61,10 @@ def settings(**arguments: Any) -> Config:
 
 
 def disabled() -> bool:
-    return is_on(os.environ.get("INSITU_DISABLED", ""))
+    try:
+        return is_on(os.environ.get("INSITU_DISABLED", ""))
+    except ValueError as error:
+        raise ConfigError(f"INSITU_DISABLED: {error}") from None
 
 
 def _switch(config: Config) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import insitu
+from insitu.config import ConfigError
 from insitu.testing import Recording
 
 NUMBERS: list[dict[str, Any]] = [{"rank": value} for value in ("a", 10**9, -5, -1, 1.5, True)]
@@ -184,3 +185,30 @@ def test_what_a_verb_cannot_use_is_refused_at_the_call_and_the_session_goes_on(
 @pytest.mark.parametrize("headers", [5, [1, 2], {1: 2}, [("a",)], "abc", {"traceparent": 5}, object()], ids=str)
 def test_what_are_no_headers_is_no_context_and_raises_nothing(headers: Any) -> None:
     assert insitu.request_context(headers) == insitu.request_context()
+
+
+@pytest.mark.parametrize("said", ["maybe", "2"])
+def test_a_switch_that_says_neither_is_named(
+    said: str, insitu_records: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSITU_DISABLED", said)
+    with pytest.raises(ConfigError, match=f"INSITU_DISABLED: '{said}' is no switch; write 1 .* or 0"):
+        insitu.attach(nn.Linear(2, 2), to=insitu_records)
+
+
+@pytest.mark.parametrize("said", ["0", "off", "No", ""])
+def test_a_switch_that_is_off_is_off(said: str, insitu_records: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSITU_DISABLED", said)
+    model = nn.Linear(2, 2)
+    with insitu.attach(model, to=insitu_records):
+        model(torch.ones(1, 2))
+    assert insitu_records.rows("steps")
+
+
+def test_a_folder_that_is_none_or_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="destination 'file://' names no folder; write one like"):
+        insitu.attach(nn.Linear(2, 2), to="file://")
+    (tmp_path / "a").write_text("")
+    with pytest.raises(OSError, match="a/store cannot be written: not a directory; name a folder") as raised:
+        insitu.attach(nn.Linear(2, 2), to=f"file://{tmp_path / 'a' / 'store'}")
+    assert "\n" not in str(raised.value)

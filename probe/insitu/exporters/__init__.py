@@ -64,13 +64,24 @@ def open_exporter(
         return SpoolingExporter(collector, to, spool, source, keep=keep, tell=gaps)
     if url.scheme == "file":
         from insitu.exporters.file import FileExporter
+        from insitu.segments.layout import ShardLocked, StoreFull
 
         path = url.netloc + url.path
+        if not path or "\0" in path:
+            raise ValueError(f"destination {to!a:.200} names no folder; write one like file://./insitu-store")
         if os.path.isfile(path):
             raise NotADirectoryError(
                 f"destination {to}: {path} is a file; name a folder, which is made where there is none"
             )
-        return FileExporter(path, source, keep=keep, tell=partial(put, "gaps") if put else None)
+        try:
+            return FileExporter(path, source, keep=keep, tell=partial(put, "gaps") if put else None)
+        except (StoreFull, ShardLocked):
+            raise
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise type(error)(
+                f"destination {to:.200}: {path:.200} cannot be written: {reason}; name a folder that you may write to"
+            ) from None
     if url.scheme == "otlp":
         try:
             from insitu.exporters.otlp.exporter import OtlpExporter

@@ -98,7 +98,11 @@ def run(to: str | None, stage: str | None, model: str | None, command: tuple[str
     insitu run -- python -c "import torch; print(torch.nn.Linear(4, 2).eval()(torch.ones(1, 4)))"
     insitu run --to file://./seen -- python -c "import torch; print(torch.nn.Linear(4, 2).eval()(torch.ones(1, 4)))"
     """
-    if is_on(os.environ.get("INSITU_DISABLED", "")):
+    try:
+        is_off = is_on(os.environ.get("INSITU_DISABLED", ""))
+    except ValueError as error:
+        raise click.ClickException(f"INSITU_DISABLED: {error}") from None
+    if is_off:
         become(command, os.environ)
     if is_deaf(command):
         click.echo("insitu: nothing is observed of a Python with -I, -E or -S: it never looks at us", err=True)
