@@ -172,6 +172,10 @@ BAD: Final[Sequence[tuple[str, type[BaseException], Callable[[], Any]]]] = (
     ("insitu.Session", ValueError, lambda: insitu.start(to="nowhere://x")),
     ("insitu.Session.step", ValueError, closing(session, lambda s: s.step("q"))),  # type: ignore[arg-type]
     ("insitu.Session.event", ValueError, closing(session, lambda s: s.event("k", 3))),  # type: ignore[arg-type]
+    ("insitu.Session.dump", ValueError, closing(session, lambda s: s.dump(5))),  # type: ignore[arg-type]
+    ("insitu.Session.flush", ValueError, closing(session, lambda s: s.flush("a"))),  # type: ignore[arg-type]
+    ("insitu.Session.request", ValueError, closing(session, lambda s: s.request("arrived", 5))),  # type: ignore[arg-type]
+    ("insitu.Session.interval", ValueError, closing(session, lambda s: s.interval("idle", peer=2**70))),
     ("insitu.Session.step", KeyError, closing(session, lambda s: s.step(phase="lunch"))),
     ("insitu.Session.interval", KeyError, closing(session, lambda s: s.interval("lunch"))),
     ("insitu.Session.request", KeyError, closing(session, lambda s: s.request("lost", "one"))),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insitu.rules.head_sampling import lot_of
-from insitu.rules.rule import Rule, RuleError, check_fit, matches
+from insitu.rules.rule import Rule, RuleError, check_fit, matches, select_within
 from insitu.session.row_map import Rows
 
 STEP = [
@@ -178,14 +178,14 @@ def test_what_a_slab_holds_are_the_first_that_are_wanted_and_the_others_are_coun
     step = [Rows("a", start, count, sample_row=sample) for start, count, sample in numbers]
     every = rule.select(step, axis, 0) if step else []
     held = [place for place in every if place.row < most][:most]
-    assert rule.select_within(step, axis, most) == (held, len(every) - len(held))
+    assert select_within(rule, step, axis, most) == (held, len(every) - len(held))
 
 
 @pytest.mark.parametrize("rows", ["all", "every:2"])
 def test_a_count_beyond_any_tensor_costs_no_more_than_what_a_slab_holds(rows: str) -> None:
     rule, step = Rule(sites="*", requests="all", rows=rows), [Rows("a", 0, 2**31 - 1), Rows("b", 0, 2**31 - 1)]
     tracemalloc.start()
-    held, others = rule.select_within(step, "tokens", 8)
+    held, others = select_within(rule, step, "tokens", 8)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(held) + others == 2 * -(-(2**31 - 1) // (1 if rows == "all" else 2))

@@ -14,6 +14,7 @@ from insitu.row_forms import ITEM_BYTES, RowForm, form_of
 from insitu.rules.byte_budget import Budget
 from insitu.rules.due_rows import DueRows
 from insitu.rules.pressure import DROP, SUMMARY
+from insitu.rules.rule import select_within
 from insitu.slabs.memory import NoMemory, check_room
 from insitu.slabs.rows import Destinations, RowArea, RowSlabs, slab_bytes_of
 from insitu.slabs.slab import Plan
@@ -186,7 +187,7 @@ class InForce:
         if not record.rows:
             return None if rule.wants((), record.phase) else []
         axis, most = record.axis_of(self.plan.groups[at].axis), self.plan.max_rows
-        fitting, num_others = rule.select_within(record.rows, axis, most, record.phase)
+        fitting, num_others = select_within(rule, record.rows, axis, most, record.phase)
         record.num_crowded += num_others * self._num_sites[at]
         return fitting
 

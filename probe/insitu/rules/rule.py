@@ -170,31 +170,7 @@ class Rule:
         """
         if not rows:
             return [place for _, place in places(rows, axis, num_rows)] if self.wants(rows, phase) else []
-        return self.select_within(rows, axis, MOST_ROWS + 1, phase)[0]
-
-    def select_within(
-        self, rows: Sequence[Rows], axis: str, most: int, phase: int | None = None
-    ) -> tuple[list[Place], int]:
-        """As `select`, of a row map: at most so many rows, all below row `most`; and how many others are wanted.
-
-        Takes time by the entries of the map and the rows it returns, whatever counts the map states.
-        """
-        kind, k = _selection(self.rows)
-        found: list[Place] = []
-        num_wanted = 0
-        for entry in rows:
-            if not self._names(entry, phase):
-                continue
-            if axis != "samples":
-                offsets, start, position = _offsets(entry, kind, k), entry.start, entry.position
-            elif entry.sample_row >= 0:
-                offsets, start, position = range(1), entry.sample_row, entry.position + entry.count - 1
-            else:
-                continue
-            num_wanted += len(offsets)
-            fitting = range(offsets.start, min(offsets.stop, most - start), offsets.step)[: most - len(found)]
-            found += [Place(entry.request, start + at, position + at) for at in fitting]
-        return found, num_wanted - len(found)
+        return select_within(self, rows, axis, MOST_ROWS + 1, phase)[0]
 
     def _names(self, entry: Rows, phase: int | None) -> bool:
         """Return whether a request's rows in a step of this phase are meant."""
@@ -276,6 +252,31 @@ def check_time(for_s: float | None) -> None:
         raise RuleError(f"for_s: {for_s!r:.80} is no number of seconds; write it like 60.0")
     if for_s is not None and not 0 < for_s <= LONGEST_S:
         raise RuleError(f"{for_s:g} s is no time to follow rules for; it may be up to {LONGEST_S / 86400:g} days")
+
+
+def select_within(
+    rule: Rule, rows: Sequence[Rows], axis: str, most: int, phase: int | None = None
+) -> tuple[list[Place], int]:
+    """As `Rule.select`, of a row map: at most so many rows, all below row `most`; and how many others are wanted.
+
+    Takes time by the entries of the map and the rows it returns, whatever counts the map states.
+    """
+    kind, k = _selection(rule.rows)
+    found: list[Place] = []
+    num_wanted = 0
+    for entry in rows:
+        if not rule._names(entry, phase):
+            continue
+        if axis != "samples":
+            offsets, start, position = _offsets(entry, kind, k), entry.start, entry.position
+        elif entry.sample_row >= 0:
+            offsets, start, position = range(1), entry.sample_row, entry.position + entry.count - 1
+        else:
+            continue
+        num_wanted += len(offsets)
+        fitting = range(offsets.start, min(offsets.stop, most - start), offsets.step)[: most - len(found)]
+        found += [Place(entry.request, start + at, position + at) for at in fitting]
+    return found, num_wanted - len(found)
 
 
 def _offsets(entry: Rows, kind: str, k: int) -> range:
