@@ -19,6 +19,7 @@ from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segme
 from insitu.segments.reader import Damage
 from insitu.wire.address import SCHEMES
 from insitu_collector.query.asked import Asked, Filters, Time
+from insitu_collector.rows.incomplete import IncompleteRows
 from insitu_collector.tail import StoreTail, Tail
 
 if TYPE_CHECKING:
@@ -81,12 +82,18 @@ class Store:
         """What could not be read by any call so far."""
         self.hidden: Counter[tuple[str, int]] = Counter()
         """Rows by table and epoch that the last call of `table` or `scan` left out because they are erased."""
+        self._incomplete = IncompleteRows(self.name)
         self._payloads: Payloads | None = None
 
     @property
     def num_damaged(self) -> int:
         """How many stretches could not be read by any call so far."""
         return len(self.all_damage)
+
+    @property
+    def incomplete(self) -> dict[str, int]:
+        """Rows, by table, that were left out of any answer so far: they have no value where readers need one."""
+        return dict(self._incomplete.num_rows)
 
     def check(self) -> None:
         """Raise, as `open_store` or a first question does, where the store cannot be read now."""
@@ -152,7 +159,8 @@ class Store:
         that a large store opens fast. Rows a little older than it may come all the same. skip: leave out the sealed
         segments of which this is true (`insitu_collector.keeping.catalog` knows what is in each).
         """
-        return StoreTail(self.path, TABLES if tables is None else tables, since_unix_ns, self.all_damage, skip)
+        tables = TABLES if tables is None else tables
+        return StoreTail(self.path, tables, since_unix_ns, self.all_damage, skip, self._incomplete)
 
     def otlp(self, table: str, since_unix_ns: int | None = None) -> Iterator[Any]:
         """Yield the requests of OTLP that brought the rows of `spans`, `metrics` or `logs`, as they are now.
@@ -283,7 +291,7 @@ class Store:
     def _scan(self) -> Scan:
         from insitu_collector.query.scan import Scan
 
-        return Scan(self.path, self._salvage)
+        return Scan(self.path, self._salvage, incomplete=self._incomplete)
 
     def _salvage(self, name: SegmentName, is_sealed: bool) -> list[Batch]:
         tail = StoreTail(self.path, [name.table], None, self.all_damage)

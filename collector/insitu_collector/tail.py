@@ -17,6 +17,7 @@ from insitu.segments.layout import OPEN, SEALED, SegmentName, list_segments
 from insitu.segments.reader import FIRST_MESSAGE, PIECE_BYTES, Damage, TailReader
 from insitu.segments.stored import newer_text
 from insitu.segments.whole import numbers_replaced
+from insitu_collector.rows.incomplete import IncompleteRows
 from insitu_collector.rows.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -71,11 +72,15 @@ class StoreTail:
         since_unix_ns: int | None = None,
         told: set[Damage] | None = None,
         skip: Callable[[SegmentName], bool] | None = None,
+        incomplete: IncompleteRows | None = None,
     ) -> None:
-        """told: damage that was logged; what is found is added to it. skip: sealed segments that are not asked for."""
+        """incomplete: counts rows that are left out because they say too little.
+
+        told: damage that was logged; what is found is added to it. skip: sealed segments that are not asked for."""
         self.hidden: Counter[tuple[str, int]] = Counter()
         """Rows so far, by table and epoch, that were left out because they are erased."""
         self._erased = ErasedFile(path)
+        self._incomplete = IncompleteRows(str(path)) if incomplete is None else incomplete
         self._skip = skip or (lambda name: False)
         self.damage: list[Damage] = []
         """Everything that could not be read so far."""
@@ -107,8 +112,10 @@ class StoreTail:
             left = erased.left(table, batch.epoch, fresh)
             if left.num_rows < fresh.num_rows:
                 self.hidden[table, batch.epoch] += fresh.num_rows - left.num_rows
-            if left.num_rows:
-                yield left
+            whole = self._incomplete.left(table, batch.epoch, left)
+            if whole.num_rows:
+                yield whole
+        self._incomplete.tell(table)
 
     def close(self) -> None:
         """Let go of every file."""

@@ -7,11 +7,13 @@ every column: docs/format.md. Times named `t*_ns` are CLOCK_MONOTONIC of the wri
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Final
+from functools import cache, reduce
+from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 VERSION: Final = "1.2"
 """`insitu.version` in a segment's schema metadata. 1.1: `statistics` from `top_id` on. 1.2: `tenant` of `sources`;
@@ -320,6 +322,19 @@ _COLUMNS: Final[dict[str, Columns]] = {
     ),
 }
 
+NEEDED: Final[dict[str, tuple[str, ...]]] = dict.fromkeys(_COLUMNS, ()) | {
+    "sources": ("run", "role", "unix_anchor_ns", "mono_anchor_ns"),
+    "sites": ("site", "name"),
+    "requests": ("request", "event", "t_ns"),
+    "health": ("t_ns",),
+    "verdicts": (
+        *("verdict", "revision", "state", "kind", "text", "remedy"),
+        *("window_start_unix_ns", "window_end_unix_ns", "detected_unix_ns"),
+    ),
+}
+"""Table -> columns without whose values a row says nothing, behind its identity: whoever takes rows in refuses it, and
+whoever reads leaves it out. The schemas cannot say so: to make a column not nullable is another major version."""
+
 _LAST_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "sources": ("mono_anchor_ns",),
     "statistics": ("residual_cosine",),
@@ -390,3 +405,25 @@ def with_todays_columns(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBat
     have = data.num_columns
     columns = [data.column(i) if i < have else pa.nulls(data.num_rows, field.type) for i, field in enumerate(schema)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def lacking(table: str, row: Mapping[str, Any]) -> str | None:
+    """Return the first column that a row of a table needs and has no value in, or None."""
+    return next((name for name in NEEDED[table] if row.get(name) is None), None)
+
+
+def column_with_nulls(table: str, data: pa.RecordBatch) -> str | None:
+    """Return the first column that has nulls where none may be, of those that are there, or None."""
+    return next((name for name in _never_null(table, data) if data.column(name).null_count), None)
+
+
+def complete_rows(table: str, data: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the rows of a batch that have every value that readers need, of the columns that are there."""
+    if column_with_nulls(table, data) is None:
+        return data
+    return data.filter(reduce(pc.and_, (data.column(name).is_valid() for name in _never_null(table, data))))
+
+
+def _never_null(table: str, data: pa.RecordBatch) -> list[str]:
+    identity = (name for name, _ in IDENTITY)
+    return [name for name in (*identity, *NEEDED[table]) if name in data.schema.names]

@@ -107,7 +107,7 @@ class FrameDefect(StrEnum):
     UNKNOWN_SCHEMA = "unknown_schema"
     NUM_ROWS = "num_rows"
     IDENTITY = "identity"
-    """Nulls where none may be, rows of another process, a negative `row_seq`."""
+    """Nulls where none may be (`insitu.records.NEEDED`), rows of another process, a negative `row_seq`."""
     SEQ = "seq"
     UNKNOWN_KIND = "unknown_kind"
     """A message that this version does not know."""

@@ -73,6 +73,13 @@ def capture(epoch: int, step_id: int, site: int, request: str | None, position: 
     return {"epoch": epoch, "step_id": step_id, "site": site, "request": request, "position": position} | of | more
 
 
+def verdict(epoch: int, name: str, text: str, **more: Any) -> dict[str, Any]:
+    """Return a row of `verdicts`."""
+    times = dict.fromkeys(("window_start_unix_ns", "window_end_unix_ns", "detected_unix_ns"), UNIX)
+    of = {"revision": 0, "state": "open", "kind": "stuck", "confidence": 1.0, "remedy": "none", "num_requests": 0}
+    return {"epoch": epoch, "rank": -1, "stage": -1, "verdict": name, "text": text} | times | of | more
+
+
 @dataclass
 class Recorder:
     """Writes rows into a shard, numbered as a probe numbers them."""

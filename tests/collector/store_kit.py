@@ -51,7 +51,7 @@ def seal(store: Path, *batches: Batch, shard: str = "a", age_s: float = 0.0) -> 
 
 def source(epoch: int, *, anchor_ns: int = 0, **more: Any) -> Batch:
     """Return the row of `sources` of a process whose monotonic clock began `anchor_ns` after 1970."""
-    row = {"run": "cafe" * 4, "role": "rank", "unix_anchor_ns": anchor_ns, "mono_anchor_ns": 0, **more}
+    row = {"run": "cafe" * 4, "role": "rank", "boot_id": "b", "unix_anchor_ns": anchor_ns, "mono_anchor_ns": 0, **more}
     return batch("sources", [row], seq=0, first=0, epoch=epoch)
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from query_kit import verdict
 from store_kit import batch, damage, rows_in, run, seal, source
 
 from insitu.segments.erased_file import ErasedFile, ErasedUnreadable
@@ -38,7 +39,7 @@ def fill(store: Path, shard: str = "a") -> None:
     ]
     steps = [{"step_id": 0, "rows": [{"request": SECRET, "row": 0}, {"request": "other", "row": 1}]}]
     spans = [{"trace_id": TRACE, "name": "mine"}, {"trace_id": "f" * 32, "name": "another's"}]
-    verdicts = [{"verdict": "cafecafe-1", "text": f"requests {SECRET}, other", "requests": [SECRET, "other"]}]
+    verdicts = [verdict(7, "cafecafe-1", f"requests {SECRET}, other", requests=[SECRET, "other"])]
     seal(store, source(7), shard=shard)
     for n in range(3):
         seal(store, batch("captures", captures[3 * n : 3 * n + 3], seq=n, first=3 * n), shard=shard)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from access_kit import Rig, rig
-from query_kit import RUN, Recorder, entry, source, step
+from query_kit import RUN, Recorder, entry, source, step, verdict
 from store_kit import run
 from wait_kit import until
 
@@ -37,8 +37,8 @@ def begin(recorder: Recorder, epoch: int, tenant: str, of_run: str) -> None:
     """Let a process of a tenant begin, take a step, and be judged."""
     recorder.write("sources", [source(epoch, tenant=tenant, run=of_run)])
     recorder.write("steps", [step(epoch, 1, [entry(f"{tenant}-request", 0, 1)])])
-    recorder.write("verdicts", [{**OF, "verdict": f"{of_run[:8]}-x-1", "text": tenant}])
-    recorder.write("gaps", [{**OF, "source_epoch": epoch, "file": tenant}])
+    recorder.write("verdicts", [verdict(OF["epoch"], f"{of_run[:8]}-x-1", tenant)])
+    recorder.write("gaps", [{**OF, "reason": "corrupt", "source_epoch": epoch, "file": tenant}])
 
 
 def refusal(tail: Tail) -> str:

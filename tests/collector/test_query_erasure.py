@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from query_kit import Recorder, capture, entry, site, source, step, value
+from query_kit import Recorder, capture, entry, site, source, step, value, verdict
 from store_kit import run
 
 from insitu.segments.erased_file import ErasedUnreadable
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
             recorder.write("captures", rows)
     recorder.write("spans", [traced("spans", SECRET), traced("spans", "other")])
     recorder.write("requests", [traced("requests", SECRET), traced("requests", "other")])
-    recorder.write("verdicts", [{"epoch": 7, "verdict": "abababab-1", "text": f"{SECRET} waits", "requests": [SECRET]}])
+    recorder.write("verdicts", [verdict(7, "abababab-1", f"{SECRET} waits", requests=[SECRET])])
     recorder.close()
     return made
 

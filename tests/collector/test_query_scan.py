@@ -138,7 +138,9 @@ def long(tmp_path_factory: pytest.TempPathFactory, wrong_by_ns: int) -> Path:
     path = tmp_path_factory.mktemp("long") / "store"
     recorder = Recorder(path)
     recorder.write("sources", [source(7), source(8, rank=1, boot_id="other", unix_anchor_ns=UNIX - wrong_by_ns)])
-    recorder.write("clocks", [{"epoch": 8, "host_a": "boot", "host_b": "other", "t_ns": 1, **EQUAL}])
+    recorder.write(
+        "clocks", [{"epoch": 8, "rank": 1, "stage": 0, "host_a": "boot", "host_b": "other", "t_ns": 1, **EQUAL}]
+    )
     for epoch in (7, 8):
         recorder.write("sites", [site(epoch, 0, "L0.mlp_out")])
     for first in range(0, 48 * SEGMENT_STEPS, SEGMENT_STEPS):

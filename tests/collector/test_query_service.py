@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from access_kit import Rig, rig
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from query_kit import RUN, STEP_NS, UNIX, Recorder, capture, entry, site, source, step, value
+from query_kit import RUN, STEP_NS, UNIX, Recorder, capture, entry, site, source, step, value, verdict
 
 from insitu.cli import ExitCode
 from insitu.credentials import Credentials
@@ -272,9 +273,9 @@ def test_a_tenant_sees_its_own_processes_and_what_is_said_of_them(tmp_path: Path
         recorder.write("sites", [site(epoch, 0, f"{tenant}-site")])
         recorder.write("captures", [capture(epoch, 1, 0, f"{tenant}-request", 0)])
         recorder.write("steps", [step(epoch, 1, [entry(f"{tenant}-request", 0, 1)])])
-    of = {"epoch": 99, "rank": -1, "stage": -1}
-    recorder.write("verdicts", [{**of, "verdict": f"{run[:8]}-x-1", "text": run} for run in (RUN, "cd" * 8)])
-    recorder.write("gaps", [{**of, "source_epoch": epoch, "file": str(epoch)} for epoch in (7, 8)])
+    of, lost = {"epoch": 99, "rank": -1, "stage": -1}, {"table": "events", "reason": "corrupt"}
+    recorder.write("verdicts", [verdict(of["epoch"], f"{run[:8]}-x-1", run) for run in (RUN, "cd" * 8)])
+    recorder.write("gaps", [{**of, **lost, "source_epoch": epoch, "file": str(epoch)} for epoch in (7, 8)])
     recorder.write("events", [{**of, "kind": "rules_set", "text": "rival"}])
     recorder.close()
     server, remote = served(tmp_path, Caller("x", "acme", frozenset({Role.READ})))
@@ -407,3 +408,25 @@ def test_a_question_means_the_same_on_the_other_side(
     back = from_message(RowsQuery.FromString(to_message("captures", asked).SerializeToString()))
     assert (back.step_range, back.rank, back.site, back.window) == (asked.step_range, rank, site, asked.window)
     assert (back.columns, back.run) == (columns, run)
+
+
+def test_a_row_that_is_too_large_is_refused_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema, batch = pa.schema([("text", pa.utf8())]), pa.RecordBatch.from_pydict({"text": ["x" * (3 << 20)]})
+    sent = [*parts_of(schema, [batch]), end_of(1, 0)]
+    monkeypatch.setattr("insitu_collector.query.parts.MOST_BYTES", 2 << 20)
+    said = "is more than the 2 MiB that an answer may have in one; ask for less of it"
+    with pytest.raises(BadQuestion, match=f"^a row of 3 MiB {said}$"):
+        list(parts_of(schema, [batch]))
+    with pytest.raises(BadAnswer, match=f"^a row {said}$"):  # of a collector that does not refuse it
+        list(Answer(iter(sent)).batches())
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "grpcs"])
+def test_a_collector_that_hangs_is_said_not_to_answer(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes connections, and nobody reads
+        found = RemoteStore(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(
+            ConnectionError, match="takes connections and does not answer in 5 s: see whether its process"
+        ):
+            found.check()
+        found.close()

@@ -24,6 +24,7 @@ from insitu.segments.layout import OPEN, SEALED, SegmentName, list_segments
 from insitu_collector.query.extents import Bools, Extents
 from insitu_collector.query.pruning import ByCatalog, Pruner, Wanted
 from insitu_collector.query.segment import PAYLOAD, Opened, Segment
+from insitu_collector.rows.incomplete import IncompleteRows
 from insitu_collector.tail import SeenRows
 
 Keep = Callable[[Extents], Bools]
@@ -37,11 +38,14 @@ _BROKEN: Final = (ValueError, OSError, pa.ArrowException)
 class Scan:
     """Reads the tables of one store. Safe for several threads."""
 
-    def __init__(self, store: Path, salvage: Salvage, pruner: Pruner | None = None) -> None:
+    def __init__(
+        self, store: Path, salvage: Salvage, pruner: Pruner | None = None, incomplete: IncompleteRows | None = None
+    ) -> None:
         self.bytes_read = 0
         """From files, so far."""
         self.erased = ErasedFile(store)
         """What no reader is shown. Whoever reads batches past `batches` asks there."""
+        self._incomplete = IncompleteRows(str(store)) if incomplete is None else incomplete
         self._store = store
         self._salvage = salvage
         self._pruner: Pruner = pruner or ByCatalog(store)
@@ -71,8 +75,10 @@ class Scan:
                 rows = self.erased.read().left(table, batch.epoch, fresh)
                 if hidden is not None and rows.num_rows < fresh.num_rows:
                     hidden[batch.epoch] += fresh.num_rows - rows.num_rows
-                if rows.num_rows:
-                    yield Batch(batch.epoch, batch.seq, rows, table)
+                whole = self._incomplete.left(table, batch.epoch, rows)
+                if whole.num_rows:
+                    yield Batch(batch.epoch, batch.seq, whole, table)
+        self._incomplete.tell(table)
 
     def segment_of(self, table: str, epoch: int, row_seq: int) -> Iterator[tuple[Segment, int]]:
         """Yield the segments that may hold a row, erased or not, each with the place of the batch; they may have gone

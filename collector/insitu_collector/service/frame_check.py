@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from insitu.exporters.base import Batch, Refused
 from insitu.intake import MAX_FRAME_BYTES
-from insitu.records import schema_of, spec_by_digest, with_todays_columns
+from insitu.records import column_with_nulls, schema_of, spec_by_digest, with_todays_columns
 from insitu.segments.message import RECORD_BATCH, read_head
 from insitu.vocabulary import DropReason, FrameDefect
 from insitu.wire.insitu_pb2 import Frame
@@ -53,7 +53,7 @@ def checked_batch(epoch: int, frame: Frame, body: bytes | None = None, max_bytes
         raise Invalid(FrameDefect.NOT_A_BATCH, detail) from None
     if data.num_rows != frame.num_rows:
         raise Invalid(FrameDefect.NUM_ROWS, f"{frame.num_rows} rows announced, {data.num_rows} came")
-    _check_identity(epoch, data)
+    _check_identity(epoch, spec.name, data)
     batch = Batch(epoch, frame.seq, with_todays_columns(data, schema_of(spec.name)), spec.name)
     if batch.data is data and data.serialize().equals(pa.py_buffer(body)):
         batch.__dict__.update(body=body, crc32=frame.crc32)  # both are known: not computed again
@@ -96,10 +96,9 @@ def _check_bytes(body: bytes, crc32: int, max_bytes: int) -> None:
         raise Invalid(FrameDefect.COMPRESSED, "a compressed body; send it plain")
 
 
-def _check_identity(epoch: int, data: pa.RecordBatch) -> None:
-    for field, column in zip(data.schema, data.columns, strict=True):
-        if not field.nullable and column.null_count:
-            raise Invalid(FrameDefect.IDENTITY, f"column {field.name} has nulls")
+def _check_identity(epoch: int, table: str, data: pa.RecordBatch) -> None:
+    if (column := column_with_nulls(table, data)) is not None:
+        raise Invalid(FrameDefect.IDENTITY, f"column {column} has nulls")
     if data.num_rows and not bool((data.column("epoch").to_numpy() == epoch).all()):
         raise Invalid(FrameDefect.IDENTITY, "rows of another epoch than the connection's")
     if data.num_rows and int(data.column("row_seq").to_numpy().min()) < 0:

@@ -30,7 +30,8 @@ def contended(evidence: Evidence, *, already: bool = False) -> list[Finding]:
     """Return the hosts on which others keep our ranks from their cores."""
     factor = STILL_FACTOR if already else 1.0
     found = []
-    for boot_id in sorted({beats[-1].boot_id for beats in evidence.beats.values()}):
+    hosts = {beats[-1].boot_id for beats in evidence.beats.values()}
+    for boot_id in sorted(host for host in hosts if host):  # who does not say which is on none
         finding = _contended_host(evidence, boot_id, factor)
         if finding is not None:
             found.append(finding)

@@ -25,7 +25,7 @@ from insitu.flight.recorder import FlightRecorder
 from insitu.flight.settings import ASKED_ONLY, Flight
 from insitu.flight.signals import on_signal
 from insitu.identity import Source
-from insitu.records import schema_of
+from insitu.records import lacking, schema_of
 from insitu.rules.rule import RuleError, Standing
 from insitu.session import process
 from insitu.session.accounts import Coverage, FlushReport, Stats, coverage_of, stats_of
@@ -338,10 +338,16 @@ class Session:
             self._observer.explicit_tap(tensor, name)
 
     def append(self, table: str, row: Mapping[str, Any]) -> None:
-        """Append one row to any table; for rare rows. Raises KeyError for an unknown table or column."""
+        """Append one row to any table; for rare rows.
+
+        Raises KeyError for an unknown table or column, ValueError where a value is missing that readers need
+        (`insitu.records.NEEDED`).
+        """
         unknown = set(row) - set(schema_of(table).names)
         if unknown:
             raise KeyError(f"table {table} has no column {', '.join(sorted(unknown))}")
+        if (column := lacking(table, row)) is not None:
+            raise ValueError(f"a row of {table} needs {column}; give it a value")
         if not self._running:
             self._run()
         self._inlet.put_row(table, dict(row))
