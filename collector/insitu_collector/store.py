@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from insitu.config import load
 from insitu.records import TABLES, schema_of
-from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segments
+from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segments, odd_segments
 from insitu.segments.reader import Damage
 from insitu.wire.address import SCHEMES
 from insitu_collector.query.asked import Asked, Filters, Time
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from insitu_collector.verdicts.finding import Verdict
     from insitu_collector.views.stalls import Stalls
 
+_log = logging.getLogger("insitu")
 _MAJOR: Final = re.compile(r"v[1-9]\d*")
 
 
@@ -49,7 +51,9 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         return RemoteStore(f"{scheme}://{rest.lstrip('/')}", load().credentials)
     root = Path(path)
     _check(root)
-    return Store(root)
+    store = Store(root)
+    store.tell_odd_segments()
+    return store
 
 
 def _check(root: Path) -> None:
@@ -98,6 +102,15 @@ class Store:
     def check(self) -> None:
         """Raise, as `open_store` or a first question does, where the store cannot be read now."""
         _check(self.path)
+
+    def tell_odd_segments(self) -> None:
+        """Log what has a segment's name and is no file, and count it as damage: no reader looks at it."""
+        for state in (OPEN, SEALED):
+            for name in odd_segments(self.path, state):
+                _log.warning(
+                    "insitu: %s is no file and is left out; move it out of the store", name.path(self.path, state)
+                )
+                self.all_damage.add(Damage(name, 0, 0, torn=False))
 
     def close(self) -> None:
         """Let go of the connection, where there is one; from any thread: a question that waits for its answer fails."""

@@ -195,6 +195,9 @@ class SimulatedDisk:
         blocks, free = self.capacity // BLOCK_BYTES, self.free // BLOCK_BYTES
         return os.statvfs_result((BLOCK_BYTES, BLOCK_BYTES, blocks, free, free, 1, 1, 1, 0, 255))
 
+    def not_files(self, folder: Path) -> list[str]:
+        return [name for name, node in self._find(folder).names.items() if node.is_folder]
+
     def listdir(self, folder: Path) -> list[str]:
         node = self._find(folder)
         if not node.is_folder:

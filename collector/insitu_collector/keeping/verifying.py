@@ -21,6 +21,7 @@ from insitu.segments.layout import (
     files_in,
     is_in_use,
     list_segments,
+    odd_segments,
 )
 from insitu.segments.reader import TailReader
 from insitu.segments.stored import is_known
@@ -91,6 +92,9 @@ def verify(store: Path) -> Verified:
         result.num_twins += 1
         if text:
             result.add("twin", f"twins/{name.file}", text)
+    for state in (SEALED, OPEN):
+        for name in odd_segments(store, state):
+            result.add("damaged", name, "it is no file; move it out of the store")
     for name in files_in(store, QUARANTINE, ".arrow"):
         result.add("quarantined", name, "damaged; what was whole of it is in a sealed segment")
     _look_at_erasures(store, result)

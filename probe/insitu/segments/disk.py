@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CALLS: Final = (
-    *("open", "close", "fstat", "stat", "statvfs", "listdir", "pread", "pwrite", "ftruncate", "fdatasync", "fsync"),
+    *(
+        "open",
+        "close",
+        "fstat",
+        "stat",
+        "statvfs",
+        "listdir",
+        "not_files",
+        "pread",
+        "pwrite",
+        "ftruncate",
+        "fdatasync",
+        "fsync",
+    ),
     *("fchmod", "utime", "mkdir", "rmdir", "rename", "unlink", "posix_fallocate", "flock", "sink", "mapped", "buffer"),
 )
 """What another file system has to bring."""
@@ -45,6 +58,19 @@ def statvfs(path: Path) -> os.statvfs_result:
 
 def listdir(folder: Path) -> list[str]:
     return os.listdir(folder)
+
+
+def not_files(folder: Path) -> list[str]:
+    """Return the names there that open as no file: folders, links to nothing. Only a link costs a call of its own."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if not _is_file(entry)]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # links that lead to each other
+        return False
 
 
 def pread(fd: int, num_bytes: int, at: int) -> bytes:

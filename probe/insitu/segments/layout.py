@@ -79,7 +79,9 @@ def list_segments(store: Path, state: str, table: str | None = None) -> list[Seg
 
     Of sealed segments and the one that takes their place, only the latter, from the moment it is there.
     """
-    found = files_in(store, state, ".arrow", table)
+    named = files_in(store, state, ".arrow", table)
+    odd = set(_odd_of(store, state, named))
+    found = [name for name in named if name not in odd]
     if state != SEALED:
         return found
     # Notes are read after the files: one that has gone meanwhile took its segments with it.
@@ -88,6 +90,20 @@ def list_segments(store: Path, state: str, table: str | None = None) -> list[Seg
         if note in there:
             replaced.update(replaced_by(store, note))
     return [name for name in found if name not in replaced]
+
+
+def odd_segments(store: Path, state: str) -> list[SegmentName]:
+    """Return what has the name of a segment and is no file, in order of name: `list_segments` leaves it out."""
+    return _odd_of(store, state, files_in(store, state, ".arrow"))
+
+
+def _odd_of(store: Path, state: str, named: list[SegmentName]) -> list[SegmentName]:
+    root = store / FORMAT / state
+    odd: dict[str, set[str]] = {}
+    for table in {name.table for name in named}:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            odd[table] = set(disk.not_files(root / table))
+    return [name for name in named if name.path(store, state).name in odd.get(name.table, ())]
 
 
 def files_in(store: Path, folder: str, suffix: str, table: str | None = None) -> list[SegmentName]:
