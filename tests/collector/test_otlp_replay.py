@@ -164,7 +164,7 @@ def waiter(then: Callable[[], object]) -> Callable[[float], bool]:
     return wait
 
 
-def test_row_27_live_data_goes_first(ten_steps: Path, receiver: Receiver) -> None:
+def test_row_27_live_data_goes_first(ten_steps: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
     order: list[str] = []
     with opened(ten_steps, receiver.url, None, lambda _: False, lambda *_: None) as live:
 
@@ -185,6 +185,8 @@ def test_row_27_live_data_goes_first(ten_steps: Path, receiver: Receiver) -> Non
             )
             Replay(ten_steps, receiver.url, delivery, wait).rows(Window())
     assert order == ["live after 0 requests"], "it waited until the live subscriber had caught up, once"
+    (said,) = [line for line in caplog.messages if "replay" in line]
+    assert said.startswith(f"insitu: the replay waits: the subscriber of {receiver.url} goes first, and is ")
     assert backlog(ten_steps, Cursor(ten_steps, receiver.url), TABLES).num_rows == 0
     assert account.sent["traces"] == 10
     assert len(receiver.spans()) == 20

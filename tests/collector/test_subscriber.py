@@ -22,6 +22,7 @@ from subscriber_kit import plain_environment as plain_environment
 from subscriber_kit import receiver as receiver
 from subscriber_kit import store as store
 from target_kit import Receiver, Say, grpc_target, http_target
+from wait_kit import until
 
 from insitu.cli import insitu as command
 from insitu.exporters.base import Batch
@@ -462,6 +463,15 @@ def test_cursors_say_what_waits_for_whom(store: Path, receiver: Receiver) -> Non
         (told,) = json.loads(cursors(store, "--json"))["cursors"]
     assert (told["to"], told["rows"], told["live"]) == (receiver.url, 2, True)
     assert told["behind_s"] == pytest.approx((time.time_ns() - BASE_NS - 1_000_000) / 1e9, abs=60)
+    writer.close()
+
+
+def test_a_cursor_says_what_was_sent_while_its_rows_wait_for_their_metrics(store: Path, receiver: Receiver) -> None:
+    rank, writer = source(1), Writer(store)
+    writer.rows(rank, "sources", rank.row())
+    writer.rows(rank, "intervals", interval(0))
+    with subscribed(store, receiver.url) as subscriber:
+        until(lambda: subscriber.look() and "1 rows wait" in cursors(store) and "; 1 spans sent" in cursors(store))
     writer.close()
 
 

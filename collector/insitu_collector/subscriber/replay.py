@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -29,8 +30,11 @@ from insitu_collector.subscriber.payloads import Payload
 from insitu_collector.subscriber.subscriber import is_live
 from insitu_collector.subscriber.times import FOR_EVER, has_time, within
 
+_log = logging.getLogger("insitu")
+
 LIVE_BEHIND_S: Final = 10.0
-"""A replay waits while the subscriber of the same receiver is further behind."""
+"""A replay waits while the subscriber of the same receiver is further behind than this and a metric interval: what
+metrics tell of waits so long as it is."""
 LOOK_S: Final = 5.0
 _LEARNED: Final = (*NAMES, "requests", "steps")
 """Tables that are read whether or not they are sent: they say what the others mean."""
@@ -109,6 +113,7 @@ class Replay:
         self._wait = wait
         self._limits = limits or Limits.of(os.environ)
         self._next_look_s = -math.inf
+        self._is_waiting = False
         self.result = Replayed()
 
     def rows(self, window: Window, tables: Sequence[str] = TABLES) -> None:
@@ -184,10 +189,18 @@ class Replay:
         if now < self._next_look_s:
             return True
         while is_live(self._store, self._to):
-            waiting = backlog(self._store, Cursor(self._store, self._to), TABLES)
-            if waiting.behind_s(time.time_ns()) <= LIVE_BEHIND_S:
+            behind_s = backlog(self._store, Cursor(self._store, self._to), TABLES).behind_s(time.time_ns())
+            if behind_s <= LIVE_BEHIND_S + self._limits.metrics_s:
                 break
+            if not self._is_waiting:
+                self._is_waiting = True
+                _log.warning(
+                    "insitu: the replay waits: the subscriber of %s goes first, and is %.0f s behind",
+                    self._to,
+                    behind_s,
+                )
             if self._wait(LOOK_S):
                 return False
+        self._is_waiting = False
         self._next_look_s = time.monotonic() + LOOK_S
         return True

@@ -31,7 +31,8 @@ BEHIND_S: Final = 60.0
 LOOK_BEHIND_S: Final = 10.0
 """Between looks at that: each reads the heads of what waits."""
 SAVE_S: Final = 1.0
-"""Longest that a cursor is not written while requests are taken: after a kill, at most as much is sent again."""
+"""Longest that a cursor is not written while requests are taken. What is in it was taken whole: of rows that metrics
+tell of, these too, so that after a kill spans of a metric interval are sent again."""
 
 _log = logging.getLogger("insitu")
 
@@ -168,6 +169,7 @@ class Subscriber:
         for payload in mapped.payloads:
             if not self._delivery.deliver(payload):
                 return False
+            self._has_news = True  # in the account: the rows of intervals also wait for the metrics that tell of them
         self._account.rows.update(mapped.lost_rows)
         self._note(mapped.done)
         return self._send_metrics(all_of_it=False)
