@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from disk_kit import read_only
 
 from insitu_collector.export.outputs import whole
 
@@ -67,3 +68,11 @@ def test_a_file_never_takes_the_place_of_a_folder_nor_the_other_way(tmp_path: Pa
     with pytest.raises(FileNotFoundError, match="no folder"), whole(tmp_path / "no" / "f", folder=folder):
         pass
     assert names(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_the_disk_refuses_names_the_output_and_the_remedy(folder: bool, tmp_path: Path) -> None:
+    with read_only(tmp_path), pytest.raises(OSError) as error, whole(tmp_path / "x", folder=folder) as part:
+        part.write_text("never")
+    assert error.value.filename == str(tmp_path / "x")
+    assert error.value.strerror == "Read-only file system (--out names another place)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,11 +29,22 @@ def whole(path: Path, *, folder: bool = False, force: bool = False) -> Iterator[
             part.mkdir()
         yield part
         _put(part, path)
+    except OSError as error:
+        if error.filename is None or not str(error.filename).startswith(str(part)):
+            raise
+        raise OSError(error.errno, _why(error), str(path)) from None  # the name that people gave
     finally:
         if part.is_dir():
             shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
+        elif part.exists():
+            part.unlink()
+
+
+def _why(error: OSError) -> str:
+    reason = error.strerror or "it cannot be written"
+    return (
+        f"{reason} (--out names another place)" if error.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC) else reason
+    )
 
 
 def _put(part: Path, path: Path) -> None:
