@@ -23,6 +23,8 @@ FAILED = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.7
         (SECURE, "SSL_ERROR_SSL: WRONG_VERSION_NUMBER: OK", "speaks no TLS; write grpc://there:4317"),
         (SECURE, "Socket closed", "set INSITU_CLIENT_CERT and INSITU_CLIENT_KEY"),
         (SECURE, "recvmsg:Connection reset by peer", "set INSITU_CLIENT_CERT and INSITU_CLIENT_KEY"),
+        (PLAIN, "connection attempt timed out before receiving SETTINGS frame", "does not answer: see whether"),
+        (SECURE, "Handshake read failed (Endpoint closing)", "does not answer: see whether"),
         (PLAIN, "Socket closed", "if it has TLS, write grpcs://there:4317"),
     ],
 )

@@ -29,11 +29,14 @@ class BadAnswer(ConnectionError):
 
 
 def parts_of(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Part]:
-    """Yield the messages of an answer but for its end. Raises BadQuestion for a column that cannot be sent."""
+    """Yield the messages of an answer but for its end. Raises BadQuestion for a column that cannot be sent, and for
+    a row that is too large."""
     plain = _plain_schema(schema)
     yield Part(schema=plain.serialize().to_pybytes())
     for batch in batches:
         for small in _small(_plain(batch, plain)):
+            if small.nbytes > MOST_BYTES:
+                raise BadQuestion(_too_large(f"a row of {small.nbytes >> 20} MiB"))
             yield from _pieces(small.serialize().to_pybytes())
 
 
@@ -85,8 +88,10 @@ class Answer:
                     raise BadAnswer(f"the answer has {num_rows} rows and says {part.end.num_rows}; ask again")
                 self.end = part.end
                 return
-            if kind != "piece" or len(body) + len(part.piece.body) > MOST_BYTES:
+            if kind != "piece":
                 raise BadAnswer("the answer is none that this version reads; update insitu here")
+            if len(body) + len(part.piece.body) > MOST_BYTES:
+                raise BadAnswer(_too_large("a row"))
             body += part.piece.body
             if part.piece.is_last:
                 batch = checked(bytes(body), part.piece.crc32, self.schema)
@@ -111,6 +116,10 @@ def checked(body: bytes, crc32: int, schema: pa.Schema) -> pa.RecordBatch:
             raise
         raise BadAnswer(f"a batch of the answer is damaged ({error})") from None
     return batch
+
+
+def _too_large(what: str) -> str:
+    return f"{what} is more than the {MOST_BYTES >> 20} MiB that an answer may have in one; ask for less of it"
 
 
 def _pieces(body: bytes) -> Iterator[Part]:

@@ -9,14 +9,19 @@ import grpc
 from insitu.wire.address import Address
 
 _NO_CONNECTION: Final = "failed to connect"
-_CLOSED: Final = ("Socket closed", "onnection reset", "SETTINGS")
+_CLOSED: Final = ("Socket closed", "onnection reset")
 """How gRPC says that the other end hung up during the handshake; why it did, it never says."""
+_SILENT: Final = ("timed out before receiving SETTINGS", "Endpoint closing")
+"""How it says that the other end took the connection and said nothing for as long as one attempt may take."""
 
 
-def why_refused(address: Address, code: grpc.StatusCode | None, details: str) -> str | None:
+def why_refused(
+    address: Address, code: grpc.StatusCode | None, details: str, within_s: float | None = None
+) -> str | None:
     """Return what stands between this caller and the collector; None where it is something else.
 
-    details: of the status of the call that failed.
+    details: of the status of the call that failed. within_s: how long an attempt to connect may take, where the caller
+    has bounded it.
     """
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return f"collector {address.target} refuses this caller: {details}"
@@ -33,6 +38,9 @@ def why_refused(address: Address, code: grpc.StatusCode | None, details: str) ->
         return f"the certificate of collector {address.target} is not for that name; use one that it was made for"
     if address.is_secure and "WRONG_VERSION_NUMBER" in details:
         return f"collector {address.target} speaks no TLS; write grpc://{address.target}, or start it with --tls-cert"
+    if any(words in details for words in _SILENT):
+        limit = "" if within_s is None else f" in {within_s:g} s"
+        return f"collector {address.target} takes connections and does not answer{limit}: see whether its process hangs"
     if any(words in details for words in _CLOSED):
         return _hung_up(address)
     return None
