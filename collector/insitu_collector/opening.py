@@ -45,5 +45,5 @@ def open_folder(store: Path) -> Store:
         raise click.ClickException("this needs the store's folder; run it on the collector's host")
     try:
         return open_store(store)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise click.ClickException(str(error)) from None

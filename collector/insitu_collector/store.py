@@ -19,7 +19,7 @@ from insitu.records import TABLES, schema_of
 from insitu.segments.layout import FORMAT, OPEN, SEALED, SegmentName, list_segments, odd_segments
 from insitu.segments.reader import Damage
 from insitu.wire.address import SCHEMES
-from insitu_collector.query.asked import Asked, Filters, Time
+from insitu_collector.query.asked import Asked, Filters, Time, checked_query
 from insitu_collector.rows.incomplete import IncompleteRows
 from insitu_collector.tail import StoreTail, Tail
 
@@ -42,8 +42,9 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     """Return the store at `path`, which may be written to meanwhile; `grpc://host:port` or `grpcs://...`: that of a
     collector there, which is shown the token that settings name.
 
-    Raises FileNotFoundError, with one line for the user, when there is none.
+    Raises FileNotFoundError, with one line for the user, when there is none, and ValueError for what is no path.
     """
+    path = _path_of(path)
     scheme, _, rest = str(path).partition(":/")  # a Path has one slash
     if scheme in SCHEMES:
         from insitu_collector.query.remote import RemoteStore
@@ -54,6 +55,17 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     store = Store(root)
     store.tell_odd_segments()
     return store
+
+
+def _path_of(path: object) -> str | os.PathLike[str]:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or isinstance(os.fspath(path), bytes):
+        raise ValueError(f"path: {path!r} is no folder of a store; write its path, or grpc://host:port of a collector")
+    text = os.fspath(path)
+    if isinstance(path, str) and text.startswith("file://"):  # as destinations are written
+        return _path_of(text.removeprefix("file://"))
+    if text.startswith("file:/"):
+        raise ValueError(f"path: {text} has lost a slash; write the folder's path, without file://")
+    return path
 
 
 def _check(root: Path) -> None:
@@ -158,7 +170,7 @@ class Store:
         from insitu_collector.query.sql import run
 
         self.damage = []
-        return run(self.reading(), query)
+        return run(self.reading(), checked_query(query))
 
     def tail(
         self,

@@ -11,6 +11,7 @@ from typing import Final
 
 import click
 
+from insitu.cli import StorePath
 from insitu_collector.opening import opened
 
 NICENESS: Final = 10
@@ -18,7 +19,7 @@ DEFAULT_PORT: Final = 8501
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one.")
 def dashboard(store: Path, host: str, port: int) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 import click
 
+from insitu.cli import StorePath
 from insitu_collector.opening import opened
 from insitu_dashboard import top_text
 from insitu_dashboard.dashboard import NICENESS
@@ -23,7 +24,7 @@ WIDTH: Final = 120
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option("--run", help="The run whose name begins so.  [default: the one with the newest record]")
 @click.option("--once", is_flag=True, help="Print it once, and end: what happens anyway where stdout is no terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print the picture as one JSON document (insitu.picture/1).")

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from insitu.interrupts import ending_at_once, raising_again
@@ -34,6 +35,18 @@ class ExitCode(IntEnum):
     PARTIAL = 5
     """The data is partial, or too noisy to judge."""
     INTERRUPTED = 130
+
+
+class StorePath(click.Path):
+    """A store as commands are given it: a folder or an address. An empty one would be the folder we stand in."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("an empty path is no folder; write the store's", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Entry(NamedTuple):

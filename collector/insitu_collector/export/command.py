@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from insitu.cli import ExitCode
+from insitu.cli import ExitCode, StorePath
 from insitu.records import TABLES
 from insitu_collector.export.captured import ARRAYS, missing_of, write_arrays
 from insitu_collector.export.outputs import whole
@@ -179,7 +179,7 @@ def _say(found: Exported, store: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option("--to", type=click.Choice(FORMATS), required=True, help="The format; docs/export.md has them.")
 @click.option("--out", type=click.Path(path_type=Path), help="File, or folder of tables. [default: by run and format]")
 @click.option("--table", "tables", multiple=True, metavar="NAME", help="Only this table; may be repeated.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import pyarrow as pa
 
-from insitu.cli import ExitCode
+from insitu.cli import ExitCode, StorePath
 from insitu_collector.flight.records import Answer, FlightIncident, incidents_of
 from insitu_collector.opening import opened
 from insitu_collector.rows.selection import Selection, as_time
@@ -124,7 +124,7 @@ def _answer_text(answer: Answer) -> str:
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.argument("incident", required=False, metavar="[ID]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (insitu.incidents/1).")
 @click.option("--run", default="", help="Only of runs whose name begins so.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from insitu.cli import StorePath
 from insitu.config import ConfigError, load
 from insitu.config_show import BadConfig
 from insitu_collector.judge.metrics import HOST, JudgeMetrics
@@ -33,7 +34,7 @@ def _run(judge: Judge, stop: threading.Event, parent: int | None, metrics: Judge
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option("--to", metavar="URL", help="Where verdicts go: grpc://HOST:PORT or file://STORE. [default: the store]")
 @click.option("--once", is_flag=True, help="Judge what is there, write it, and end.")
 @click.option("--with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")

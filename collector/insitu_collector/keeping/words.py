@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
+from insitu.cli import StorePath
 from insitu.segments.layout import ShardLocked
 from insitu_collector.keeping.catalog import CatalogBusy, refresh
 from insitu_collector.opening import open_folder
 
-STORE = click.argument("store", type=click.Path(path_type=Path))
+STORE = click.argument("store", type=StorePath())
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Final, TypedDict
 
 from insitu.records import schema_of
@@ -56,6 +57,30 @@ class Asked:
     epoch: int | None = None
     row_seqs: Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        """Raise BadQuestion where something is of another type than it is said in."""
+        for name in ("replica", "rank", "stage", "layer", "epoch"):
+            if not _is_whole(value := getattr(self, name)):
+                raise BadQuestion(f"{name}={value!r} is no whole number")
+        for name in ("run", "site", "request"):
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or (name == "run" and value is None):
+                raise BadQuestion(f"{name}={value!r} is no text")
+        for name in ("t0", "t1"):
+            if not isinstance(value := getattr(self, name), str) and not _is_whole(value):
+                raise BadQuestion(f"{name}={value!r} is no time; give Unix ns, or ISO 8601 like 2026-01-31T13:00:00")
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        columns = self.columns
+        if columns is None:
+            return
+        if isinstance(columns, str) or not isinstance(columns, Iterable):
+            raise BadQuestion(f"columns={columns!r} is no list of names; write columns=[{columns!r}]")
+        wrong = [each for each in columns if not isinstance(each, str)]
+        if wrong:
+            raise BadQuestion(f"columns: {wrong[0]!r} is no name of a column")
+
     @property
     def window(self) -> tuple[int | None, int | None]:
         """Return the window in Unix ns, half-open; None: open on that side. Raises BadQuestion."""
@@ -91,3 +116,15 @@ class Asked:
             except RuleError as error:
                 raise BadQuestion(str(error)) from None
         assert self.window is not None and (self.steps is None or self.step_range is not None), "raised, else"
+
+
+def _is_whole(value: object) -> bool:
+    """Return whether a value is a whole number, numpy's too, or nothing was said."""
+    return value is None or (isinstance(value, Integral) and not isinstance(value, bool))
+
+
+def checked_query(query: object) -> str:
+    """Return a query of SQL. Raises BadQuestion for what is no text."""
+    if not isinstance(query, str):
+        raise BadQuestion(f"query: {query!r} is no text; write a SELECT")
+    return query

@@ -20,7 +20,7 @@ from insitu.wire.channel import open_channel
 from insitu.wire.insitu_pb2 import Look, Part, RowsQuery, SqlQuery, TablesAnswer, TablesQuery
 from insitu.wire.insitu_pb2_grpc import QueryStub
 from insitu.wire.refusals import why_refused
-from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion
+from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion, checked_query
 from insitu_collector.query.directory import Directory
 from insitu_collector.query.parts import Answer
 from insitu_collector.query.payloads import Piece, RowGone, held_of
@@ -35,12 +35,14 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 300.0
 """Of one answer; a collector ends it by then."""
+CONNECT_S: Final = 5.0
+"""Longest that one attempt to connect takes: 20 s otherwise."""
 MOST_ROWS_AT_ONCE: Final = 4096
 """Of rows whose values are asked for by number."""
 _OPTIONS: Final = (
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),  # a new channel tries anew, and not when the last one would have
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # the longest that one attempt to connect takes: 20 s otherwise
+    ("grpc.min_reconnect_backoff_ms", round(CONNECT_S * 1000)),
     ("grpc.keepalive_time_ms", 10_000),  # a collector that vanished without a word is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
 )
@@ -91,7 +93,7 @@ class RemoteStore(Store):
 
     def sql(self, query: str) -> pa.Table:
         """Run one SELECT there, within the collector's bounds, and return its rows."""
-        return self._rows.sql(query)
+        return self._rows.sql(checked_query(query))
 
     def rows(
         self, table: str, t0: Time | None = None, t1: Time | None = None, run: str = "", **asked: Any
@@ -283,7 +285,7 @@ def _error(url: Address, error: Any) -> Exception:
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return ConnectionError(f"{url} answers no questions: an older collector, or none of ours; update it")
     if code == grpc.StatusCode.UNAVAILABLE:
-        if (why := why_refused(url, code, text)) is not None:
+        if (why := why_refused(url, code, text, CONNECT_S)) is not None:
             return ConnectionError(why)
         return ConnectionError(f"no collector answers at {url}; start one with insitu collect, or open its folder")
     return ConnectionError(f"{url}: {text or code.name.lower()}")

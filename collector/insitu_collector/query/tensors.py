@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -289,7 +290,8 @@ def _check_one_place(rows: pa.Table, request: str) -> None:
 
 
 def _question(ref: tuple[Any, ...], asked: Asked) -> tuple[Asked, range | None]:
-    if len(ref) not in (2, 3) or not all(isinstance(each, str) for each in ref[:2]):
+    is_named = isinstance(ref, tuple) and len(ref) in (2, 3) and all(isinstance(each, str) for each in ref[:2])
+    if not is_named or not (len(ref) == 2 or isinstance(ref[2], Integral | range)):
         raise BadQuestion(f"{ref!r} names no rows; give (request, site), or a step or range of positions after them")
     found = replace(asked, request=ref[0], site=ref[1])
     if len(ref) == 2:

@@ -15,6 +15,7 @@ from types import FrameType
 
 import click
 
+from insitu.cli import StorePath
 from insitu.config import Config, ConfigError
 from insitu.config_show import BadConfig, load_for_command
 from insitu.intake import Intake
@@ -44,7 +45,7 @@ def _port_or_off(context: click.Context, option: click.Parameter, said: str | No
 
 
 @click.command()
-@click.option("--store", "store", required=True, type=click.Path(path_type=Path), help="Directory to store records in.")
+@click.option("--store", "store", required=True, type=StorePath(), help="Directory to store records in.")
 @click.option("--port", default=4317, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from insitu.cli import StorePath
 from insitu.segments.shard import ShardWriter
 from insitu_collector.simulate.recorded import RecordedService, recorded_steps, shipped_steps
 from insitu_collector.simulate.run import append, processes
@@ -28,7 +29,7 @@ def _faults(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tu
 
 
 @click.command("simulate")
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--store", required=True, type=StorePath(), help="A new folder.")
 @click.option(
     "--seconds", default=30.0, show_default=True, type=click.FloatRange(min=0), help="Traffic, after warm-up."
 )

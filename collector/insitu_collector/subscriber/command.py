@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from insitu.cli import ExitCode
+from insitu.cli import ExitCode, StorePath
 from insitu_collector.opening import open_folder
 from insitu_collector.stopping import be_nice, stopping
 from insitu_collector.subscriber.options import DEFAULT_RATE, check_target, rate_of
@@ -29,7 +29,7 @@ _log = logging.getLogger("insitu")
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option(
     "--to", required=True, metavar="URL", help="The receiver: http://HOST:4318, grpc://HOST:4317, https, grpcs."
 )

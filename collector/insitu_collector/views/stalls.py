@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from insitu.cli import ExitCode
+from insitu.cli import ExitCode, StorePath
 from insitu.records import schema_of
 from insitu.segments.gaps import standing
 from insitu.segments.layout import SEALED, list_segments
@@ -283,7 +283,7 @@ def to_text(found: Stalls) -> str:
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=StorePath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (insitu.stalls/1).")
 @click.option("--run", default="", help="The run whose name begins so. [default: the one that began last]")
 @click.option(
