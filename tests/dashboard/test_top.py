@@ -59,7 +59,7 @@ def test_a_collector_that_cannot_be_read_is_one_line_with_the_remedy(
             (reached, "", rig.ca_file, "no token came with the call; set INSITU_TOKEN_FILE", 1),
             (reached, shipper, rig.ca_file, "has not the role read; add it to `roles`", 1),
             (reached, reader, "", "of no authority that is known here; name that one's certificate", 4),
-            (reached, reader, tmp_path / "none.pem", "none.pem", 1),
+            (reached, reader, tmp_path / "none.pem", "none.pem", 2),
             (plain, reader, rig.ca_file, f"if it has TLS, write {reached}", 4),
         ):
             for name, value in (("INSITU_TOKEN_FILE", token), ("INSITU_CA_FILE", str(ca_file))):
