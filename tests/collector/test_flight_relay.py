@@ -209,7 +209,9 @@ def test_a_run_that_is_stuck_is_asked_once_and_one_that_was_is_not(rig: Rig) -> 
         "on_rank": 1,
         "on_stage": 1,
         "text": "rank 1 is stuck.",
+        "remedy": "Look at rank 1.",
         "window_start_unix_ns": NOW_NS - 3 * S,
+        "window_end_unix_ns": NOW_NS,
         "detected_unix_ns": NOW_NS,
     }
     rig.take("verdicts", 30, **verdict)
@@ -239,6 +241,10 @@ def test_one_tenant_asks_no_other_tenants_ranks_and_silences_none() -> None:
         "revision": 0,
         "state": "open",
         "kind": "stuck",
+        "text": "rank 1 is stuck.",
+        "remedy": "Look at rank 1.",
+        "window_start_unix_ns": NOW_NS - 3 * S,
+        "window_end_unix_ns": NOW_NS,
         "detected_unix_ns": NOW_NS,
     }
     rig.join(12, 0, run="ffff000011112222", tenant="a")
