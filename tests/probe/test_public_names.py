@@ -181,6 +181,7 @@ BAD: Final[Sequence[tuple[str, type[BaseException], Callable[[], Any]]]] = (
     ("insitu.Session.request", KeyError, closing(session, lambda s: s.request("lost", "one"))),
     ("insitu.Session.append", KeyError, closing(session, lambda s: s.append("lost", {}))),
     ("insitu.Session.append", KeyError, closing(session, lambda s: s.append("events", {"lost": 1}))),
+    ("insitu.Session.append", ValueError, closing(session, lambda s: s.append("verdicts", {}))),
     ("insitu.Session.set_rules", RuleError, closing(session, lambda s: s.set_rules([]))),
     ("insitu.Session.set_rules", RuleError, closing(observed, lambda s: s.set_rules([insitu.Rule(sites="lost")]))),
     ("insitu.Session.collect", ValueError, closing(session, lambda s: s.collect([1]))),

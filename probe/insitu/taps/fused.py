@@ -229,7 +229,7 @@ class FusedTaps:
 
     def _prepare(self, site: int, width: int, dtype: torch.dtype, kept: torch.dtype | None) -> None:
         is_boundary = self._plan.sites[site].boundary
-        numbers = plain(torch.empty((1, width), dtype=dtype, device="meta"))
+        numbers = plain(torch.empty((1, width), dtype=dtype, device="cpu"))
         needs: list[Need] = [(numbers.dtype, None, width_of(numbers), is_boundary)]
         if kept is not None:
             needs.append((dtype, kept, width, is_boundary))
