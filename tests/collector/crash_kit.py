@@ -22,7 +22,7 @@ from simulated_disk import Killed, SimulatedDisk
 
 from insitu.exporters.base import Batch
 from insitu.exporters.window import Pending
-from insitu.records import schema_of, table_spec
+from insitu.records import NEEDED, schema_of, table_spec
 from insitu.segments.gaps import standing
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, list_segments
 from insitu.segments.reader import TailReader
@@ -51,7 +51,7 @@ def rows_of(table: str, epoch: int, first: int, num_rows: int) -> pa.RecordBatch
     columns = {
         field.name: 1 if pa.types.is_integer(field.type) else "x" * 40
         for field in schema_of(table)
-        if not field.nullable and field.name not in given
+        if (not field.nullable or field.name in NEEDED[table]) and field.name not in given
     }
     rows = [{**columns, **given, "row_seq": first + i} for i in range(num_rows)]
     return pa.RecordBatch.from_pylist(rows, schema=schema_of(table))
