@@ -40,7 +40,7 @@ test: $(READY)
 # ARGS may have it, and as it is where a section has none of the latter.
 test-probe test-engine test-collector test-dashboard test-e2e: $(READY)
 	@$(PYTEST) -m "not soak and not e2e and not matrix" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
-	@$(PYTEST) -m "e2e and not soak and not matrix" --alone $(ARGS) || [ $$? = 5 ]
+	@$(PYTEST) -m "e2e and not soak and not matrix" --marked e2e $(ARGS) || [ $$? = 5 ]
 
 # The plug-in for vLLM, against the real package. Several ranks share two cores: one test at a time.
 test-vllm: $(READY) $(VLLM_READY)
@@ -48,8 +48,8 @@ test-vllm: $(READY) $(VLLM_READY)
 
 # What each fault of the failure matrix does (CONTRIBUTING.md), where that takes whole systems or many moments.
 matrix: $(READY)
-	@$(BIN)/python -m pytest -m "matrix and not soak and not e2e" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
-	@$(BIN)/python -m pytest -m "matrix and e2e and not soak" $(ARGS) || [ $$? = 5 ]
+	@$(BIN)/python -m pytest -m "matrix and not soak and not e2e" --marked matrix --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
+	@$(BIN)/python -m pytest -m "matrix and e2e and not soak" --marked matrix $(ARGS) || [ $$? = 5 ]
 
 # What docs/integrations.md says of Phoenix, asked of Phoenix.
 test-phoenix: $(READY) $(PHOENIX)/.ready

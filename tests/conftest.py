@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -63,25 +64,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--section", choices=sorted({*SECTIONS.values(), OTHERS}), help="Tests of one section of CI only.")
     parser.addoption("--soak-s", type=float, default=300.0, help="How long the soak of row 30 is; 86400 for a day.")
     parser.addoption("--soak-log", type=Path, help="A file for its log, to be kept in docs/soak.")
-    parser.addoption(
-        "--alone", action="store_true", help="Read no file without a test marked e2e: with -m e2e, quicker."
-    )
+    parser.addoption("--third", metavar="SEED", help="Every third of the tests asked for, drawn by this seed.")
+    parser.addoption("--marked", metavar="MARK", help="Read no file without a test marked so: quicker than -m alone.")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     wanted = config.getoption("section")
     is_of_another = wanted is not None and section_of(collection_path) not in (None, wanted)
-    is_read = config.getoption("alone") and collection_path.suffix == ".py"
-    return is_of_another or (is_read and "mark.e2e" not in collection_path.read_text()) or None
+    mark = config.getoption("marked") if collection_path.suffix == ".py" else None
+    return is_of_another or (mark is not None and f"mark.{mark}" not in collection_path.read_text()) or None
 
 
+@pytest.hookimpl(trylast=True)  # a third of those that marks have left
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests of another section that were asked for by name: such files are never ignored."""
-    wanted = config.getoption("section")
-    others = [item for item in items if wanted is not None and section_of(item.path) != wanted]
-    if others:
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in others]
+    wanted, seed = config.getoption("section"), config.getoption("third")
+    kept = [item for item in items if wanted is None or section_of(item.path) == wanted]
+    if seed is not None:
+        drawn = random.Random(seed).sample(range(len(kept)), k=-(-len(kept) // 3))
+        kept = [kept[index] for index in sorted(drawn)]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
 
 
 @pytest.fixture(scope="session")
