@@ -21,7 +21,7 @@ from insitu_collector.store import Store, open_store
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 HEALTHY_S = 15.0
-SLOW_MS = 60
+SLOW_MS = 120
 SERVE = (
     *("--model", str(MODEL), "--served-model-name", "tiny", "--host", "127.0.0.1", "--dtype", "float32"),
     *("--pipeline-parallel-size", "2", "--max-model-len", "256", "--max-num-batched-tokens", "64"),
@@ -148,7 +148,7 @@ def _use(server: subprocess.Popen[bytes], url: str, store: Path, marker: Path) -
     with traffic.running(6):
         threading.Event().wait(HEALTHY_S)  # what is healthy here has to be seen first
         marker.touch()
-        verdict = until(lambda: _slow_stage(store), 60)
+        verdict = until(lambda: _slow_stage(store), 120)
     return Served(open_store(str(store)), "", asked, plain, opted, traffic.failed, verdict)
 
 
