@@ -15,9 +15,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-VERSION: Final = "1.2"
+VERSION: Final = "1.3"
 """`insitu.version` in a segment's schema metadata. 1.1: `statistics` from `top_id` on. 1.2: `tenant` of `sources`;
-`spans`, `metrics` and `logs` from `resource` on."""
+`spans`, `metrics` and `logs` from `resource` on. 1.3: `parent_span_id` of `requests`."""
 
 IDENTITY: Final = (
     ("epoch", pa.uint64()),
@@ -120,6 +120,7 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("t_ns", pa.int64()),
         ("step_id", pa.int64()),
         ("num_tokens", pa.int32()),
+        ("parent_span_id", pa.utf8()),
     ),
     "summaries": (
         ("step_id", pa.int64()),
@@ -337,6 +338,7 @@ whoever reads leaves it out. The schemas cannot say so: to make a column not nul
 
 _LAST_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "sources": ("mono_anchor_ns",),
+    "requests": ("num_tokens",),
     "statistics": ("residual_cosine",),
     "spans": ("otlp",),
     "metrics": ("otlp",),

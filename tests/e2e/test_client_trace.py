@@ -44,6 +44,9 @@ class Told:
     """One span, as a backend has it."""
 
     trace: str
+    span: str
+    parent: str
+    """The span above it in its trace, "" for none."""
     name: str
     attributes: dict[str, Any]
     steps: frozenset[int]
@@ -65,6 +68,8 @@ def of_receiver(receiver: Receiver) -> list[Told]:
     return [
         Told(
             span.trace_id.hex(),
+            span.span_id.hex(),
+            span.parent_span_id.hex(),
             span.name,
             attributes(span) | {"links": {link.trace_id.hex() for link in span.links}},
             frozenset(attributes(event)["insitu.step"] for event in span.events if event.attributes),
@@ -86,7 +91,8 @@ def of_phoenix(backend: Phoenix) -> list[Told]:
         for span in page["data"]:
             steps = (event["attributes"].get("insitu.step") for event in span["events"])
             named = frozenset(step for step in steps if step is not None)
-            found.append(Told(span["context"]["trace_id"], span["name"], span["attributes"], named))
+            ids = span["context"]["trace_id"], span["context"]["span_id"], span["parent_id"] or ""
+            found.append(Told(*ids, span["name"], span["attributes"], named))
         if page["next_cursor"] is None:
             return found
         cursor = {"cursor": page["next_cursor"]}
@@ -151,7 +157,9 @@ def check(found: Asked) -> None:
     assert len(set(found.traces)) == NUM_PROMPTS
     assert is_whole(found.spans, found.traces), found.spans
     for trace in found.traces:
-        request = of_trace(found.spans, trace)["text_completion tiny-llama"]
+        own = of_trace(found.spans, trace)
+        client, request = own["ask the model"], own["text_completion tiny-llama"]
+        assert (client.parent, request.parent) == ("", client.span)
         assert request.attributes["gen_ai.operation.name"] == "text_completion"
         assert request.attributes["gen_ai.request.model"] == "tiny-llama"
         assert request.attributes["gen_ai.usage.output_tokens"] == NUM_TOKENS
@@ -196,7 +204,8 @@ def test_an_exemplar_of_the_clients_latency_leads_to_a_tensor(received: Asked, t
     (row,) = [
         row for row in store.table("requests").to_pylist() if row["request"] == found["request"] and row["event"] == 0
     ]
-    assert row["trace_id"] == found["trace_id"]
+    client = of_trace(received.spans, found["trace_id"])["ask the model"]
+    assert (row["trace_id"], row["parent_span_id"]) == (client.trace, client.span)
     assert found["steps"]["step_id"].to_pylist() == sorted(
         {row["step_id"] for row in store.captures(request=found["request"], site="L3.resid_post").to_pylist()}
     )

@@ -1,4 +1,4 @@
-"""A client's `traceparent` reaches the `requests` table and the spans of the steps that served it, on every rank."""
+"""A client's `traceparent` reaches the table `requests` and the spans of the steps that served it, on every rank."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def complete(url: str, **headers: str) -> None:
 def test_a_traceparent_reaches_the_requests_table(tmp_path: Path) -> None:
     with running(tmp_path, SERVE) as system:
         complete(system.url, traceparent=f"00-{TRACE}-{SPAN}-01", baggage="insitu=capture=rows")
-        complete(system.url, traceparent="00-nonsense-01")
+        complete(system.url, traceparent=f"00-{OTHER}-{SPAN[::-1]}-00")
+        complete(system.url, traceparent=f"00-{TRACE}-{SPAN[:-1]}-01")
     requests = open_store(system.store).table("requests").to_pylist()
-    arrived = {row["trace_id"] for row in requests if row["event"] == 0}
-    assert TRACE in arrived
-    assert arrived <= {TRACE, None}
+    arrived = [(row["trace_id"], row["parent_span_id"]) for row in requests if row["event"] == 0]
+    assert set(arrived) == {(TRACE, SPAN), (OTHER, SPAN[::-1]), (None, None)}
     (driver,) = [source for source in system.sources if source.get("role") == "driver"]
     assert driver["bad_headers"] == {"traceparent": 1}
 

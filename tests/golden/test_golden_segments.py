@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 SPECS: Final[dict[str, TableSpec]] = maker.golden_specs()
-VERSIONS = (b"1.0", b"1.1", b"1.2")
+VERSIONS = (b"1.0", b"1.1", b"1.2", b"1.3")
 """Of the files there are, by the number behind their name: the first of a table may be of any."""
 
 

@@ -136,7 +136,7 @@ def test_a_sealed_file_is_a_read_only_arrow_file_that_says_who_wrote_it(tmp_path
     with pa.ipc.open_file(path) as file:
         assert file.schema.remove_metadata().equals(schema_of("events"))
         assert file.schema.metadata[b"insitu.table"] == b"events"
-        assert file.schema.metadata[b"insitu.version"] == b"1.2"
+        assert file.schema.metadata[b"insitu.version"] == b"1.3"
         assert b"shard" in file.schema.metadata[b"insitu.writer"]
         data, metadata = file.get_batch_with_custom_metadata(0)
     expected = events(0, 3, seq=4)

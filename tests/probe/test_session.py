@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from opentelemetry.propagate import inject
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import format_span_id, format_trace_id
 from torch import nn
 from wait_kit import until
 
@@ -29,6 +32,31 @@ def test_produced_is_stored_plus_dropped(insitu_records: Recording) -> None:
     assert stats.produced["requests"] == stored + lost == 20_000
     assert report.pending == 0
     assert sum(stats.produced.values()) == report.durable + report.dropped
+
+
+def test_a_request_is_kept_with_the_span_that_asked_for_it_sampled_or_not(insitu_records: Recording) -> None:
+    session = insitu.start(to=insitu_records, role="driver")
+    tracer = TracerProvider().get_tracer("shop")
+    with tracer.start_as_current_span("ask the model") as span:
+        inject(headers := {})
+        session.request("arrived", "current", trace=insitu.request_context())
+    session.request("arrived", "header", trace=insitu.request_context(headers))
+    session.request("arrived", "silent", trace=insitu.request_context({"traceparent": f"00-{'c' * 32}-{'d' * 16}-00"}))
+    session.request("arrived", "broken", trace=insitu.request_context({"traceparent": f"00-{'c' * 32}-{'0' * 16}-01"}))
+    session.request("arrived", "trace alone", trace_id="c" * 32)
+    session.request("finished", "header")
+    session.close()
+    asked = span.get_span_context()
+    own = (format_trace_id(asked.trace_id), format_span_id(asked.span_id))
+    kept = [(row["request"], row["trace_id"], row["parent_span_id"]) for row in insitu_records.rows("requests")]
+    assert kept == [
+        ("current", *own),
+        ("header", *own),
+        ("silent", "c" * 32, "d" * 16),
+        ("broken", None, None),
+        ("trace alone", "c" * 32, None),
+        ("header", None, None),
+    ]
 
 
 def test_row_seq_has_no_gap_and_starts_at_zero(insitu_records: Recording) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_served import TRACE, Served
+from vllm_served import SPAN, TRACE, Served
 
 
 def names(served: Served, answer: dict[str, Any]) -> set[str]:
@@ -33,6 +33,7 @@ def test_a_request_asks_for_its_rows_by_header_and_by_argument(served: Served) -
 def test_a_request_is_joined_with_the_span_of_vllm_by_its_trace(served: Served) -> None:
     rows = [row for row in served.store.table("requests").to_pylist() if row["trace_id"] == TRACE]
     assert {row["request"] for row in rows} == names(served, served.asked)
+    assert {row["parent_span_id"] for row in rows} == {SPAN}
     spans = served.store.table("spans").to_pylist()
     assert any(_trace_of(span) == TRACE for span in spans), "vLLM's own span of that request is in the store"
 

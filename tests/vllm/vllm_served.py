@@ -20,6 +20,7 @@ from vllm_cases import DEADLINE_S, MODEL, ROOT, end, environment, prompts
 from insitu_collector.store import Store, open_store
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+SPAN = "00f067aa0ba902b7"
 HEALTHY_S = 15.0
 SLOW_MS = 120
 SERVE = (
@@ -140,7 +141,7 @@ def _use(server: subprocess.Popen[bytes], url: str, store: Path, marker: Path) -
 
     until(is_healthy, DEADLINE_S - 60)
     prompt = prompts([20], seed=9)[0]
-    headers = {"insitu": "capture=rows", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+    headers = {"insitu": "capture=rows", "traceparent": f"00-{TRACE}-{SPAN}-01"}
     asked = complete(url, prompt, headers=headers)
     opted = complete(url, prompt, vllm_xargs={"insitu": "capture=rows"})
     plain = complete(url, prompt)

@@ -1,6 +1,6 @@
 """Whom steps served, from a store: row maps of first stages, and the traces that requests came with.
 
-A store knows a request's trace, and not the span that asked for it: steps are linked to the request's own span.
+A request's own span is a child of the span that asked for it, where its rows say which; steps are linked to its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ from insitu.session.step_traces import MAX_STEPS, Served
 from insitu.session.trace_context import RequestContext
 
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}")
+_SPAN_ID: Final = re.compile(r"(?!0{16})[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request's own span, and the span that asked for it: None where that is not known."""
+
+    own: RequestContext
+    parent_span_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +41,34 @@ class StoredTraces:
     """Of all runs of a store, the last of each."""
 
     def __init__(self) -> None:
-        self._requests: dict[tuple[str, str], RequestContext] = {}
-        """By run and name: the request's own span."""
+        self._requests: dict[tuple[str, str], _Asked] = {}
+        """By run and name."""
         self._steps: dict[tuple[str, int, int], _Place] = {}
         """By run, replica and step."""
 
     def learn_requests(self, source: Source, rows: pa.RecordBatch) -> None:
-        """Learn which traces requests came with, from rows of `requests`."""
-        named = rows.select(["request", "trace_id"]).filter(rows["trace_id"].is_valid())
-        for name, trace_id in {(row["request"], row["trace_id"]) for row in named.to_pylist()}:
-            if name is not None and _TRACE_ID.fullmatch(trace_id):
-                self._requests[source.run, name] = request_context_of(source, name, trace_id)
+        """Learn where requests stand in their traces, from rows of `requests`."""
+        named = rows.select(["request", "trace_id", "parent_span_id"]).filter(rows["trace_id"].is_valid())
+        for row in named.to_pylist():
+            if row["request"] is not None and _TRACE_ID.fullmatch(row["trace_id"]):
+                self._learn_request(source, row["request"], row["trace_id"], row["parent_span_id"])
         _bound(self._requests)
+
+    def _learn_request(self, source: Source, name: str, trace_id: str, parent_span_id: str | None) -> None:
+        known = self._requests.get((source.run, name))
+        if parent_span_id is None or not _SPAN_ID.fullmatch(parent_span_id):
+            parent_span_id = known.parent_span_id if known is not None and known.own.trace_id == trace_id else None
+        own = request_context_of(source, name, trace_id)
+        self._requests[source.run, name] = _Asked(own, parent_span_id)
 
     def learn_steps(self, source: Source, rows: pa.RecordBatch) -> None:
         """Learn whom steps served, from rows of `steps` that have a row map."""
         mapped = rows.select(["step_id", "t0_ns", "rows"]).filter(rows["rows"].is_valid())
         for row in mapped.to_pylist():
             served = tuple(
-                Rows(each["request"], each["row"], each["count"], sample_row=each["sample_row"], trace=context)
+                Rows(each["request"], each["row"], each["count"], sample_row=each["sample_row"], trace=asked.own)
                 for each in row["rows"]
-                if (context := self._requests.get((source.run, each["request"]))) is not None
+                if (asked := self._requests.get((source.run, each["request"]))) is not None
             )
             if served:
                 place = _Place(source.unix_ns(row["t0_ns"]), served)
@@ -66,7 +82,7 @@ class StoredTraces:
     def step(self, run: str, replica: int, step_id: int) -> _Place | None:
         return self._steps.get((run, replica, step_id))
 
-    def request(self, run: str, request: str) -> RequestContext | None:
+    def request(self, run: str, request: str) -> _Asked | None:
         return self._requests.get((run, request))
 
 
@@ -85,8 +101,8 @@ class SeenBy:
         return Served(place.unix_ns - source.unix_anchor_ns + source.mono_anchor_ns, place.rows)
 
     def of_request(self, request: str) -> RequestContext | None:
-        own = self._stored.request(self._source.run, request)
-        return None if own is None else replace(own, span_id=None)
+        asked = self._stored.request(self._source.run, request)
+        return None if asked is None else replace(asked.own, span_id=asked.parent_span_id)
 
 
 def _bound(found: dict[Any, Any]) -> None:

@@ -295,18 +295,20 @@ class Session:
 
         step_id: the step that did it, -1 for none. num_tokens: tokens so far; of `arrived` those of the prompt. t_ns:
         when, on this host's monotonic clock (now). trace: where it stands in its trace (`insitu.request_context`);
-        `trace_id`, 32 hex digits, where that is all there is. Raises KeyError for an event that is none,
-        ValueError for what is no text, number or trace.
+        `trace_id`, 32 hex digits, where that is all there is: who asked is not known then. Raises KeyError for an event
+        that is none, ValueError for what is no text, number or trace.
         """
         check_text("request", request)
         step_id = within("step_id", step_id, -FARTHEST, FARTHEST)
         num_tokens = None if num_tokens is None else within("num_tokens", num_tokens, 0, MOST_ROWS)
         t_ns = time.monotonic_ns() if t_ns is None else within("t_ns", t_ns, -FARTHEST, FARTHEST)
         check_trace(trace)
+        parent_span_id = None
         if trace_id is not None:
             check_text("trace_id", trace_id)
         if trace is not None:
             trace_id = trace.trace_id
+            parent_span_id = trace.span_id
             self._traces.note_request(request, trace)
         self.append(
             "requests",
@@ -317,6 +319,7 @@ class Session:
                 "t_ns": t_ns,
                 "step_id": step_id,
                 "num_tokens": num_tokens,
+                "parent_span_id": parent_span_id,
             },
         )
 
