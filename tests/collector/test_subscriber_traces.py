@@ -53,7 +53,7 @@ def test_a_span_without_a_trace_is_no_parent(store: Path, receiver: Receiver) ->
     driver, writer = source(9, rank=-1, stage=-1, role=Role.DRIVER), Writer(store)
     writer.rows(driver, "sources", driver.row())
     for event in (RequestEvent.ARRIVED, RequestEvent.FINISHED):
-        writer.rows(driver, "requests", request(event, int(event), trace_id=None, **TOLD))
+        writer.rows(driver, "requests", request(event, int(event), trace_id=None, parent_span_id=ASKED_BY))
     writer.close()
     send(store, receiver.url)
     assert [span.parent_span_id for span in receiver.spans()] == [b""]

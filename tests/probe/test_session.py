@@ -38,7 +38,8 @@ def test_a_request_is_kept_with_the_span_that_asked_for_it_sampled_or_not(insitu
     session = insitu.start(to=insitu_records, role="driver")
     tracer = TracerProvider().get_tracer("shop")
     with tracer.start_as_current_span("ask the model") as span:
-        inject(headers := {})
+        headers: dict[str, str] = {}
+        inject(headers)
         session.request("arrived", "current", trace=insitu.request_context())
     session.request("arrived", "header", trace=insitu.request_context(headers))
     session.request("arrived", "silent", trace=insitu.request_context({"traceparent": f"00-{'c' * 32}-{'d' * 16}-00"}))
