@@ -127,7 +127,7 @@ class Wide(nn.Module):
 
 
 def rowless(recording: Recording, caplog: pytest.LogCaptureFixture) -> str:
-    """Run a model whose rows find no memory; return what the log says."""
+    """Run a model whose rows find no memory, in three steps of which the first takes none; return what the log says."""
     rules = [insitu.Rule(sites="0", requests="all")]
     model, x = nn.Sequential(Wide(), nn.Identity()), torch.ones(2, 1)
     with torch.inference_mode(), insitu.attach(model, to=recording, rules=rules, max_rows=2048) as session:
@@ -136,6 +136,8 @@ def rowless(recording: Recording, caplog: pytest.LogCaptureFixture) -> str:
         assert session.stats().probe_errors == 0
     assert [row["canary"] for row in recording.rows("summaries")] == [600_000.0] * 3
     assert not recording.rows("captures")
+    assert session.stats().dropped == {"captures": {"slab_full": 4}}
+    assert session.stats().produced["captures"] == 4
     (said,) = [record.getMessage() for record in caplog.records if "no rows" in record.getMessage()]
     return said
 
@@ -161,6 +163,72 @@ def test_rows_for_which_no_memory_is_given_are_left_off_too(
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert "there are no 4689 MiB of memory for two steps" in said
+
+
+def test_only_rows_that_were_due_are_counted_where_there_is_no_memory(
+    insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked by name, of the rows that the tensor has; not what a rule leaves out, nor what the recorder holds."""
+    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemAvailable: 65536 kB\n")
+    rules = [insitu.Rule(sites="1", rows="last"), insitu.Rule(sites="output")]
+    model, x = nn.Sequential(nn.Identity(), nn.Identity()), torch.ones(6, 4096)
+    flight = insitu.Flight(rows="0")
+    with torch.inference_mode(), insitu.attach(model, to=insitu_records, rules=rules, flight=flight) as session:
+        for step in range(4):
+            rows = [
+                insitu.Rows("asks", start=0, count=3, capture=True),
+                insitu.Rows("silent", start=3, count=1),
+                insitu.Rows("beyond", start=5, count=2, capture=step == 3),
+            ]
+            with session.step(step, rows=rows):
+                model(x)
+    assert not insitu_records.rows("captures")
+    asked_by_name, of_two_one_is_there = 3 * (1 + 3), 1
+    assert session.stats().dropped == {"captures": {"slab_full": asked_by_name + of_two_one_is_there}}
+
+
+def test_rows_of_a_late_site_that_finds_no_memory_are_counted_and_the_others_kept(
+    insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.often, self.rare = nn.Identity(), nn.Identity()
+
+        def forward(self, x: torch.Tensor, is_rare: bool) -> torch.Tensor:
+            x = self.often(x)
+            return self.rare(x) if is_rare else x
+
+    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemAvailable: 4194304 kB\n")
+    rules = [insitu.Rule(sites=name, requests="all") for name in ("often", "rare")]
+    model = Branching()
+    with torch.inference_mode(), insitu.attach(model, to=insitu_records, rules=rules) as session:
+        for step in range(6):
+            with session.step(step, rows=[insitu.Rows("a", start=0, count=2)]):
+                model(torch.ones(2, 256), step >= 3)
+            (tmp_path / "meminfo").write_text("MemAvailable: 1024 kB\n")
+            session.flush()
+    assert [row["step_id"] for row in insitu_records.rows("captures")] == [step for step in range(1, 6) for _ in "ab"]
+    assert session.stats().dropped == {"captures": {"slab_full": 2 * 2}}, "of the two steps after it fired first"
+    (said,) = [record.getMessage() for record in caplog.records if "no rows" in record.getMessage()]
+    assert "no rows are taken of 1 sites" in said
+
+
+def test_rules_set_while_there_is_no_memory_say_it_once_and_count(
+    insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemAvailable: 4194304 kB\n")
+    model = nn.Sequential(nn.Identity())
+    with torch.inference_mode(), insitu.attach(model, to=insitu_records) as session:
+        model(torch.ones(3, 256))
+        (tmp_path / "meminfo").write_text("MemAvailable: 1024 kB\n")
+        session.set_rules([insitu.Rule(sites="0", requests="all")])
+        model(torch.ones(3, 256))
+    assert session.stats().dropped == {"captures": {"slab_full": 3}}
+    assert len([record for record in caplog.records if "no rows" in record.getMessage()]) == 1
 
 
 @pytest.mark.parametrize("max_rows", [10**12, 2**62])

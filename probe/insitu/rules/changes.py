@@ -201,7 +201,7 @@ class RuleChanges:
 
     def _put(self, order: _Order) -> None:
         with self._lock:
-            if self._shapes is not None and order.rules.row_slabs is None:  # the first step ended meanwhile
+            if self._shapes is not None and not order.rules.is_learned:  # the first step ended meanwhile
                 order.rules.learn(self._shapes)
             self._last_version = order.rules.version
             if order.for_s is None:

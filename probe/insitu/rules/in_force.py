@@ -46,7 +46,7 @@ def _of_phase(every: Periods, only: Mapping[int, int], phase: int | None) -> Per
 def _say_no_rows(num_sites: int, num_bytes: int, error: Exception) -> None:
     why = error if isinstance(error, NoMemory) else f"there are no {num_bytes >> 20} MiB of memory for two steps"
     remedy = "name fewer sites, use cast= or topk=, or attach with a smaller max_rows"
-    logger.warning("insitu: no rows are taken of %d sites: %s; %s", num_sites, why, remedy)
+    logger.warning("insitu: no rows are taken of %d sites, all are counted as dropped: %s; %s", num_sites, why, remedy)
 
 
 class InForce:
@@ -71,15 +71,17 @@ class InForce:
         self.statistics_ns: Mapping[int, int] = {}
         """Site -> what its statistics take, where that was measured."""
         self.row_slabs: RowSlabs | None = None
+        self.lacking: frozenset[int] = frozenset()
+        """Sites whose rows no memory could be had for: those that are due are counted."""
         self._due_rows = DueRows(group.rule for group in plan.groups)
         self.device = device
         self._destinations: Destinations | None = None
         """With `row_slabs`."""
         self._areas: list[dict[int, RowArea] | None] = []
         self._row_bytes = [0] * len(plan.groups)
-        """By group: bytes of one row at all its sites."""
+        """By group: bytes of one row at all its sites that have memory."""
         self._num_sites = [0] * len(plan.groups)
-        """By group: sites whose rows are shipped as they come; none of what the flight recorder holds."""
+        """By group: sites whose rows are shipped as they come, or would be; none of what the flight recorder holds."""
         self._num_nameless = plan.max_rows
         """Rows of the last step without a row map that was read; the most until then."""
         rates = {rule: rule.rate for rule in plan.rules}
@@ -96,26 +98,37 @@ class InForce:
         }
 
     def learn(self, shapes: Shapes) -> None:
-        """Make room for rows, now that shapes are known; where there is none, it is said and none are taken."""
+        """Make room for rows, now that shapes are known; where there is none, it is said and all are counted."""
         forms = self.forms(shapes)
         if not forms:
             return
+        self._make_room(forms)
+        kept = {} if self.row_slabs is None else self.row_slabs.forms
+        self.lacking = frozenset(forms.keys() - kept.keys())
+        for at, numbers in enumerate(self.plan.row_sites):
+            is_held = isinstance(self.plan.groups[at].rule, FlightRule)
+            self._row_bytes[at] = sum(kept[number].num_bytes for number in numbers if number in kept)
+            self._num_sites[at] = 0 if is_held else sum(number in forms for number in numbers)
+
+    def _make_room(self, forms: Mapping[int, RowForm]) -> None:
+        """Keep rows in memory that has these forms; where that cannot be had, in what there is."""
         num_groups, most = len(self.plan.groups), self.plan.max_rows
         try:
             check_room("those of two steps", 2 * slab_bytes_of(forms, most), self.device)
             slabs = RowSlabs(forms, most, self.device)
             destinations = Destinations(self.device, num_groups, most, self.plan.num_slabs)
         except (NoMemory, RuntimeError) as error:
-            _say_no_rows(len(forms), 2 * slab_bytes_of(forms, most), error)
+            known = {} if self.row_slabs is None else self.row_slabs.forms
+            _say_no_rows(len(forms.keys() - known.keys()), 2 * slab_bytes_of(forms, most), error)
             return
-        for at, numbers in enumerate(self.plan.row_sites):
-            known = [forms[number] for number in numbers if number in forms]
-            is_held = isinstance(self.plan.groups[at].rule, FlightRule)
-            self._row_bytes[at] = sum(form.num_bytes for form in known)
-            self._num_sites[at] = 0 if is_held else len(known)
         self._areas = [None] * slabs.ring.size
         self._destinations = destinations
         self.row_slabs = slabs
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it is known which rows there are, with or without memory for them."""
+        return self.row_slabs is not None or bool(self.lacking)
 
     def renewed(self, shapes: Shapes) -> InForce:
         """Return the same rules at work with memory for rows of all these sites; self where it has that.
@@ -144,10 +157,13 @@ class InForce:
     def choose_rows(self, record: StepRecord) -> dict[int, RowArea]:
         """Pick the rows of a step and a slab for them; return their areas by site, empty where nothing is taken."""
         slabs, groups = self.row_slabs, self.plan.groups
-        if slabs is None or (wanted := self._chosen(record)) is None:
+        if (slabs is None and not self.lacking) or (wanted := self._chosen(record)) is None:
             return {}
         if all(places == [] for places in wanted):
             record.wants_more = False
+            return {}
+        if slabs is None:
+            record.places = wanted
             return {}
         is_any = any(places is None for places in wanted)
         sizes = self._bytes_of(wanted, record)
@@ -168,7 +184,7 @@ class InForce:
 
     def miss_rows(self, record: StepRecord) -> None:
         """Count the rows of a step that has no place for anything."""
-        if self.row_slabs is not None and (wanted := self._chosen(record)) is not None:
+        if self.is_learned and (wanted := self._chosen(record)) is not None:
             record.num_crowded += self._num_captures(wanted, record)
 
     def _chosen(self, record: StepRecord) -> Wanted | None:
@@ -226,8 +242,8 @@ class InForce:
         return sum(n * sites for n, sites in zip(self._num_rows(wanted, record), self._num_sites, strict=True))
 
     def num_kept(self, record: StepRecord) -> int:
-        """Return how many captures a step left, as far as it is known."""
-        return 0 if record.row_slab is None else self._num_captures(record.places, record)
+        """Return how many captures a step left or lacked memory for, as far as it is known."""
+        return self._num_captures(record.places, record) if record.places else 0
 
     def _bytes_of(self, wanted: Wanted, record: StepRecord) -> list[int]:
         return [n * size for n, size in zip(self._num_rows(wanted, record), self._row_bytes, strict=True)]

@@ -42,7 +42,8 @@ class StepRecord:
     plugged_slab: int | None = None
     """As `statistic_slab`, of the statistics of other packages."""
     places: list[list[Place] | None] = field(default_factory=list)
-    """By destination group: the wanted rows, in the order of their places; None: every row, anonymous."""
+    """By destination group: the wanted rows, in the order of their places; None: every row, anonymous. Empty where no
+    row is taken, but for want of memory alone."""
     sampled: bool = False
     """Whether this step's expert loads are taken."""
     num_crowded: int = 0

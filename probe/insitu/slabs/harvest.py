@@ -325,6 +325,31 @@ def captured(
                     yield _captures(site, wanted, reading, at, slabs)
 
 
+def num_lacking(reading: Reading, records: Sequence[StepRecord], lacking: frozenset[int], plan: Plan) -> int:
+    """Return how many rows that were due in these steps had no memory: those of `lacking` sites that fired.
+
+    A quiet tap counts no rows: a tensor is taken to have as many as the boundaries on its axis.
+    """
+    num = 0
+    for number, (group, of_group) in enumerate(zip(plan.groups, plan.row_sites, strict=True)):
+        sites = sorted(lacking.intersection(of_group) - plan.held_sites)
+        boundaries = [site for site in plan.boundaries if plan.sites[site].axis == group.axis]
+        chosen = [at for at, record in enumerate(records) if record.places] if sites else []
+        for at in chosen:
+            counts = reading.count[at, boundaries][reading.fired[at, boundaries]]
+            due = _num_due(records[at], number, int(counts.max()) if len(counts) else None)
+            num += due * int(reading.fired[at, sites].sum())
+    return num
+
+
+def _num_due(record: StepRecord, group: int, num_rows: int | None) -> int:
+    """Return how many rows of a tensor of so many a group takes in a step; None: nobody knows how many there are."""
+    places = record.places[group]
+    if places is None:
+        return (record.num_rows or 0) if num_rows is None else num_rows
+    return sum(num_rows is None or place.row < num_rows for place in places)
+
+
 def _captures(site: int, wanted: Wanted, reading: Reading, at: Ints, slabs: RowSlabs) -> Captures:
     """at: of each step its slab, and its first place there."""
     form, (slab, first) = slabs.forms[site], at[wanted.step].T

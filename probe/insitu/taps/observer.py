@@ -26,7 +26,17 @@ from insitu.sites import canaries
 from insitu.sites.catalogue import Catalogue, catalogue
 from insitu.sites.paths import compiled_parts, is_inside
 from insitu.sites.site import Site
-from insitu.slabs.harvest import Captures, Harvest, Seen, captured, loads_of, measured, read_steps, summarise
+from insitu.slabs.harvest import (
+    Captures,
+    Harvest,
+    Seen,
+    captured,
+    loads_of,
+    measured,
+    num_lacking,
+    read_steps,
+    summarise,
+)
 from insitu.slabs.memory import check_room
 from insitu.slabs.rows import RowSlabs
 from insitu.slabs.slab import NEVER, ControlBlock, Plan, Ring, Slabs
@@ -497,6 +507,8 @@ class Observer:
                 for part in captured(reading, seen, rules.row_slabs, rules.plan, found):
                     (held if part.site in rules.plan.held_sites else found.captures).append(part)
             rules.note_rows(reading, seen)
+        if rules.lacking:
+            found.num_crowded += num_lacking(reading, seen, rules.lacking, rules.plan)
         if rules.statistic_slabs is not None:
             with found.timed(STATISTICS):
                 found.statistics += measured(reading, seen, rules.statistic_slabs)
