@@ -126,6 +126,12 @@ class Wide(nn.Module):
         return x.expand(2, 300_000)
 
 
+def say_available(root: Path, num_kib: int) -> None:
+    """Be a machine with so much memory available, without limits."""
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc" / "meminfo").write_text(f"MemTotal: 9999999999 kB\nMemAvailable: {num_kib} kB\n")
+
+
 def rowless(recording: Recording, caplog: pytest.LogCaptureFixture) -> str:
     """Run a model whose rows find no memory, in three steps of which the first takes none; return what the log says."""
     rules = [insitu.Rule(sites="0", requests="all")]
@@ -145,8 +151,21 @@ def rowless(recording: Recording, caplog: pytest.LogCaptureFixture) -> str:
 def test_rows_that_would_take_most_of_the_memory_are_left_off_and_it_is_said(
     insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "meminfo")
-    (tmp_path / "meminfo").write_text("MemTotal: 9999999999 kB\nMemAvailable: 4194304 kB\n")
+    monkeypatch.setattr("insitu.slabs.memory.ROOT", tmp_path)
+    say_available(tmp_path, 4194304)
+    said = rowless(insitu_records, caplog)
+    assert "would take 4689 MiB of memory, and may take 2048; name fewer sites" in said
+
+
+def test_rows_that_would_take_most_of_what_a_container_has_left_are_left_off_too(
+    insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("insitu.slabs.memory.ROOT", tmp_path)
+    say_available(tmp_path, 64 << 20)
+    files = {"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": f"{4 << 30}", "sys/fs/cgroup/memory.current": "0"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     said = rowless(insitu_records, caplog)
     assert "would take 4689 MiB of memory, and may take 2048; name fewer sites" in said
 
@@ -154,7 +173,7 @@ def test_rows_that_would_take_most_of_the_memory_are_left_off_and_it_is_said(
 def test_rows_for_which_no_memory_is_given_are_left_off_too(
     insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "away")
+    monkeypatch.setattr("insitu.slabs.memory.ROOT", tmp_path / "away")
     limits = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30), limits[1]))
@@ -169,8 +188,8 @@ def test_only_rows_that_were_due_are_counted_where_there_is_no_memory(
     insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who asked by name, of the rows that the tensor has; not what a rule leaves out, nor what the recorder holds."""
-    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "meminfo")
-    (tmp_path / "meminfo").write_text("MemAvailable: 65536 kB\n")
+    monkeypatch.setattr("insitu.slabs.memory.ROOT", tmp_path)
+    say_available(tmp_path, 65536)
     rules = [insitu.Rule(sites="1", rows="last"), insitu.Rule(sites="output")]
     model, x = nn.Sequential(nn.Identity(), nn.Identity()), torch.ones(6, 4096)
     flight = insitu.Flight(rows="0")
@@ -200,15 +219,15 @@ def test_rows_of_a_late_site_that_finds_no_memory_are_counted_and_the_others_kep
             x = self.often(x)
             return self.rare(x) if is_rare else x
 
-    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "meminfo")
-    (tmp_path / "meminfo").write_text("MemAvailable: 4194304 kB\n")
+    monkeypatch.setattr("insitu.slabs.memory.ROOT", tmp_path)
+    say_available(tmp_path, 4194304)
     rules = [insitu.Rule(sites=name, requests="all") for name in ("often", "rare")]
     model = Branching()
     with torch.inference_mode(), insitu.attach(model, to=insitu_records, rules=rules) as session:
         for step in range(6):
             with session.step(step, rows=[insitu.Rows("a", start=0, count=2)]):
                 model(torch.ones(2, 256), step >= 3)
-            (tmp_path / "meminfo").write_text("MemAvailable: 1024 kB\n")
+            say_available(tmp_path, 1024)
             session.flush()
     assert [row["step_id"] for row in insitu_records.rows("captures")] == [step for step in range(1, 6) for _ in "ab"]
     assert session.stats().dropped == {"captures": {"slab_full": 2 * 2}}, "of the two steps after it fired first"
@@ -219,12 +238,12 @@ def test_rows_of_a_late_site_that_finds_no_memory_are_counted_and_the_others_kep
 def test_rules_set_while_there_is_no_memory_say_it_once_and_count(
     insitu_records: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("insitu.slabs.memory.MEMINFO", tmp_path / "meminfo")
-    (tmp_path / "meminfo").write_text("MemAvailable: 4194304 kB\n")
+    monkeypatch.setattr("insitu.slabs.memory.ROOT", tmp_path)
+    say_available(tmp_path, 4194304)
     model = nn.Sequential(nn.Identity())
     with torch.inference_mode(), insitu.attach(model, to=insitu_records) as session:
         model(torch.ones(3, 256))
-        (tmp_path / "meminfo").write_text("MemAvailable: 1024 kB\n")
+        say_available(tmp_path, 1024)
         session.set_rules([insitu.Rule(sites="0", requests="all")])
         model(torch.ones(3, 256))
     assert session.stats().dropped == {"captures": {"slab_full": 3}}
