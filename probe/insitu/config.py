@@ -64,6 +64,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _folder(value: Any) -> str:
+    text = _text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if "\0" in text:
+        raise ValueError(f"{text!a:.200} names no folder; write one like ./insitu-spool")
+    return text
+
+
 def _to(value: Any) -> Any:
     return one_destination(_text(value) if isinstance(value, str) else value)
 
@@ -240,9 +247,10 @@ SETTINGS: Final = (
         "spool",
         None,
         "folder for what a grpc:// collector that is away cannot take",
-        _text,
+        _folder,
         "INSITU_SPOOL",
         "spool",
+        is_checked=True,
     ),
     Setting("token_file", None, "file with the token for a collector", _text, "INSITU_TOKEN_FILE", "token_file"),
     Setting("ca_file", None, "PEM of who signs collectors' certificates", _text, "INSITU_CA_FILE", "ca_file"),

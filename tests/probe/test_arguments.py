@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disk_kit import read_only
 from torch import nn
 
 import insitu
@@ -30,6 +31,9 @@ SETTINGS: list[dict[str, Any]] = [
     {"rules": RULE},
     {"rules": None},
     {"no_such": 3},
+    {"spool": 3},
+    {"spool": ""},
+    {"spool": "a\0b"},
     {"to": "grpc://h:99999"},
     {"to": "grpc://h:0"},
     {"to": "otlp://h:bad"},
@@ -212,3 +216,43 @@ def test_a_folder_that_is_none_or_cannot_be_made_is_named_with_the_remedy(tmp_pa
     with pytest.raises(OSError, match="a/store cannot be written: not a directory; name a folder") as raised:
         insitu.attach(nn.Linear(2, 2), to=f"file://{tmp_path / 'a' / 'store'}")
     assert "\n" not in str(raised.value)
+
+
+NOBODY = "grpc://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("spool", "said"),
+    [
+        ("file", "{0} is a file; name a folder, which is made where there is none"),
+        ("file/spool", "{0} cannot be written: not a directory; name a folder that you may write to"),
+        ("x" * 300, "cannot be written: file name too long; name a folder that you may write to"),
+    ],
+    ids=["a file", "under a file", "too long"],
+)
+def test_a_spool_that_can_be_no_folder_is_named_with_the_remedy(spool: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    model, path = nn.Linear(2, 2), str(tmp_path / spool)
+    calls: list[Callable[[], insitu.Session]] = [
+        lambda: insitu.attach(model, to=NOBODY, spool=path),
+        lambda: insitu.start(to=NOBODY, spool=path),
+    ]
+    for call in calls:
+        with pytest.raises(OSError, match=f"^spool .*{said.format(path)}") as raised:
+            call()
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("spool", [".", "new"])
+def test_a_spool_that_may_not_be_written_is_refused_before_rows_wait_for_it(spool: str, tmp_path: Path) -> None:
+    path = tmp_path / spool
+    with read_only(tmp_path), pytest.raises(OSError, match=r"^spool .* cannot be written: read-only file system; name"):
+        insitu.attach(nn.Linear(2, 2), to=NOBODY, spool=str(path))
+    with insitu.attach(nn.Linear(2, 2), to=NOBODY, spool=str(path)):
+        assert path.is_dir()
+
+
+def test_a_store_that_may_not_be_written_is_refused_too(tmp_path: Path) -> None:
+    with read_only(tmp_path), pytest.raises(OSError, match=r"^destination .* cannot be written: read-only file system"):
+        insitu.attach(nn.Linear(2, 2), to=f"file://{tmp_path}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ def open_exporter(
     steps, for spans that link to them. asked: takes what a collector asks the flight recorder for. changes: the rules
     that a collector may change. spool: folder of a store for what a collector that is away cannot take.
     credentials: what a collector is shown.
-    Raises ValueError for a scheme nobody knows or a missing extra, and OSError when a store cannot be written.
+    Raises ValueError for a scheme nobody knows or a missing extra, and OSError when a store or spool cannot be written.
     """
     url = urlsplit(to)
     if url.scheme in ("grpc", "grpcs"):
@@ -61,27 +62,16 @@ def open_exporter(
         from insitu.exporters.spool import SpoolingExporter
 
         gaps = partial(put, "gaps") if put else None
-        return SpoolingExporter(collector, to, spool, source, keep=keep, tell=gaps)
+        with _naming("spool", spool):
+            return SpoolingExporter(collector, to, spool, source, keep=keep, tell=gaps)
     if url.scheme == "file":
         from insitu.exporters.file import FileExporter
-        from insitu.segments.layout import ShardLocked, StoreFull
 
         path = url.netloc + url.path
         if not path or "\0" in path:
             raise ValueError(f"destination {to!a:.200} names no folder; write one like file://./insitu-store")
-        if os.path.isfile(path):
-            raise NotADirectoryError(
-                f"destination {to}: {path} is a file; name a folder, which is made where there is none"
-            )
-        try:
+        with _naming(f"destination {to:.200}:", path):
             return FileExporter(path, source, keep=keep, tell=partial(put, "gaps") if put else None)
-        except (StoreFull, ShardLocked):
-            raise
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise type(error)(
-                f"destination {to:.200}: {path:.200} cannot be written: {reason}; name a folder that you may write to"
-            ) from None
     if url.scheme == "otlp":
         try:
             from insitu.exporters.otlp.exporter import OtlpExporter
@@ -97,3 +87,21 @@ def open_exporter(
     from insitu.exporters.plugged import open_plugged
 
     return open_plugged(to, url.scheme, source, ", ".join(f"{scheme}://" for scheme in SCHEMES))
+
+
+@contextmanager
+def _naming(what: str, folder: str) -> Iterator[None]:
+    """Say in one line, of what fails since a folder cannot be written, which it is and what to do."""
+    from insitu.segments.layout import ShardLocked, StoreFull
+
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise NotADirectoryError(f"{what} {folder} is a file; name a folder, which is made where there is none")
+    try:
+        yield
+    except (StoreFull, ShardLocked):
+        raise
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise type(error)(
+            f"{what} {folder:.200} cannot be written: {why}; name a folder that you may write to"
+        ) from None

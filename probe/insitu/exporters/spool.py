@@ -6,6 +6,7 @@ after it. While anything is in the spool, everything goes there first.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -42,12 +43,22 @@ RETRY_S: Final = 1.0
 _log = logging.getLogger("insitu")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none. Raises OSError where it may not be written: later, rows would wait for it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        why = errno.EROFS if is_read_only else errno.EACCES
+        raise OSError(why, os.strerror(why))
+
+
 class SpoolingExporter:
     """Ships to a collector; while that is away, writes shard `<host>-<pid>.<epoch>` of a store, emptied after.
 
     What the spool has synced is durable. It is bounded by `keep`: the oldest segments expire, and are told as gaps
     (`expired_unsent`). A spool without room raises `Retry` with reason `spool_full`. What is left at the end is sent by
-    `insitu forward`. For one process: a forked child makes another. Raises OSError when there can be no such folder.
+    `insitu forward`. For one process: a forked child makes another. Raises OSError when there can be no such folder, or
+    it may not be written.
     """
 
     def __init__(
@@ -87,7 +98,7 @@ class SpoolingExporter:
         """Read whole: the highest seq of each stream in it. It goes once these are durable at the collector."""
         self._progress = (0, clock())
         """Acknowledgements so far, and since when there are no more of them though some are due."""
-        self._store.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._store)
 
     # -- the seam ------------------------------------------------------------------------------------------------
 
