@@ -396,6 +396,68 @@ def test_a_disabled_sdk_leaves_the_model_alone(inbox: Inbox, monkeypatch: pytest
         assert session.stats().role == "rank"
 
 
+def test_a_receiver_of_traces_alone_is_sent_no_metrics(
+    receiver: Inbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "None ")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "zstd")  # of a signal that nobody sends
+    caplog.set_level(logging.INFO, "insitu")
+    session = insitu.attach(oracle_model(), to=f"otlp://{receiver.target}", rules=RULES, rank=3)
+    for name in ("arrived", "first_token", "finished"):
+        session.request(name, "two", trace=ASKED)
+    with session.step(rows=ROWS, phase="decode"), session.interval("compute", mb=1):
+        pass
+    session.close(5.0)
+    stats = check(session.stats())
+    assert dropped(stats) == {}
+    kinds = [span.name.partition(" ")[0] for span in receiver.spans()]
+    assert "text_completion" in kinds and "insitu.compute" in kinds
+    assert receiver.got("metrics") == []
+    assert sum("OTEL_METRICS_EXPORTER is none" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_receiver_of_metrics_alone_is_sent_no_spans(receiver: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    stats = run(f"otlp://{receiver.target}")
+    assert dropped(stats) == {}
+    assert stats.durable["intervals"] == stats.produced["intervals"] >= 5
+    assert receiver.got("traces") == []
+    assert receiver.points("insitu.steps") and receiver.points("insitu.interval.time")
+
+
+def test_where_neither_signal_is_sent_nobody_is_asked(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    stats = run(f"otlp://{inbox.target}")
+    assert dropped(stats) == {}
+    assert inbox.num_asked == 0
+    assert "OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER are none: nothing is sent" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["otlp", "", "otlp,console"])
+def test_another_exporter_named_there_leaves_a_signal_as_it_is(
+    value: str, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", value)
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", value)
+    assert dropped(run(f"otlp://{inbox.target}")) == {}
+    assert inbox.spans() and inbox.points("insitu.steps")
+
+
+@pytest.mark.parametrize("signal", ["TRACES", "METRICS"])
+def test_what_is_left_out_is_not_dropped_though_the_receiver_is_away(
+    signal: str, receiver: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"OTEL_{signal}_EXPORTER", "none")
+    receiver.code = grpc.StatusCode.UNAVAILABLE
+    stats = run(f"otlp://{receiver.target}", timeout_s=1.0)
+    lost = stats.dropped.keys() - {"events", "clocks"}
+    told = {table for table, number in stats.produced.items() if number} - {"events", "clocks"}
+    assert lost == ({"intervals"} if signal == "METRICS" else told)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from insitu.exporters.otlp.ends import unwanted
 from insitu.forwarding.cursor import Cursor
 from insitu_collector.subscriber.account import Account
 from insitu_collector.subscriber.dead import DeadLetters
@@ -14,7 +15,7 @@ from insitu_collector.subscriber.delivery import Delivery, Tell, Wait
 from insitu_collector.subscriber.ends import open_end
 from insitu_collector.subscriber.pace import Pace
 from insitu_collector.subscriber.subscriber import Lease, Subscriber
-from insitu_collector.subscriber.target import parse_target, unwanted
+from insitu_collector.subscriber.target import parse_target
 
 
 @contextmanager

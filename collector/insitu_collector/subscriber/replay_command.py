@@ -142,10 +142,10 @@ def _end(to: str, dry_run: bool) -> End:
 
 
 def _delivery(store: Path, to: str, end: End, account: Account, bytes_per_s: int | None, wait: Wait) -> Delivery:
+    from insitu.exporters.otlp.ends import unwanted
     from insitu_collector.subscriber.dead import DeadLetters
     from insitu_collector.subscriber.delivery import Delivery
     from insitu_collector.subscriber.pace import Pace
-    from insitu_collector.subscriber.target import unwanted
 
     def tell(_: str, __: str) -> None:
         """The log has said it."""

@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 
 from opentelemetry.util.re import parse_env_headers
 
-from insitu.exporters.otlp.ends import COMPRESSIONS, PORTS, setting, target_of
+from insitu.exporters.otlp.ends import COMPRESSIONS, PORTS, SIGNALS, setting, target_of
 
-SIGNALS: Final = ("traces", "metrics", "logs")
 HTTP: Final = "http/protobuf"
 GRPC: Final = "grpc"
 DEFAULT_TIMEOUT_S: Final = 10.0
@@ -102,12 +101,6 @@ def way_of(signal: str, protocol: str, environment: Mapping[str, str]) -> Way:
         setting("CLIENT_CERTIFICATE", signal, environment),
         setting("CLIENT_KEY", signal, environment),
     )
-
-
-def unwanted(environment: Mapping[str, str]) -> frozenset[str]:
-    """Return the signals that OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and OTEL_LOGS_EXPORTER set to `none`."""
-    told = {signal: environment.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip() for signal in SIGNALS}
-    return frozenset(signal for signal, exporter in told.items() if exporter.lower() == "none")
 
 
 def _shown(url: str) -> str:

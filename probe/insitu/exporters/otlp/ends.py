@@ -28,6 +28,7 @@ from insitu.identity import Source, package_version
 from insitu.vocabulary import NO_RANK, DropReason
 
 THREAD: Final = "insitu-otlp"
+SIGNALS: Final = ("traces", "metrics", "logs")
 PORTS: Final = {"grpc": 4317, "http/protobuf": 4318}
 COMPRESSIONS: Final = {"grpc": ("none", "gzip"), "http/protobuf": ("none", "gzip", "deflate")}
 AGAIN: Final[frozenset[str | int]] = frozenset(
@@ -107,6 +108,17 @@ class Target:
         return f"otlp://{url.netloc.rpartition('@')[2] or url.path}"
 
 
+def unwanted(environment: Mapping[str, str]) -> frozenset[str]:
+    """Return the signals that OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER and OTEL_LOGS_EXPORTER set to `none`."""
+    told = {signal: environment.get(exporter_variable(signal), "").strip() for signal in SIGNALS}
+    return frozenset(signal for signal, exporter in told.items() if exporter.lower() == "none")
+
+
+def exporter_variable(signal: str) -> str:
+    """Return the variable that names the exporter of a signal."""
+    return f"OTEL_{signal.upper()}_EXPORTER"
+
+
 def setting(name: str, signal: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return a setting of a signal: its own variable, else the one of all signals, else ""."""
     own = environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}", "").strip()
@@ -179,6 +191,7 @@ class SpanEnd:
     """Sends spans. Used by one thread, which it holds for as long as the exporter tries."""
 
     def __init__(self, target: Target) -> None:
+        self.target = target
         self._notes = _Notes()
         self._exporter: SpanExporter = _exporter(target, self._notes)
         _in_use.add(self._exporter)
@@ -197,6 +210,7 @@ class MetricEnd:
     """Sends metrics, as `SpanEnd` does spans."""
 
     def __init__(self, target: Target, resource: Resource) -> None:
+        self.target = target
         self._notes = _Notes()
         self._resource = resource
         self._exporter: MetricExporter = _exporter(target, self._notes)

@@ -10,13 +10,13 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Final
 
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.otlp.account import Account
-from insitu.exporters.otlp.ends import THREAD, import_exporters, target_of
+from insitu.exporters.otlp.ends import THREAD, exporter_variable, import_exporters, target_of, unwanted
 from insitu.exporters.otlp.ship import MAX_OPEN, Limits, Shipper
 from insitu.identity import Source
 from insitu.session.step_traces import StepTraces
@@ -24,6 +24,8 @@ from insitu.vocabulary import DropReason
 
 RETRY_S: Final = 0.2
 """When the caller should try again with a full queue."""
+
+_SENT: Final = ("traces", "metrics")
 
 _log = logging.getLogger("insitu")
 
@@ -49,9 +51,12 @@ class OtlpExporter:
         Raises ValueError, one line, for OTEL_* variables that ask for what there is not, and ModuleNotFoundError
         where the extra is not installed.
         """
-        self._targets = (target_of("traces", place), target_of("metrics", place))
-        for target in self._targets:
+        left_out = [signal for signal in _SENT if signal in unwanted(os.environ)]
+        spans_to, metrics_to = (None if signal in left_out else target_of(signal, place) for signal in _SENT)
+        self._targets = (spans_to, metrics_to)
+        for target in filter(None, self._targets):
             import_exporters(target.protocol)  # now, and not while the model steps
+        _say_left_out(left_out)
         self._source = source
         self._limits = Limits.of(os.environ)
         self._clock = clock
@@ -170,3 +175,13 @@ class OtlpExporter:
 
     def _is_asked(self) -> bool:
         return bool(self._arrived) or self._hurry or self._is_closing
+
+
+def _say_left_out(signals: Sequence[str]) -> None:
+    """Say which signals are not sent since somebody wanted it so."""
+    if signals:
+        verb, is_all = ("is" if len(signals) == 1 else "are"), len(signals) == len(_SENT)
+        what = "nothing is" if is_all else f"no {signals[0]} are"
+        variables = " and ".join(map(exporter_variable, signals))
+        level = logging.WARNING if is_all else logging.INFO
+        _log.log(level, "insitu: %s %s none: %s sent to otlp://", variables, verb, what)

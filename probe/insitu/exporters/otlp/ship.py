@@ -86,13 +86,13 @@ class Shipper:
         self,
         source: Source,
         traces: StepTraces,
-        targets: tuple[Target, Target],
+        targets: tuple[Target | None, Target | None],
         limits: Limits,
         account: Account,
         changed: Condition,
         clock: Callable[[], float],
     ) -> None:
-        """targets: of traces and metrics."""
+        """targets: of traces and metrics; None: that signal is not sent."""
         resource, environment = resource_of(source), os.environ
         sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler  # what OTEL_TRACES_SAMPLER says
         self.away: DropReason | None = None
@@ -109,9 +109,11 @@ class Shipper:
             delta=wants_delta(environment),
             exemplar_filter=exemplar_filter(environment),
         )
-        self._targets = targets
-        self._span_end = SpanEnd(targets[0])
-        self._metric_end = MetricEnd(targets[1], resource)
+        spans_to, metrics_to = targets
+        self._places = list(dict.fromkeys(target.shown for target in targets if target is not None))
+        """Where receivers are, for people."""
+        self._span_end = None if spans_to is None else SpanEnd(spans_to)
+        self._metric_end = None if metrics_to is None else MetricEnd(metrics_to, resource)
         self._rows: deque[tuple[pa.RecordBatch, Key]] = deque()
         """Intervals that are no spans yet, in pieces of at most `Limits.batch` rows."""
         self._made: deque[tuple[ReadableSpan, Key | None]] = deque()
@@ -140,8 +142,9 @@ class Shipper:
         """End what is being tried, and hang up. Safe to call twice."""
         if not self._is_closed:
             self._is_closed = True
-            self._span_end.close()
-            self._metric_end.close()
+            for end in (self._span_end, self._metric_end):
+                if end is not None:
+                    end.close()
 
     # -- rows in -------------------------------------------------------------------------------------------------
 
@@ -157,20 +160,22 @@ class Shipper:
     def _take(self, batch: Batch, key: Key) -> None:
         if not self.num_waiting:
             self._spans_due_s = self._clock() + self._limits.spans_s
-        if batch.table == "intervals":
+        if batch.table == "intervals" and self._metric_end is not None:
             self._metrics.take(batch.table, batch.data)
+        if batch.table == "intervals" and self._span_end is not None:
             step = self._limits.batch
             self._rows += [(batch.data.slice(at, step), key) for at in range(0, batch.num_rows, step)]
             self.num_waiting += batch.num_rows
             return
         if batch.table == "sites":
             self._metrics.name_sites(batch.data)
+        elif batch.table == "requests":
+            self._take_requests(batch, key)
+            return
         elif batch.table in TABLES:
-            self._metrics.take(batch.table, batch.data)
-            ended = [span for each in self._metrics.take_ended() if (span := self._spans.of_request(each)) is not None]
-            self._made += [(span, None) for span in ended]
-            self.num_waiting += len(ended)
-        elif batch.table != "sources":  # which the resource says
+            if self._metric_end is not None:
+                self._metrics.take(batch.table, batch.data)
+        elif batch.table not in ("sources", "intervals"):  # the resource says the former
             self._say(
                 batch.table,
                 logging.WARNING,
@@ -179,7 +184,25 @@ class Shipper:
             )
             self._refuse({key: batch.num_rows}, DropReason.REFUSED_INVALID)
             return
-        self._told[key] += batch.num_rows
+        self._tell(key, batch.num_rows)
+
+    def _take_requests(self, batch: Batch, key: Key) -> None:
+        """Take rows of requests: those that ended have spans, which stand for their last rows if no metrics do."""
+        self._metrics.take(batch.table, batch.data)
+        ended = self._metrics.take_ended()
+        found = map(self._spans.of_request, ended if self._span_end is not None else ())
+        spans = [span for span in found if span is not None]
+        owner = key if self._metric_end is None else None
+        self._made += [(span, owner) for span in spans]
+        self.num_waiting += len(spans)
+        self._tell(key, batch.num_rows - (0 if owner is None else len(spans)))
+
+    def _tell(self, key: Key, num_rows: int) -> None:
+        """Take note of rows that metrics tell of; without any they are left out, which somebody wanted: not dropped."""
+        if self._metric_end is None:
+            self._deliver({key: num_rows})
+        else:
+            self._told[key] += num_rows
 
     # -- requests out --------------------------------------------------------------------------------------------
 
@@ -190,28 +213,30 @@ class Shipper:
         if now < self._not_before_s:
             return
         is_due = self._hurry or now >= self._spans_due_s or self.num_waiting >= self._limits.batch
-        has_spans = not self.num_waiting or not is_due or self._ship_spans()
-        if not has_spans and self._targets[0].shown == self._targets[1].shown:
+        spans_to, metrics_to = self._span_end, self._metric_end
+        has_spans = spans_to is None or not self.num_waiting or not is_due or self._ship_spans(spans_to)
+        if not has_spans and len(self._places) == 1:
             return
         is_due = self._hurry or now >= self._metrics_due_s or len(self._told) >= MAX_OPEN // 4
-        has_metrics = not (self._told or self._unsent) or not is_due or self._ship_metrics()
+        is_told = not (self._told or self._unsent)
+        has_metrics = metrics_to is None or is_told or not is_due or self._ship_metrics(metrics_to)
         self._hurry &= not (has_spans and has_metrics)
 
-    def _ship_spans(self) -> bool:
+    def _ship_spans(self, end: SpanEnd) -> bool:
         """Send all spans; return whether the receiver is there."""
         while self.num_waiting:
             self._make()
             chunk = list(islice(self._made, self._limits.batch))
             if not chunk:
                 continue
-            answer = self._send(self._span_end.send, [span for span, _ in chunk])
+            answer = self._send(end.send, [span for span, _ in chunk])
             if answer.again:
                 return False
             for _ in chunk:
                 self._made.popleft()
             self.num_waiting -= len(chunk)
             rows = Counter(key for _, key in chunk if key is not None)
-            self._heed(answer, self._targets[0], rows, answer.num_rejected)
+            self._heed(answer, end.target, rows, answer.num_rejected)
         return True
 
     def _make(self) -> None:
@@ -228,7 +253,7 @@ class Shipper:
             self.num_waiting -= rows.num_rows - len(spans)
             self._deliver({key: rows.num_rows - len(spans)})  # sampling left them out
 
-    def _ship_metrics(self) -> bool:
+    def _ship_metrics(self, end: MetricEnd) -> bool:
         """Send what is known; return whether the receiver is there."""
         while self._unsent or self._told:
             if self._unsent is None:
@@ -237,12 +262,12 @@ class Shipper:
                 self._unsent = (self._metrics.data(self._source.unix_ns(time.monotonic_ns())), told)
                 self._metrics_due_s = self._clock() + self._limits.metrics_s
             metrics, rows = self._unsent
-            answer = self._send(self._metric_end.send, metrics) if metrics else Answer()
+            answer = self._send(end.send, metrics) if metrics else Answer()
             if answer.again:
                 return False
             self._unsent = None
             # Which rows are in a data point that was refused, nobody says: none of them is claimed to be there.
-            self._heed(answer, self._targets[1], rows, rows.total() if answer.num_rejected else 0)
+            self._heed(answer, end.target, rows, rows.total() if answer.num_rejected else 0)
         return True
 
     def _send(self, send: Callable[[Any], Answer], records: Sequence[Any]) -> Answer:
@@ -257,7 +282,7 @@ class Shipper:
             self._say(
                 "receiver",
                 logging.WARNING,
-                f"no OTLP receiver takes records at {self._targets[0].shown} ({answer.text}); "
+                f"no OTLP receiver takes records at {self._places[0]} ({answer.text}); "
                 f"{self._limits.queue} rows are kept here, more in the outbox, and sent when one does",
             )
         else:
