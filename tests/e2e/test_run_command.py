@@ -115,6 +115,49 @@ def test_a_transformers_model_is_observed_while_it_generates(program: Program, m
     assert {"embed", "L0.mlp_out", "logits"} <= {row["name"] for row in program.rows("sites")}
 
 
+def test_an_encoder_and_a_decoder_of_transformers_are_observed_each(program: Program) -> None:
+    """`generate` calls the encoder alone, and the `eval` of transformers is not that of torch."""
+    program.write("""
+        from transformers import T5Config, T5ForConditionalGeneration
+        shape = dict(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+        whole = T5ForConditionalGeneration(T5Config(**shape, decoder_start_token_id=0, pad_token_id=0)).eval()
+        whole.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    """)
+    done = program.run()
+    assert done.returncode == 0, done.stderr
+    assert [(row["replica"], row["model"]) for row in program.ranks()] == [
+        (0, "T5Stack"),
+        (1, "T5ForConditionalGeneration"),
+    ]
+    replicas = {row["epoch"]: row["replica"] for row in program.ranks()}
+    steps = [
+        (replicas[row["epoch"]], {entry["request"] for entry in row["rows"] or ()}) for row in program.rows("steps")
+    ]
+    assert sorted(steps, key=lambda step: step[0]) == [(0, set()), *[(1, {"generate-0/0"})] * 6]
+
+
+def test_a_model_with_an_eval_of_its_own_is_seen_beside_others(program: Program) -> None:
+    program.write("""
+        class Own(Net):
+            def eval(self):
+                return self.train(False)
+
+        first, second, third = Own().eval(), Own().eval(), Own()
+        for model in first, second, third.train(False):
+            model(x)
+    """)
+    done = program.run()
+    assert done.returncode == 0, done.stderr
+    assert [(row["replica"], row["model"]) for row in program.ranks()] == [(at, "Own") for at in range(3)]
+
+
+def test_a_model_that_is_not_there_is_said_at_exit(program: Program) -> None:
+    program.write("Net().to('meta').eval()(x.to('meta'))\n")
+    done = program.run()
+    assert done.returncode == 0, done.stderr
+    assert "the Net was called before its parameters were there (offloaded, or lazy)" in done.stderr
+
+
 @pytest.mark.parametrize(("options", "stages"), [((), [0, 0]), (("--stage", "rank"), [0, 1])])
 def test_each_rank_of_torchrun_has_its_place(program: Program, options: tuple[str, ...], stages: list[int]) -> None:
     program.write("""

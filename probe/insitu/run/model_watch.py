@@ -1,8 +1,8 @@
 """Finds the model that a program serves and attaches to it: what `insitu run` does where the code says nothing.
 
 Until the first model is found, torch's own hook for calls of any module looks at each; it is taken away with that call,
-and from then on no call of anything is watched. Which further models there are is told by `Module.eval`, off the path
-of any call: such a model has one hook of its own, which goes with its first call.
+and from then on no call of anything is watched. Which further models there are is told by what is put into `eval` mode,
+off the path of any call: such a model has one hook of its own, which goes with its first call.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ class ModelWatch:
         if module.training and torch.is_grad_enabled():
             self._pass_over(module, "in training mode with gradients")
         elif not self._is_wanted(module):
-            if self._glob != "*":
+            if not _is_here(unwrapped(module)):
+                self._pass_over(module, "before its parameters were there (offloaded, or lazy)")
+            elif self._glob != "*":
                 self._pass_over(module, f"and --model {self._glob} means another")
         elif not is_traced() and not any(map(self._is_wanted, callers(module))) and self._busy.acquire(blocking=False):
             try:
@@ -134,10 +136,7 @@ class ModelWatch:
     def _is_wanted(self, module: nn.Module) -> bool:
         """Tell whether a module has parameters, real ones, and a name that is asked for."""
         module = unwrapped(module)
-        parameter = next(module.parameters(), None)
-        if parameter is None or not fnmatchcase(type(module).__name__, self._glob):
-            return False
-        return parameter.device.type != "meta" and not nn.parameter.is_lazy(parameter)
+        return _is_here(module) and fnmatchcase(type(module).__name__, self._glob)
 
     def _pass_over(self, module: nn.Module, why: str) -> None:
         name = type(unwrapped(module)).__name__
@@ -223,6 +222,12 @@ class ModelWatch:
         if not self._sessions and not self._is_over and self._passed_over:
             name, why = next(iter(self._passed_over.items()))
             say(f"nothing was observed: no model was called for inference; the {name} was called {why}")
+
+
+def _is_here(module: nn.Module) -> bool:
+    """Tell whether a module has parameters, and they have values; `module` is no wrapper."""
+    parameter = next(module.parameters(), None)
+    return parameter is not None and parameter.device.type != "meta" and not nn.parameter.is_lazy(parameter)
 
 
 _watch: ModelWatch | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
+from threading import local
 from types import FrameType
 from typing import Any, Final
 
@@ -75,20 +76,38 @@ def tell_of_calls(tell: Callable[[nn.Module, object], None]) -> Callable[[], Non
 
 
 def tell_of_eval(tell: Callable[[nn.Module], None]) -> Callable[[], None]:
-    """Call `tell` with each module whose `eval` is called; return the undo. Submodules get `train`, not `eval`."""
-    eval_of = nn.Module.eval
+    """Call `tell` with each module that is put into `eval` mode, not with its submodules; return the undo.
 
-    @wraps(eval_of)
-    def eval_(self: Any) -> Any:
-        result = eval_of(self)
-        if not torch.compiler.is_compiling():
-            tell(self)
-        return result
+    That is `eval` or `train(False)`: the `eval` of transformers calls only the latter. Torch's `train` calls that of
+    each submodule in turn, so of calls within one another the outermost counts.
+    """
+    here = local()
 
-    nn.Module.eval = eval_  # type: ignore[method-assign]
+    def around(inner: Callable[..., Any], mode_of: Callable[..., bool]) -> Callable[..., Any]:
+        @wraps(inner)
+        def outer(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling() or getattr(here, "is_inside", False):
+                return inner(self, *args, **kwargs)
+            here.is_inside = True
+            try:
+                result = inner(self, *args, **kwargs)
+            finally:
+                here.is_inside = False
+            if not mode_of(*args, **kwargs):
+                tell(self)
+            return result
+
+        return outer
+
+    module: Any = nn.Module
+    before = {"eval": module.eval, "train": module.train}
+    ours = {"eval": around(module.eval, lambda: False), "train": around(module.train, lambda mode=True: mode)}
+    for name, method in ours.items():
+        setattr(module, name, method)
 
     def undo() -> None:
-        if nn.Module.eval is eval_:
-            nn.Module.eval = eval_of  # type: ignore[method-assign]
+        for name, method in ours.items():
+            if getattr(module, name) is method:
+                setattr(module, name, before[name])
 
     return undo
