@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pytest
 from random_checkpoints import NUM_LAYERS
@@ -13,8 +12,11 @@ from insitu.vocabulary import IntervalClass
 
 
 @pytest.fixture(scope="module", params=["Qwen3", pytest.param("Qwen2", marks=pytest.mark.soak)])
-def shared(vllm_python: str, shards: Shared, tmp_path_factory: pytest.TempPathFactory, request: Any) -> Shared:
-    return shards if request.param == "Qwen3" else run_shared(request.param, vllm_python, tmp_path_factory.mktemp("q2"))
+def shared(vllm_python: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Shared:
+    if request.param == "Qwen3":
+        found: Shared = request.getfixturevalue("shards")
+        return found
+    return run_shared(request.param, vllm_python, tmp_path_factory.mktemp("q2"))
 
 
 def test_rows_are_those_of_transformers_and_one_rank_takes_them(shared: Shared) -> None:

@@ -23,7 +23,7 @@ LAYERS: Final = frozenset(
         ("vllm.model_executor.models.qwen3", "Qwen3DecoderLayer.forward"),
     }
 )
-"""Module and name of the forwards whose rows were compared with what transformers computes; Qwen2's are still to be."""
+"""Module and name of the forwards whose rows were compared with what transformers computes."""
 PLACEHOLDER: Final = "PPMissingLayer"
 """vLLM's class for a layer that another stage has."""
 
