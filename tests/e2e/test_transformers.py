@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import insitu
+from insitu.vocabulary import IntervalClass, RequestEvent
 from insitu_collector.store import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,31 @@ def test_the_first_bad_layer_is_named(tmp_path: Path, model: Path, layer: int) -
     assert len(open_store(tmp_path).table("steps")) == 11
 
 
+def test_generate_tells_whose_rows_and_code_when_a_request_came_and_ended(tmp_path: Path, model: Path) -> None:
+    decoder: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    prompt = AutoTokenizer.from_pretrained(model)("One morning, Tom", return_tensors="pt")
+    greedy = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    session = insitu.attach(decoder, to=f"file://{tmp_path}")
+    decoder.generate(**prompt, **greedy)
+    with session.requests(["bob"]):
+        decoder.generate(**prompt, **greedy)
+    session.request("arrived", "alice", num_tokens=prompt["input_ids"].shape[1])
+    with session.requests(["alice"]):
+        decoder.generate(**prompt, **greedy)
+    session.request("finished", "alice", num_tokens=8)
+    session.close()
+
+    told = open_store(tmp_path).table("requests").to_pylist()
+    assert [(row["request"], RequestEvent(row["event"])) for row in told] == [
+        ("alice", RequestEvent.ARRIVED),
+        ("alice", RequestEvent.FINISHED),
+    ]
+    report = stalls(tmp_path)["requests"]
+    assert (report["num_requests"], report["num_without_arrival"], report["num_open"]) == (3, 2, 2)
+    assert report["slowest"]["request"] == "alice" and report["end_to_end_s"]["p50"] > 0
+    assert report["seconds"]["prefill"] > 0 and report["seconds"]["decode"] > 0
+
+
 @pytest.mark.parametrize(
     "name", ["01_attach_plain.py", "02_attach_transformers.py", "05_generate.py", "06_generate_batch.py"]
 )
@@ -67,7 +93,7 @@ def test_the_examples_run_as_shown(tmp_path: Path, model: Path, name: str) -> No
     assert "pending=0, dropped=0" in done.stdout
     document = stalls(tmp_path / "insitu-store")
     if name.startswith("05"):
-        assert "'request': 'farmer'" in done.stdout
+        assert "'request': 'farmer'" in done.stdout and "'request': 'tom'" in done.stdout
     if name.startswith("06"):
         assert "0 {" in done.stdout and "'req_0'" in done.stdout
     if name.startswith("02"):
@@ -85,5 +111,10 @@ def test_the_example_of_a_pipeline_runs_as_shown(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pending=0, dropped=0") == 2
-    steps = open_store(tmp_path / "insitu-store").table("steps")
-    assert len(steps) == 2 * (1 + 20 * 4)
+    store = open_store(tmp_path / "insitu-store")
+    assert len(store.table("steps")) == 2 * (1 + 20 * 4)
+    waits = [row for row in store.table("intervals").to_pylist() if row["cls"] == IntervalClass.RECV_WAIT]
+    assert {(row["rank"], row["peer"]) for row in waits} == {(1, 0)}
+    assert len(waits) >= 20 * 4
+    shown = {(spent["stage"], spent["class"]) for spent in stalls(tmp_path / "insitu-store")["ledger"]}
+    assert (1, "wait_upstream") in shown
