@@ -83,10 +83,10 @@ def micro_costs(found: Seconds, width: int, seed: int) -> list[Cost]:
     return [
         cost(f"a tap, {of}", tap, seed),
         cost(f"A/A: no tap, {of}", control, seed),
-        cost(f"around a step of {LONG} sites, 8 requests", at["around"], seed),
+        cost(f"around a step of {LONG} sites, 8 requests, {of}", at["around"], seed),
         cost(f"a whole step of {LONG} taps, {of}", long, seed),
-        cost("an interval of work (with CPU time)", at["interval host"] - at["loop"], seed),
-        cost("an interval of waiting", at["interval wait"] - at["loop"], seed),
+        cost(f"an interval of work (with CPU time), {of}", at["interval host"] - at["loop"], seed),
+        cost(f"an interval of waiting, {of}", at["interval wait"] - at["loop"], seed),
     ]
 
 

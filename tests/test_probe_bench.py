@@ -61,14 +61,25 @@ def test_taps_are_told_apart_from_the_step_around_them() -> None:
     tap = found["a tap, float32 [8, 192]"]
     assert tap.median_ns == pytest.approx(5000 * 1.25)
     assert found["A/A: no tap, float32 [8, 192]"].median_ns == 0.0
-    assert found["around a step of 36 sites, 8 requests"].median_ns == pytest.approx(30_000 * 1.25)
-    assert found["an interval of work (with CPU time)"].median_ns == pytest.approx(1800 * 1.25)
+    assert found["around a step of 36 sites, 8 requests, float32 [8, 192]"].median_ns == pytest.approx(30_000 * 1.25)
+    assert found["an interval of work (with CPU time), float32 [8, 192]"].median_ns == pytest.approx(1800 * 1.25)
 
 
 @pytest.mark.parametrize(("high_ns", "answer"), [(5000.0, "met"), (5001.0, "missed")])
 def test_a_target_of_a_cost_is_judged_by_the_upper_end(high_ns: float, answer: str) -> None:
     told = cost_targets([Cost("a tap, of something", 4000.0, 3900.0, high_ns, 100)])
     assert told == {"a tap, of something": f"target <= 5 us: {answer}"}
+
+
+def test_each_cost_of_each_width_has_an_answer_of_its_own() -> None:
+    costs = [
+        each
+        for slow, width in ((1.0, 192), (2.0, 768))
+        for each in micro_costs(micro_seconds(slow * 4e-6, slow * 2e-5), width, 0)
+    ]
+    told = cost_targets(costs)
+    assert told["around a step of 36 sites, 8 requests, float32 [8, 192]"].endswith("met")
+    assert told["around a step of 36 sites, 8 requests, float32 [8, 768]"].endswith("missed")
 
 
 def test_one_sampled_step_of_sixteen_is_made_of_pairs_of_the_same_round() -> None:

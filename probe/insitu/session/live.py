@@ -33,7 +33,7 @@ from insitu.session.gc_pauses import GcPauses
 from insitu.session.intervals import Interval, Recorder
 from insitu.session.open_step import Step
 from insitu.session.request_names import Named, check_names, naming
-from insitu.session.row_map import FARTHEST, MOST_ROWS, Rows, check_rows, check_text, check_trace, within
+from insitu.session.row_map import FARTHEST, MOST_ROWS, Rows, check_text, check_trace, covered_by, within
 from insitu.session.stated import Stated
 from insitu.session.step import StepRecord, phase_of
 from insitu.session.step_traces import StepTraces
@@ -201,16 +201,15 @@ class Session:
         step_id = None if step_id is None else within("step_id", step_id, -FARTHEST, FARTHEST)
         mb, num_padded = within("mb", mb, -MOST - 1, MOST), within("num_padded", num_padded, 0, MOST_ROWS)
         num_rows = None if num_rows is None else within("num_rows", num_rows, 0, MOST_ROWS)
-        check_rows(rows)
+        covered, samples, phases = (0, 0, ()) if rows is None else covered_by(rows)
         with self._numbering:
             if step_id is None:
                 step_id = self._next_step
             self._next_step = max(self._next_step, step_id + 1)
         if num_rows is None and rows:
-            num_rows = max(entry.start + entry.count for entry in rows)
-        samples = max((entry.sample_row for entry in rows), default=-1) + 1 if rows else 0
+            num_rows = covered
         record = StepRecord(
-            step_id, mb, phase_of(phase, rows), time.monotonic_ns(), rows, num_rows, num_padded, samples
+            step_id, mb, phase_of(phase, phases), time.monotonic_ns(), rows, num_rows, num_padded, samples
         )
         record.has_all_logits = self.has_all_logits and bool(rows) and not samples
         return Step(self, record)

@@ -69,12 +69,23 @@ class Rows:
         return None if self.phase is None else PHASE_NUMBERS[self.phase]
 
 
-def check_rows(rows: Any) -> None:
-    """Raise ValueError, one line, where a row map is none."""
-    if rows is None:
-        return
-    if isinstance(rows, str) or not isinstance(rows, Sequence) or not all(isinstance(entry, Rows) for entry in rows):
+def covered_by(rows: Any) -> tuple[int, int, set[str | None]]:
+    """Return how many rows a row map covers, how many on the samples axis, and the phases it names.
+
+    One look at each entry, since a step waits for it. Raises ValueError, one line, where it is no row map.
+    """
+    num_rows, last_sample, phases = 0, -1, set()
+    if type(rows) is not list and (isinstance(rows, str) or not isinstance(rows, Sequence)):
         raise ValueError(f"rows: {rows!r:.80} is no row map; give a list of insitu.Rows")
+    for entry in rows:
+        if not isinstance(entry, Rows):
+            raise ValueError(f"rows: {rows!r:.80} is no row map; give a list of insitu.Rows")
+        if (end := entry.start + entry.count) > num_rows:
+            num_rows = end
+        if (sample := entry.sample_row) > last_sample:
+            last_sample = sample
+        phases.add(entry.phase)
+    return num_rows, last_sample + 1, phases
 
 
 def whole(name: str, value: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +95,12 @@ class StepRecord:
         return self.ready is None or bool(self.ready.query())
 
 
-def phase_of(phase: str | None, rows: Sequence[Rows] | None) -> int | None:
-    """Return the step's phase number: as stated, else from its rows; None when nobody says.
+def phase_of(phase: str | None, of_rows: Collection[str | None]) -> int | None:
+    """Return the step's phase number: as stated, else from the phases that its rows name; None when nobody says.
 
     Raises KeyError for a phase that is none, of the step or of a row.
     """
-    named = {PHASE_NUMBERS[entry.phase] for entry in rows or () if entry.phase is not None}
+    named = {PHASE_NUMBERS[each] for each in of_rows if each is not None}
     if phase is not None:
         return PHASE_NUMBERS[phase]
     if not named:
