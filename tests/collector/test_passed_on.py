@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 import pytest
@@ -244,3 +244,43 @@ def test_a_replay_of_a_window_has_its_spans_with_a_resource_that_stands_outside(
     assert told["account"]["sent"]["traces"] == 2
     assert replay(store, receiver.url, "--tables", "spans")["rows"] == 5
     assert got(receiver)[2:] == sent_in(body)
+
+
+# -- what does not parse ---------------------------------------------------------------------------------------------
+
+BAD: Final = b"\x0a\x7f"
+"""A field that is longer than what holds it: no message."""
+
+
+def sound(signal: Signal, number: int) -> bytes:
+    text = {"name": f"{number}"} if signal is not SIGNALS[2] else {"event_name": f"{number}"}
+    return bytes(signal.record(**text).SerializeToString())
+
+
+@pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: signal.table)
+@pytest.mark.parametrize("bad", [{"otlp": BAD}, {"resource": BAD}, {"scope": BAD}], ids=lambda bad: next(iter(bad)))
+def test_a_row_that_does_not_parse_is_counted_and_all_others_leave(
+    signal: Signal, bad: dict[str, bytes], store: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector, writer = source(2**63 + 5, rank=-1, stage=-1), Writer(store)
+    writer.rows(collector, "sources", collector.row())
+    writer.rows(
+        collector,
+        signal.table,
+        row(sound(signal, 0), 0, b""),
+        row(sound(signal, 1), 1, b"") | bad,
+        row(sound(signal, 2), 2, b""),
+    )
+    with subscribed(store, receiver.url) as subscriber:
+        assert subscriber.look()
+        writer.rows(collector, signal.table, row(sound(signal, 3), 3, b""))
+        assert subscriber.look(final=True)
+        assert subscriber.backlog().num_rows == 0
+    writer.close()
+    assert [each.otlp for each in got(receiver, signal)] == [sound(signal, number) for number in (0, 2, 3)]
+    account = Cursor(store, receiver.url).account
+    assert (account["rows"], account["dead"]) == ({"unmappable": 1}, {})
+    assert f"rows of {signal.table} are not sent as OTLP and counted" in caplog.text
+    send(store, receiver.url)
+    assert len(got(receiver, signal)) == 3
+    assert replay(store, receiver.url)["account"]["sent"] == {signal.name: 3}

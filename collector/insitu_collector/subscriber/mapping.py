@@ -154,7 +154,10 @@ class Mapping:
         elif table == "sources":
             pass  # known already
         elif table in passed_on.TABLES:
-            passed += passed_on.records_of(batch, self._find_earlier)
+            found = passed_on.records_of(batch, self._find_earlier)
+            passed += found
+            if num_bad := batch.num_rows - len(found):
+                self._count(table, num_bad, "unmappable", mapped, f"{num_bad} of a batch do not parse")
         elif batch.epoch not in self._sources:
             self._lose(read, "no_source", mapped, "the row of `sources` that names their process is missing")
             return
@@ -250,8 +253,11 @@ class Mapping:
     def _lose(self, read: Read, reason: str, mapped: Mapped, why: str) -> None:
         if read.was_sent:
             return
-        mapped.lost_rows[reason] += read.batch.num_rows
         mapped.done.append(read.key)
+        self._count(read.batch.table, read.batch.num_rows, reason, mapped, why)
+
+    def _count(self, table: str, num_rows: int, reason: str, mapped: Mapped, why: str) -> None:
+        mapped.lost_rows[reason] += num_rows
         if reason not in self._said:
             self._said.add(reason)
-            _log.warning("insitu: rows of %s are not sent as OTLP and counted (%s)", read.batch.table, why)
+            _log.warning("insitu: rows of %s are not sent as OTLP and counted (%s)", table, why)

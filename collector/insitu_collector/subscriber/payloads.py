@@ -142,14 +142,10 @@ def _left_of_record(signal: str, record: bytes, is_gone: Callable[[Part, bytes],
     return metric.SerializeToString(), len(kept)
 
 
-def num_items(signal: str, record: bytes) -> int:
-    """Return the items of one record: the points of a metric (one that has none is one), else 1."""
-    return max(1, len(points_of(MetricMessage.FromString(record)))) if signal == "metrics" else 1
-
-
 def _num_items(signal: str, data: bytes, levels: Sequence[int]) -> int:
+    """Return the items of what lies at the first of these levels; a metric without points is one."""
     if not levels:
-        return num_items(signal, data)
+        return max(1, len(points_of(MetricMessage.FromString(data)))) if signal == "metrics" else 1
     return sum(_num_items(signal, child, levels[1:]) for child in _children(data, levels[0])[1])
 
 
