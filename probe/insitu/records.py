@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 VERSION: Final = "1.3"
 """`insitu.version` in a segment's schema metadata. 1.1: `statistics` from `top_id` on. 1.2: `tenant` of `sources`;
-`spans`, `metrics` and `logs` from `resource` on. 1.3: `parent_span_id` of `requests`."""
+`spans`, `metrics` and `logs` from `resource` on. 1.3: `requests` from `parent_span_id` on."""
 
 IDENTITY: Final = (
     ("epoch", pa.uint64()),
@@ -121,6 +121,7 @@ _COLUMNS: Final[dict[str, Columns]] = {
         ("step_id", pa.int64()),
         ("num_tokens", pa.int32()),
         ("parent_span_id", pa.utf8()),
+        ("sampled", pa.bool_()),
     ),
     "summaries": (
         ("step_id", pa.int64()),

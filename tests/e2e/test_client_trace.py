@@ -205,7 +205,7 @@ def test_an_exemplar_of_the_clients_latency_leads_to_a_tensor(received: Asked, t
         row for row in store.table("requests").to_pylist() if row["request"] == found["request"] and row["event"] == 0
     ]
     client = of_trace(received.spans, found["trace_id"])["ask the model"]
-    assert (row["trace_id"], row["parent_span_id"]) == (client.trace, client.span)
+    assert (row["trace_id"], row["parent_span_id"], row["sampled"]) == (client.trace, client.span, True)
     assert found["steps"]["step_id"].to_pylist() == sorted(
         {row["step_id"] for row in store.captures(request=found["request"], site="L3.resid_post").to_pylist()}
     )

@@ -29,8 +29,8 @@ def test_a_traceparent_reaches_the_requests_table(tmp_path: Path) -> None:
         complete(system.url, traceparent=f"00-{OTHER}-{SPAN[::-1]}-00")
         complete(system.url, traceparent=f"00-{TRACE}-{SPAN[:-1]}-01")
     requests = open_store(system.store).table("requests").to_pylist()
-    arrived = [(row["trace_id"], row["parent_span_id"]) for row in requests if row["event"] == 0]
-    assert set(arrived) == {(TRACE, SPAN), (OTHER, SPAN[::-1]), (None, None)}
+    arrived = [(row["trace_id"], row["parent_span_id"], row["sampled"]) for row in requests if row["event"] == 0]
+    assert set(arrived) == {(TRACE, SPAN, True), (OTHER, SPAN[::-1], False), (None, None, None)}
     (driver,) = [source for source in system.sources if source.get("role") == "driver"]
     assert driver["bad_headers"] == {"traceparent": 1}
 

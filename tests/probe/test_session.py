@@ -34,6 +34,10 @@ def test_produced_is_stored_plus_dropped(insitu_records: Recording) -> None:
     assert sum(stats.produced.values()) == report.durable + report.dropped
 
 
+def who_asked(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["trace_id"], row["parent_span_id"], row["sampled"]
+
+
 def test_a_request_is_kept_with_the_span_that_asked_for_it_sampled_or_not(insitu_records: Recording) -> None:
     session = insitu.start(to=insitu_records, role="driver")
     tracer = TracerProvider().get_tracer("shop")
@@ -49,14 +53,14 @@ def test_a_request_is_kept_with_the_span_that_asked_for_it_sampled_or_not(insitu
     session.close()
     asked = span.get_span_context()
     own = (format_trace_id(asked.trace_id), format_span_id(asked.span_id))
-    kept = [(row["request"], row["trace_id"], row["parent_span_id"]) for row in insitu_records.rows("requests")]
+    kept = [(row["request"], *who_asked(row)) for row in insitu_records.rows("requests")]
     assert kept == [
-        ("current", *own),
-        ("header", *own),
-        ("silent", "c" * 32, "d" * 16),
-        ("broken", None, None),
-        ("trace alone", "c" * 32, None),
-        ("header", None, None),
+        ("current", *own, True),
+        ("header", *own, True),
+        ("silent", "c" * 32, "d" * 16, False),
+        ("broken", None, None, None),
+        ("trace alone", "c" * 32, None, None),
+        ("header", None, None, None),
     ]
 
 

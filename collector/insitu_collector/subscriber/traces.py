@@ -23,7 +23,10 @@ _SPAN_ID: Final = re.compile(r"(?!0{16})[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request's own span, and the span that asked for it: None where that is not known."""
+    """A request's own span, and the span that asked for it: None where that is not known.
+
+    The own one is sampled as that one is; where it is not known, it is taken for sampled.
+    """
 
     own: RequestContext
     parent_span_id: str | None
@@ -48,18 +51,22 @@ class StoredTraces:
 
     def learn_requests(self, source: Source, rows: pa.RecordBatch) -> None:
         """Learn where requests stand in their traces, from rows of `requests`."""
-        named = rows.select(["request", "trace_id", "parent_span_id"]).filter(rows["trace_id"].is_valid())
+        named = rows.select(["request", "trace_id", "parent_span_id", "sampled"]).filter(rows["trace_id"].is_valid())
         for row in named.to_pylist():
             if row["request"] is not None and _TRACE_ID.fullmatch(row["trace_id"]):
-                self._learn_request(source, row["request"], row["trace_id"], row["parent_span_id"])
+                self._learn_request(source, **row)
         _bound(self._requests)
 
-    def _learn_request(self, source: Source, name: str, trace_id: str, parent_span_id: str | None) -> None:
-        known = self._requests.get((source.run, name))
+    def _learn_request(
+        self, source: Source, request: str, trace_id: str, parent_span_id: str | None, sampled: bool | None
+    ) -> None:
         if parent_span_id is None or not _SPAN_ID.fullmatch(parent_span_id):
-            parent_span_id = known.parent_span_id if known is not None and known.own.trace_id == trace_id else None
-        own = request_context_of(source, name, trace_id)
-        self._requests[source.run, name] = _Asked(own, parent_span_id)
+            parent_span_id = sampled = None
+            known = self._requests.get((source.run, request))
+            if known is not None and known.own.trace_id == trace_id:
+                parent_span_id, sampled = known.parent_span_id, known.own.sampled
+        own = replace(request_context_of(source, request, trace_id), sampled=sampled is not False)
+        self._requests[source.run, request] = _Asked(own, parent_span_id)
 
     def learn_steps(self, source: Source, rows: pa.RecordBatch) -> None:
         """Learn whom steps served, from rows of `steps` that have a row map."""

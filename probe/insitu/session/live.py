@@ -302,12 +302,12 @@ class Session:
         num_tokens = None if num_tokens is None else within("num_tokens", num_tokens, 0, MOST_ROWS)
         t_ns = time.monotonic_ns() if t_ns is None else within("t_ns", t_ns, -FARTHEST, FARTHEST)
         check_trace(trace)
-        parent_span_id = None
+        parent_span_id = sampled = None
         if trace_id is not None:
             check_text("trace_id", trace_id)
         if trace is not None:
             trace_id = trace.trace_id
-            parent_span_id = trace.span_id
+            parent_span_id, sampled = trace.span_id, trace.sampled
             self._traces.note_request(request, trace)
         self.append(
             "requests",
@@ -319,6 +319,7 @@ class Session:
                 "step_id": step_id,
                 "num_tokens": num_tokens,
                 "parent_span_id": parent_span_id,
+                "sampled": sampled,
             },
         )
 
