@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from disk_kit import failing
 
 from insitu.exporters.base import Batch, Refused
 from insitu.intake import MAX_FRAME_BYTES
@@ -251,6 +252,15 @@ def tear_last_batch(store: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(name.path(store / "living", "open").read_bytes()[:-1])
     living.close()
+
+
+def test_the_shard_is_free_again_though_the_last_sync_raises(
+    ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest.take(EPOCH, frame(rows()))
+    with failing(monkeypatch), pytest.raises(OSError, match="Input/output error"):
+        ingest.close()
+    Ingest(ShardWriter(tmp_path, SHARD)).close()
 
 
 @pytest.mark.parametrize("is_sent_again", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -53,3 +54,23 @@ def read_only(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no sync succeed, and the first file that is closed say so once more, as one on a network does."""
+    close, closed = os.close, list[int]()
+
+    def broken(fd: int) -> None:  # a disk that fails cannot be had here
+        raise OSError(errno.EIO, "Input/output error")
+
+    def broken_once(fd: int) -> None:
+        close(fd)
+        closed.append(fd)
+        if len(closed) == 1:
+            broken(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", broken)
+        patched.setattr(os, "close", broken_once)
+        yield

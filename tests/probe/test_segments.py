@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from disk_kit import fill, small_disk
+from disk_kit import failing, fill, read_only, small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,6 +217,28 @@ def test_a_shard_has_one_writer_and_a_store_many_shards(tmp_path: Path) -> None:
     assert {batch.epoch for batch in read_all(tmp_path)} == {1, 2}
     assert [path.name for path in (tmp_path / "v1").iterdir() if path.is_file()] == []
     ShardWriter(tmp_path, "one").close()
+
+
+def test_a_shard_is_free_again_though_its_last_sync_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ShardWriter(tmp_path, "shard")
+    writer.append(events(0, 1))
+    writer.sync()
+    writer.append(events(1, 1, seq=1))
+    with failing(monkeypatch), pytest.raises(OSError, match="Input/output error"):
+        writer.close()
+    assert writer.close().durable == [], "it is closed"
+    ShardWriter(tmp_path, "shard").close()
+    assert [batch.seq for batch in read_all(tmp_path)] == [0]
+
+
+def test_a_shard_is_free_again_though_its_store_became_read_only(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "shard")
+    writer.append(events(0, 1))
+    writer.sync()
+    with read_only(tmp_path), pytest.raises(OSError, match=r"[Rr]ead-only"):
+        writer.close()
+    ShardWriter(tmp_path, "shard").close()
+    assert [batch.seq for batch in read_all(tmp_path)] == [0]
 
 
 def test_a_forked_child_neither_harms_nor_holds_the_shard(tmp_path: Path) -> None:

@@ -266,11 +266,13 @@ class Ingest:
         return {**who, "produced": produced, "durable": durable, "dropped": dropped, "overhead_share": 0.0}
 
     def close(self) -> None:
-        """Commit and seal everything."""
-        self._write_own_again()
-        self._sync()  # what was told as lost may have come since
-        self._write_losses(before=math.inf)
-        done = self._writer.close()
+        """Commit and seal everything; let go of the shard, also where that raises."""
+        try:
+            self._write_own_again()
+            self._sync()  # what was told as lost may have come since
+            self._write_losses(before=math.inf)
+        finally:
+            done = self._writer.close()
         with self._lock:
             self._settle(done.durable, done.failed)
 

@@ -284,12 +284,14 @@ class ShardWriter:
                 _log.warning("insitu: %s stays open until the next start (%s)", name, error)
 
     def close(self) -> Synced:
-        """Sync and seal everything, let go of the shard. Safe to call twice."""
+        """Sync and seal everything, let go of the shard, also where that raises. Safe to call twice."""
         with self._lock:
             if self._is_closed:
                 return Synced()
             self._is_closed = True
-            self._make_room()
-        done = self.sync()
-        self._shard_lock.release()
-        return done
+        try:
+            with self._lock:
+                self._make_room()
+            return self.sync()
+        finally:
+            self._shard_lock.release()
