@@ -161,7 +161,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own words on a handshake are beside our line, not it
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own words on a handshake or a port are beside our line
         try:
             with raising_again():
                 return super().invoke(ctx)

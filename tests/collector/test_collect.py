@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -25,6 +25,7 @@ from insitu.exporters.collector import CollectorExporter
 from insitu.identity import Source
 from insitu.records import schema_of, table_spec
 from insitu.segments.shard import list_segments
+from insitu_collector.otlp.ports import DEFAULT_PORT
 from insitu_collector.store import open_store
 
 STREAM = table_spec("events").stream
@@ -77,9 +78,9 @@ def collector(tmp_path: Path) -> Iterator[Collector]:
     running.end(signal.SIGKILL)
 
 
-def fails(*options: str, status: int = 1) -> str:
+def fails(*options: str, status: int = 1, insitu: Sequence[str] = INSITU) -> str:
     """Return the one line that a collect which cannot work says."""
-    ran = subprocess.run([*INSITU, "collect", *options], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([*insitu, "collect", *options], capture_output=True, text=True, timeout=60)
     assert ran.returncode == status, ran.stderr
     assert ran.stdout == ""
     lines = ran.stderr.splitlines()
@@ -110,6 +111,26 @@ def test_a_port_in_use_is_said_in_one_line_and_the_store_untouched(tmp_path: Pat
         port = taken.getsockname()[1]
         line = fails("--store", str(tmp_path / "store"), "--port", str(port))
     assert f"cannot listen on 127.0.0.1:{port}: address already in use; choose another with --port" in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_port_in_use_is_all_that_is_said_where_there_is_more_to_say(tmp_path: Path) -> None:
+    """That the usual port of OTLP is not free either, and where the pages are."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, contextlib.ExitStack() as usual:
+        with contextlib.suppress(OSError):  # it is another's already
+            usual.enter_context(socket.create_server(("127.0.0.1", DEFAULT_PORT)))
+        port = taken.getsockname()[1]
+        line = fails("--store", str(tmp_path / "store"), "--port", str(port), "--metrics-port", "0")
+    assert f"cannot listen on 127.0.0.1:{port}: address already in use" in line
+
+
+def test_a_port_that_is_taken_after_it_was_looked_at_is_said_in_one_line(tmp_path: Path) -> None:
+    looks_free = [*INSITU[:2], f"import socket; socket.socket.bind = lambda *_: None; {INSITU[2]}"]  # to Python alone
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        given = ("--store", str(tmp_path / "store"), "--port", str(port), "--otlp-http-port", "off")
+        line = fails(*given, insitu=looks_free)
+    assert f"cannot listen on 127.0.0.1:{port}: address already in use" in line
     assert not (tmp_path / "store").exists()
 
 

@@ -116,11 +116,13 @@ def collect(
     if judge:
         _check_receivers(config)
     check_targets(otlp_to, otlp_rate)
-    pages = None if metrics_port is None else _pages(metrics_port, health)
-    otlp_http = _listen_for_otlp(otlp_http_port, host, port)
+    pages = None if metrics_port is None else HealthPages(metrics_port, health)
+    otlp_http, why_not = _listen_for_otlp(otlp_http_port, host, port)
     check_not_own(otlp_to, host, [port, *([] if otlp_http is None else [otlp_http.getsockname()[1]])])
     server = _start(store, host, port, config, access, health, has_judge=judge, compact=compact, otlp_http=otlp_http)
-    if said := open_to(access, host, server.port, store):
+    if pages is not None:  # nothing is said before all ports are had: who finds one in use reads that alone
+        click.echo(f"health on http://{PAGES_HOST}:{pages.port}/readyz, /healthz and /metrics", err=True)
+    for said in filter(None, (why_not, open_to(access, host, server.port, store))):
         click.echo(said, err=True)
     click.echo(f"keeps {config.keep}; --keep-bytes and --keep-for change it", err=True)
     if server.otlp is not None:
@@ -138,16 +140,13 @@ def collect(
     click.echo(json.dumps({"schema": "insitu.collect/1", "sources": [server.ingest.account()], "otlp": otlp}))
 
 
-def _listen_for_otlp(said: str | None, host: str, port: int) -> socket.socket | None:
-    """Return the socket for OTLP/HTTP, if there is one. Raises ClickException where a port was said and is taken."""
+def _listen_for_otlp(said: str | None, host: str, port: int) -> tuple[socket.socket | None, str]:
+    """Return what `http_listener` does. Raises ClickException where a port was said and is taken."""
     try:
-        listener, why_not = http_listener(said, host, port)
+        return http_listener(said, host, port)
     except OSError as error:
         remedy = "choose another with --otlp-http-port (0: any; off: none)"
         raise click.ClickException(f"cannot listen on {error.filename}: {error.strerror}; {remedy}") from None
-    if why_not:
-        click.echo(why_not, err=True)
-    return listener
 
 
 def _otlp_taken(over_grpc: str, http: socket.socket | None, scheme: str) -> str:
@@ -156,12 +155,6 @@ def _otlp_taken(over_grpc: str, http: socket.socket | None, scheme: str) -> str:
         return told
     host, port = http.getsockname()[:2]
     return f"{told} and on {scheme}://{f'[{host}]' if ':' in host else host}:{port} (HTTP)"
-
-
-def _pages(port: int, health: Health) -> HealthPages:
-    pages = HealthPages(port, health)
-    click.echo(f"health on http://{PAGES_HOST}:{pages.port}/readyz, /healthz and /metrics", err=True)
-    return pages
 
 
 def _check_receivers(config: Config) -> None:

@@ -116,8 +116,8 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self._boot_id = boot_id()
         check_port(host, port)  # before the store is touched
         self._grpc = self._make_grpc()
-        self.otlp = self._add_otlp()
         self.port = bind(self._grpc, host, port, self.gate.credentials())
+        self.otlp = self._add_otlp()
         is_guarded = has_children and self.gate.is_guarded
         self._child_port = bind(self._grpc, "127.0.0.1", 0, None) if is_guarded else None
         self.address = f"{SECURE if self.gate.access.tls else PLAIN}://{host}:{self.port}"
