@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from itertools import count
 from pathlib import Path
 
@@ -66,6 +69,31 @@ def test_a_letter_with_a_changed_byte_is_not_sent_again(store: Path) -> None:
     path.write_bytes(found)
     with pytest.raises(BadLetter, match="is damaged"):
         read(store, path)
+
+
+PUT = """
+import os, signal, sys
+from pathlib import Path
+from insitu_collector.subscriber import dead
+from insitu_collector.subscriber.payloads import Payload
+
+letters = dead.DeadLetters(Path(sys.argv[1]), sys.argv[2])
+letters.put(Payload("traces", sys.stdin.buffer.read(), 3), "400", "first")
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+letters.put(Payload("traces", b"", 1), "400", "second")
+"""
+"""A process that keeps one letter and is killed while it writes another."""
+
+
+def test_letters_of_a_process_that_was_killed_are_anybodys_and_what_it_had_begun_goes(store: Path) -> None:
+    put = subprocess.run([sys.executable, "-c", PUT, str(store), TO], input=payload().body, timeout=60)
+    assert put.returncode == -signal.SIGKILL
+    ((path, letter),) = letters(store, TO)
+    assert (letter.text, read(store, path)[1]) == ("first", payload())
+    assert len(list(path.parent.glob("*.draft"))) == 1
+    DeadLetters(store, TO).put(payload(), "400", "third")
+    assert [letter.text for _, letter in letters(store, TO)] == ["first", "third"]
+    assert list(path.parent.glob("*.draft")) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]\n", b'{"schema": "insitu.dead/2"}\n', b"\xff\n"])

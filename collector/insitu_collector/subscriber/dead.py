@@ -92,6 +92,8 @@ class DeadLetters:
         path = self._folder / f"{name}{_SUFFIX}"
         make_folder(self._folder)
         with _alone(self._folder):
+            if self._number == 1:
+                _remove_drafts(self._folder)
             left = _left(_letter(name, self._to, payload, reason, text, now), payload, self._erased.read())
             if left is None:
                 return 0
@@ -159,8 +161,7 @@ def erase(store: Path, erased: Erased) -> int:
     num_gone = 0
     for folder in _folders(root_of(store)):
         with _alone(folder):
-            for draft in folder.glob(f"*{_DRAFT}"):  # its writer died: who lives has the lock
-                draft.unlink()
+            _remove_drafts(folder)
             num_gone += sum(_erase_in(path, erased) for path in _files(folder))
     return num_gone
 
@@ -194,6 +195,12 @@ def origins(store: Path) -> Iterator[Origin]:
             letter, _ = _read(path)
             if letter.of is not None:
                 yield letter.of
+
+
+def _remove_drafts(folder: Path) -> None:
+    """Remove what writers that died had begun: who lives has the lock."""
+    for draft in folder.glob(f"*{_DRAFT}"):
+        draft.unlink()
 
 
 def _erase_in(path: Path, erased: Erased) -> int:
