@@ -7,10 +7,13 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from query_kit import Recorder, capture, site, source, step
+from store_kit import batch, seal
 
+from insitu.records import NEEDED, schema_of
 from insitu_collector.query.segment import PAYLOAD
 from insitu_collector.store import open_store
 
@@ -36,14 +39,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_first_lines_of_python_work(folder: Path) -> None:
-    first, _, _ = pasted("python")
+    first, *_ = pasted("python")
     exec(first, {})
+
+
+def test_what_is_left_out_is_counted_as_the_page_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = schema_of("verdicts")
+    whole = {name: 1 if pa.types.is_integer(schema.field(name).type) else "x" for name in NEEDED["verdicts"]}
+    seal(folder / "insitu-store", batch("verdicts", [whole, {**whole, "kind": None}], seq=0, first=0))
+    (folder / "insitu-store/v1/sealed/verdicts/odd-0000000000.arrow").mkdir()
+    _, left_out, *_ = pasted("python")
+    exec(left_out, {"store": open_store("insitu-store")})
+    said = re.search(r"# (.*): ", left_out)
+    assert said is not None and capsys.readouterr().out == f"{said[1]}\n"
 
 
 def test_exports_of_tensors_hold_what_was_captured(folder: Path) -> None:
     import safetensors.torch
 
-    _, exports, _ = pasted("python")
+    _, _, exports, _ = pasted("python")
     store = open_store("insitu-store")
     exec(exports, {"store": store, "numpy": np, "safetensors": safetensors})
     expected = store.tensors("req-1")
@@ -68,6 +82,6 @@ def test_sql_runs_over_the_store_and_over_twins(folder: Path) -> None:
 
 def test_ray_reads_segments_with_their_values(folder: Path) -> None:
     pytest.importorskip("ray")
-    _, _, with_ray = pasted("python")
+    *_, with_ray = pasted("python")
     exec(with_ray, {})
     assert pyarrow.parquet.read_table("norms").num_rows == 20
