@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from judged_kit import every_revision
 from record_kit import table
 
@@ -22,6 +23,11 @@ WARMUP: Final = 60
 
 Extra = Callable[[int, float], tuple[float, float]]
 """(rank, seconds of traffic) -> ms asleep and ms computing that a step takes longer."""
+
+
+def seeds(count: int) -> list[Any]:
+    """Return the seeds 0 to `count` - 1 as parameters: the first always, the others with the failure matrix."""
+    return [0, *(pytest.param(seed, marks=pytest.mark.matrix) for seed in range(1, count))]
 
 
 def nothing(_rank: int, _at_s: float) -> tuple[float, float]:

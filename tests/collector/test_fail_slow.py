@@ -51,14 +51,18 @@ def test_what_goes_again_and_what_is_small_leave_it_healthy(grid: Grid) -> None:
     assert named(grid) == [("healthy", None)]
 
 
-def test_larger_batches_are_no_slowdown() -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((1, 2), (7, 8)),
+        pytest.param((7, 8), (1, 2), marks=pytest.mark.matrix),
+        pytest.param((1, 4), (3, 8), marks=pytest.mark.matrix),
+    ],
+)
+def test_larger_batches_are_no_slowdown(first: tuple[int, int], second: tuple[int, int]) -> None:
     """From one to two requests a step to seven or eight: a quarter longer, and as long as that should take."""
-    for first, second in [((1, 2), (7, 8)), ((7, 8), (1, 2)), ((1, 4), (3, 8))]:
-
-        def sizes(at_s: float, first: tuple[int, int] = first, second: tuple[int, int] = second) -> tuple[int, int]:
-            return second if at_s > 30 else first
-
-        assert named(Grid(2, 1, seconds=60.0, base_ms=8.0, num_requests=sizes)) == [("healthy", None)]
+    grid = Grid(2, 1, seconds=60.0, base_ms=8.0, num_requests=lambda at_s: second if at_s > 30 else first)
+    assert named(grid) == [("healthy", None)]
 
 
 def test_a_batch_size_that_costs_more_than_the_fit_knows_is_no_slowdown() -> None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from grid_kit import seeds
 from judged_kit import every_revision
 
 from insitu.vocabulary import VerdictKind
@@ -30,7 +31,7 @@ def taken(scenario: Scenario) -> tuple[Evidence, dict[int, StepTimes]]:
     return evidence, {rank: steps.only(~steps.warmup) for rank, steps in step_times(evidence, 0).items()}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_one_in_flight_for_two_stages_is_told_with_floor_gain_and_remedy(seed: int) -> None:
     (found,) = standing(judged(replace(UNDERFILLED, seed=seed)))
     assert found.kind is VerdictKind.PIPELINE_UNDERFILLED
@@ -74,7 +75,7 @@ def test_two_in_flight_for_three_stages_is_told() -> None:
         {"seconds": 8.0},  # not long enough
     ],
 )
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_nothing_is_said_of_a_pipeline_that_is_not_underfilled(seed: int, changes: dict[str, float]) -> None:
     told = judged(replace(UNDERFILLED, seed=seed, **changes))  # type: ignore[arg-type]
     assert VerdictKind.PIPELINE_UNDERFILLED not in {verdict.kind for verdict in told}

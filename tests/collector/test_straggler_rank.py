@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from grid_kit import Grid, judged, named, stands
+from grid_kit import Grid, judged, named, seeds, stands
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from insitu_collector.verdicts.straggler_rank import running_mean
 QUIET = {"healthy", "inconclusive"}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 @pytest.mark.parametrize(("num_stages", "num_peers"), [(1, 2), (1, 4), (2, 2)])
 def test_a_healthy_group_has_no_straggler(num_stages: int, num_peers: int, seed: int) -> None:
     found = named(Grid(num_stages, num_peers, noise=0.15, seed=seed))

@@ -65,17 +65,20 @@ def probe(folder: Path, port: int, num_steps: int, how: str) -> subprocess.Popen
     return subprocess.Popen([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True)
 
 
-def test_a_forwarder_killed_again_and_again_and_its_collector_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num_steps", "num_kills"), [(500, 2), pytest.param(1500, 4, marks=pytest.mark.matrix)])
+def test_a_forwarder_killed_again_and_again_and_its_collector_too(
+    num_steps: int, num_kills: int, tmp_path: Path
+) -> None:
     port, store, spool = free_port(), tmp_path / "store", tmp_path / "spool"
-    running = probe(tmp_path, port, 1500, "close")
+    running = probe(tmp_path, port, num_steps, "close")
     said, _ = running.communicate(timeout=200)
     assert running.returncode == 0
     epoch = int(said.split()[0])
     wanted = rows(spool, epoch)
     assert wanted["captures"] == list(range(len(wanted["captures"])))
     assert len(list_segments(spool, "sealed")) > 5
-    num_kills = 0
-    for moment in range(4):
+    num_killed = 0
+    for moment in range(num_kills):
         with collecting(store, port) as collect:
             arguments = ["-m", "insitu", "forward", str(spool), "--to", f"grpc://127.0.0.1:{port}", "--remove"]
             forwarding = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE)
@@ -85,12 +88,12 @@ def test_a_forwarder_killed_again_and_again_and_its_collector_too(tmp_path: Path
                 pause.wait(0.01)
             if forwarding.poll() is None:
                 os.kill(forwarding.pid, signal.SIGKILL)
-                num_kills += 1
+                num_killed += 1
             forwarding.communicate()
             if moment % 2:
                 os.kill(collect.process.pid, signal.SIGKILL)
                 collect.process.wait()
-    assert num_kills > 0, "none was killed in the middle"
+    assert num_killed > 0, "none was killed in the middle"
     with collecting(store, port):
         done = forward(spool, port)
         assert done.returncode == 0, done.stderr
