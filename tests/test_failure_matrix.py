@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -22,7 +23,8 @@ def lines_of(page: str) -> dict[int, str]:
     return {int(found[1]): found[2] for found in LINE.finditer(page)}
 
 
-def numbered() -> set[int]:
+@cache
+def numbered() -> frozenset[int]:
     """Return the rows that are in the name of a test."""
     names = (
         node.name
@@ -30,7 +32,7 @@ def numbered() -> set[int]:
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef)
     )
-    return {int(found[1]) for name in names if (found := NUMBERED.fullmatch(name))}
+    return frozenset(int(found[1]) for name in names if (found := NUMBERED.fullmatch(name)))
 
 
 def test_every_row_has_a_test() -> None:

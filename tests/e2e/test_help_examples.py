@@ -69,6 +69,18 @@ def examples(command: click.Command) -> list[str]:
 
 COMMANDS: Final = all_commands()
 EXAMPLES: Final = list(dict.fromkeys(line for command in COMMANDS.values() for line in examples(command)))
+SECOND: Final = frozenset(
+    (
+        "insitu demo",
+        "insitu serve --stages 2 --port 0",
+        "insitu serve --stages 2 --port 0 --to file://./insitu-store",
+        "insitu sites gpt2",
+        "insitu sites bert --json | python -m json.tool",
+        "insitu plan gpt2 --rule 'L*.resid_post,requests=all,rows=last,cast=bf16'",
+        "insitu plan gpt2 --rule '*,take=summary,every=64' --rule 'logits,topk=64,max_bytes_per_s=1MiB'",
+    )
+)
+"""Examples of the commands that load torch and a model for seconds, beside one that says more: with the matrix."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -124,12 +136,25 @@ def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stepping.join()
 
 
+@pytest.fixture(scope="module")
+def without_pandas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with which there is none.
+
+    Where there is one, pyarrow imports it at its first conversion: half of what a command takes that asks a store, and
+    nothing comes of it.
+    """
+    folder = tmp_path_factory.mktemp("without_pandas")
+    (folder / "pandas.py").write_text("raise ModuleNotFoundError(name='pandas')\n")
+    return folder
+
+
 class Pasted:
     """A line given to a shell in a folder, as a terminal would; Ctrl-C is given once it says that it is ready."""
 
-    def __init__(self, line: str, folder: Path) -> None:
+    def __init__(self, line: str, folder: Path, more_modules: Path) -> None:
         variables = {name: value for name, value in os.environ.items() if not name.startswith("INSITU_")}
         variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', '')}"
+        variables["PYTHONPATH"] = os.pathsep.join([str(more_modules), *filter(None, [variables.get("PYTHONPATH")])])
         self.said: list[str] = []
         self.was_ready = False
         self._process = subprocess.Popen(
@@ -179,17 +204,17 @@ class Outcome:
     was_ready: bool
 
 
-def paste(line: str, folder: Path, recorded: Path) -> Outcome:
+def paste(line: str, folder: Path, recorded: Path, more_modules: Path) -> Outcome:
     shutil.copytree(recorded, folder / "insitu-store")
     append_entry(folder / "insitu-tokens.toml", Entry("somebody", frozenset({Role.SHIP}), san="somebody.example.com"))
-    pasted = Pasted(line, folder)
+    pasted = Pasted(line, folder, more_modules)
     status, printed = pasted.end()
     return Outcome(status, printed, "\n".join(pasted.said), pasted.was_ready)
 
 
 @pytest.fixture(scope="module")
 def outcomes(
-    request: pytest.FixtureRequest, recorded: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, recorded: Path, without_pandas: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Outcome]]]:
     """The examples that were chosen, on their way: some at a time, since most of them mostly wait."""
     asked = {
@@ -206,11 +231,17 @@ def outcomes(
                 there = line.replace(SERVER, request.getfixturevalue("server"))
             if COLLECTOR in line:
                 there = line.replace(COLLECTOR, request.getfixturevalue("collector"))
-            running[line] = pool.submit(paste, there, tmp_path_factory.mktemp("pasted"), recorded)
+            running[line] = pool.submit(paste, there, tmp_path_factory.mktemp("pasted"), recorded, without_pandas)
         yield running
 
 
-@pytest.mark.parametrize("line", EXAMPLES)
+def test_examples_that_are_tried_with_the_matrix_are_examples() -> None:
+    assert set(EXAMPLES) >= SECOND
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.matrix] * (line in SECOND)) for line in EXAMPLES]
+)
 def test_an_example_works_when_pasted(line: str, outcomes: dict[str, Future[Outcome]]) -> None:
     found = outcomes[line].result()
     interrupted = {cli.ExitCode.INTERRUPTED} if found.was_ready and line.startswith("insitu demo") else set()
