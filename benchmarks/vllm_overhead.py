@@ -2,6 +2,7 @@
 
     VLLM_PYTHON=.venv-vllm/bin/python .venv/bin/python benchmarks/vllm_overhead.py
     ... --rounds 60 --json
+    ... --model 100m --rounds 20          # random weights, the larger model of bench-probe
 
 One rank, eager, on one core that it shares with all of its own threads: nothing is hidden on a spare one. Ways: `bare`
 twice (what pairs of equals come to), `T0` (the plug-in as it starts) and `rows` (every request asks for the rows of all
@@ -22,12 +23,12 @@ from typing import Any, Final
 
 import numpy as np
 from foreign import Foreign
+from llamas import NAMES, TINY, build
 from overhead_figures import MOST_FOREIGN, Ratio, paired
 from workers import Worker
 
 from insitu_collector.store import open_store
 
-MODEL: Final = Path(__file__).resolve().parents[1] / "examples" / "models" / "tiny-llama"
 BARE, AGAIN, T0, ROWS = "bare", "bare again", "T0", "rows"
 WAYS: Final = (BARE, AGAIN, T0, ROWS)
 NUM_TOKENS: Final = 48
@@ -49,7 +50,14 @@ def environment(way: str, store: Path) -> dict[str, str]:
     }
 
 
-def measure(python: str, folder: Path, rounds: int, seed: int) -> dict[str, Any]:
+def checkpoint_of(model: str, folder: Path) -> Path:
+    """Return where a model of `llamas` lies that vLLM can load, written there if it is not shipped."""
+    if model != "tiny":
+        build(model).save_pretrained(folder / model)
+    return TINY if model == "tiny" else folder / model
+
+
+def measure(python: str, model: Path, folder: Path, rounds: int, seed: int) -> dict[str, Any]:
     """Return the ratios, what was stored, and how much of the cores others took."""
     order, workers = random.Random(seed), dict[str, Worker]()
     wall: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -58,7 +66,7 @@ def measure(python: str, folder: Path, rounds: int, seed: int) -> dict[str, Any]
     try:
         for way in WAYS:
             extra = {"insitu": "capture=rows"} if way == ROWS else None
-            job = {"model": str(MODEL), "num_tokens": NUM_TOKENS, "extra": extra}
+            job = {"model": str(model), "num_tokens": NUM_TOKENS, "extra": extra}
             place = folder / way.replace(" ", "-")
             workers[way] = Worker(python, job, place, environment(way, folder / f"store-{way}"), "vllm_worker.py")
         for worker in workers.values():
@@ -106,6 +114,7 @@ def text_of(found: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=NAMES, default="tiny")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -114,7 +123,7 @@ def main() -> int:
     if not python:
         parser.error("VLLM_PYTHON names no interpreter that has vLLM; `make test-vllm` makes .venv-vllm")
     with tempfile.TemporaryDirectory(prefix="insitu-vllm-") as made:
-        found = measure(python, Path(made), options.rounds, options.seed)
+        found = measure(python, checkpoint_of(options.model, Path(made)), Path(made), options.rounds, options.seed)
     print(json.dumps(found, indent=2) if options.json else text_of(found))
     return TOO_NOISY if found["noisy"] else 0
 

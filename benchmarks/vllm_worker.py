@@ -30,6 +30,7 @@ class Bench:
             max_num_seqs=len(LENGTHS),
             enable_prefix_caching=False,
             disable_log_stats=True,
+            skip_tokenizer_init=True,
         )
         draw = np.random.default_rng(0)
         self._prompts = [{"prompt_token_ids": draw.integers(5, 2048, length).tolist()} for length in LENGTHS]
