@@ -57,11 +57,12 @@ def from_json(signal: Signal, body: bytes) -> bytes:
 def _as_protobuf_has_it(read: dict[str, Any]) -> dict[str, Any]:
     """Return an object with its ids in base64, as protobuf's own JSON has bytes; OTLP has them in hex.
 
-    Raises ValueError, also for a name that has no UTF-8: protobuf would fail inside over it.
+    Raises ValueError, also for a text that has no UTF-8: protobuf would fail inside over it where it takes it for a
+    name, as it does those of an object, of a list and of a text in place of an object.
     """
-    for key in read:
-        if not key.isascii():
-            key.encode()
+    for key, value in read.items():
+        _check_text(key)
+        _check_text(value)
     for key in _IDS:
         if key in read:
             said = read[key]
@@ -69,6 +70,14 @@ def _as_protobuf_has_it(read: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{key} is not hex")
             read[key] = base64.b64encode(bytes.fromhex(said)).decode()
     return read
+
+
+def _check_text(value: Any) -> None:
+    if isinstance(value, list):
+        for each in value:
+            _check_text(each)
+    elif isinstance(value, str) and not value.isascii():
+        value.encode()
 
 
 def _no_constant(said: str) -> None:
