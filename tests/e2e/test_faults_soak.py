@@ -41,7 +41,7 @@ def test_killed_again_and_again_it_loses_nothing(tmp_path: Path, model: Path, se
         sources = accounts_in(rig.engine.process.stop()) + accounts_in(rig.collect.stop())
     finally:
         assert rig.end() == []
-    assert unbalanced(rig.store, sources + rig.sources) == {}
+    assert unbalanced(rig.store, sources, rig.sources) == {}
     assert dropped_in(sources) == {}
     assert set(dropped_in(rig.sources)) <= {DropReason.COLLECTOR_UNREACHABLE, DropReason.SHUTDOWN}, "orphaned judges"
 

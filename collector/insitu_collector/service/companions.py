@@ -20,13 +20,14 @@ RESTART_S: Final = 1.0
 STOP_S: Final = 8.0
 """More than a session takes to give up what no store takes, so that a judge still gives its account."""
 RUN: Final = """
-import ctypes
-from insitu.cli import main
+import ctypes, os
 
 prctl = getattr(ctypes.CDLL(None), "prctl", None)
 if prctl is not None:
     prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM: a collector that is killed leaves nothing behind
-main()
+if os.getppid() == {collector}:  # else it was killed before that
+    from insitu.cli import main
+    main()
 """
 LOOK_S: Final = 0.2
 
@@ -48,7 +49,7 @@ class Companion:
     def start(self) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C in a terminal reaches the collector, which stops the others in order.
         process = subprocess.Popen(
-            [sys.executable, "-c", RUN, *self.arguments],
+            [sys.executable, "-c", RUN.format(collector=os.getpid()), *self.arguments],
             env={**os.environ, **self.environment, **self.child.environment},
             pass_fds=self.child.fds,
             stdin=subprocess.DEVNULL,
