@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -669,6 +670,32 @@ def test_a_forked_child_sends_its_own(inbox: Inbox) -> None:
     assert ran.stdout == "0 0 0\n", ran.stderr
     assert {span.name for span in inbox.spans()} - {"insitu.gc"} == {"insitu.host", "insitu.compute", "insitu.sample"}
     assert len({resource["service.instance.id"] for resource in inbox.resources()}) == 2
+
+
+def ended_at_once(to: str) -> str:
+    """Return the stderr of a program that ends after a few steps, and closes nothing."""
+    code = f"""
+    import insitu, torch
+    model = torch.nn.Linear(4, 4)
+    insitu.attach(model, to="{to}")
+    with torch.inference_mode():
+        [model(torch.ones(1, 4)) for _ in range(5)]
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr
+
+
+def test_a_program_that_ends_at_once_has_sent_its_steps(receiver: Inbox) -> None:
+    assert ended_at_once(f"otlp://{receiver.target}").splitlines() == []
+    assert sum(span.name == "insitu.compute" for span in receiver.spans()) == 5
+
+
+def test_what_nobody_took_is_said_to_be_lost_when_the_program_ends() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        said = ended_at_once(f"otlp://127.0.0.1:{held.getsockname()[1]}")
+    assert "Traceback" not in said
+    assert re.search(r"insitu: \d+ rows were not durable at exit and are counted as dropped$", said.rstrip()), said
 
 
 def test_the_hosts_own_exporters_keep_their_words(caplog: pytest.LogCaptureFixture, inbox: Inbox) -> None:

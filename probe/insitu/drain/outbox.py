@@ -162,10 +162,12 @@ class Outbox:
                 time.sleep(min(left, max(0.0, min(0.05, self._retry_at - self._clock()))))
 
     def close(self, timeout_s: float) -> int:
-        """Let the exporter go within the deadline; return how many rows were then given up."""
+        """Let the exporter go within the deadline; return how many rows were then given up, by it or here."""
+        before = self.num_dropped
         self._exporter.close(timeout_s)
         self.settle()
-        return self.abandon()
+        self.abandon()
+        return self.num_dropped - before
 
     def abandon(self) -> int:
         """Give up what is still queued or unacknowledged, and return how many rows: the process ends.

@@ -154,8 +154,11 @@ def target_of(signal: str, place: str, environment: Mapping[str, str] = os.envir
     return Target(signal, protocol, "/".join(part for part in (base, path.strip("/"), "v1", signal) if part))
 
 
-def resource_of(source: Source) -> Resource:
-    """Return what this process is: our words, over which OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME go."""
+def resource_of(source: Source, detected: Resource | None = None) -> Resource:
+    """Return what this process is: our words, over which OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME go.
+
+    detected: what `Resource.create` found, which starts threads: nothing for a process that is about to end.
+    """
     ours: dict[str, Any] = {
         names.SERVICE_NAME: "insitu",
         names.SERVICE_VERSION: package_version(),
@@ -179,7 +182,8 @@ def resource_of(source: Source) -> Resource:
             names.DATA_RANK: source.dp_rank,
             names.EXPERT_RANK: source.ep_rank,
         }
-    return Resource.create().merge(Resource(ours, names.SCHEMA_URL)).merge(OTELResourceDetector().detect())
+    detected = Resource.create() if detected is None else detected
+    return detected.merge(Resource(ours, names.SCHEMA_URL)).merge(OTELResourceDetector().detect())
 
 
 def scope() -> InstrumentationScope:

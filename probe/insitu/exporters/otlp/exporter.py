@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Final
 
+from opentelemetry.sdk.resources import Resource
+
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.otlp.account import Account
-from insitu.exporters.otlp.ends import THREAD, exporter_variable, import_exporters, target_of, unwanted
+from insitu.exporters.otlp.ends import THREAD, exporter_variable, import_exporters, resource_of, target_of, unwanted
 from insitu.exporters.otlp.ship import MAX_OPEN, Limits, Shipper
 from insitu.identity import Source
 from insitu.session.step_traces import StepTraces
@@ -66,6 +68,7 @@ class OtlpExporter:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
+        self._detected = Resource.create()  # now: by the time of the first batch the process may be about to end
         self._changed = threading.Condition()
         self._account = Account()
         self._arrived: deque[Batch] = deque()
@@ -146,7 +149,14 @@ class OtlpExporter:
     def _run(self) -> None:
         try:
             self._shipper = Shipper(
-                self._source, self._traces, self._targets, self._limits, self._account, self._changed, self._clock
+                self._source,
+                resource_of(self._source, self._detected),
+                self._traces,
+                self._targets,
+                self._limits,
+                self._account,
+                self._changed,
+                self._clock,
             )
             with closing(self._shipper) as shipper:
                 self._serve(shipper)

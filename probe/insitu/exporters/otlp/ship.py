@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import pyarrow as pa
 from opentelemetry.sdk.metrics.export import Metric
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 
 from insitu.exporters.base import Batch
 from insitu.exporters.otlp.account import Account, Key
-from insitu.exporters.otlp.ends import Answer, MetricEnd, SpanEnd, Target, resource_of, scope
+from insitu.exporters.otlp.ends import Answer, MetricEnd, SpanEnd, Target, scope
 from insitu.exporters.otlp.metrics import TABLES, TRACE_BASED, Metrics
 from insitu.exporters.otlp.spans import Spans
 from insitu.identity import Source
@@ -85,6 +86,7 @@ class Shipper:
     def __init__(
         self,
         source: Source,
+        resource: Resource,
         traces: StepTraces,
         targets: tuple[Target | None, Target | None],
         limits: Limits,
@@ -93,7 +95,7 @@ class Shipper:
         clock: Callable[[], float],
     ) -> None:
         """targets: of traces and metrics; None: that signal is not sent."""
-        resource, environment = resource_of(source), os.environ
+        environment = os.environ
         sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler  # what OTEL_TRACES_SAMPLER says
         self.away: DropReason | None = None
         """Why the receiver takes nothing now; None while it does, and before the first attempt."""
@@ -283,7 +285,7 @@ class Shipper:
                 "receiver",
                 logging.WARNING,
                 f"no OTLP receiver takes records at {self._places[0]} ({answer.text}); "
-                f"{self._limits.queue} rows are kept here, more in the outbox, and sent when one does",
+                f"at most {self._limits.queue} rows are kept here, more in the outbox, and sent when one does",
             )
         else:
             self.away = None
