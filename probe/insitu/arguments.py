@@ -6,9 +6,10 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, Final
 
-from insitu.config import ConfigError
+from insitu.config import SETTINGS, ConfigError
 from insitu.identity import Source
 from insitu.rules.rule import Rule, RuleError
 from insitu.vocabulary import NO_RANK, Role
@@ -22,7 +23,7 @@ _FIELDS: Final = tuple(field.name for field in fields(Source))
 def source_of(role: str, *, rank: int = NO_RANK, stage: int = NO_RANK, **further: Any) -> Source:
     """Return the source that these say. Raises ConfigError, one line, for what is no field or no such number."""
     if unknown := [name for name in further if name not in _FIELDS]:
-        raise ConfigError(f"there is no argument {unknown[0]!r}; fields of the source are {', '.join(_FIELDS)}")
+        raise ConfigError(f"there is no argument {unknown[0]!r}; {_instead(unknown[0])}")
     try:
         known = Role(role)
     except ValueError:
@@ -31,6 +32,15 @@ def source_of(role: str, *, rank: int = NO_RANK, stage: int = NO_RANK, **further
     places = {"rank": _number("rank", rank, least), "stage": _number("stage", stage, least)}
     places |= {name: _number(name, further[name], 0) for name in _PLACES if name in further}
     return Source(role=known, **{**further, **places})
+
+
+def _instead(name: str) -> str:
+    variable = next((each.variable for each in SETTINGS if each.name == name), None)
+    if variable is not None:
+        return f"the variable {variable} sets it"
+    near = get_close_matches(name, (*_FIELDS, *(each.name for each in SETTINGS)), n=1)
+    meant = f"{near[0]!r} may be meant; " if near else ""
+    return f"{meant}help(insitu.attach) has the list, and fields of the source are {', '.join(_FIELDS)}"
 
 
 def _number(name: str, value: Any, least: int) -> int:

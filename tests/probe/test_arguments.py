@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,13 @@ def test_a_spool_that_may_not_be_written_is_refused_before_rows_wait_for_it(spoo
 def test_a_store_that_may_not_be_written_is_refused_too(tmp_path: Path) -> None:
     with read_only(tmp_path), pytest.raises(OSError, match=r"^destination .* cannot be written: read-only file system"):
         insitu.attach(nn.Linear(2, 2), to=f"file://{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("keep_bytes", "the variable INSITU_KEEP_BYTES sets it"), ("hots", "'host' may be meant"), ("odd", "help(insitu")],
+)
+def test_an_argument_that_there_is_not_is_answered_with_what_there_is(name: str, remedy: str) -> None:
+    wrong: dict[str, Any] = {name: "x"}
+    with pytest.raises(ConfigError, match=re.escape(f"there is no argument '{name}'; {remedy}")):
+        insitu.attach(nn.Linear(2, 2), to="memory://arguments", **wrong)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -64,21 +64,25 @@ def _with_taps(worker: Any, place: Place) -> tuple[Session, OneGraph | None, lis
             raise
     remember(session)
     session.wait_for_traffic()
-    limits = [Limit(CAPTURES, why) for why in _why_no_rows(globs, names_of(stage), asked.vllm_rows is None)]
-    return session, graph, limits
+    return session, graph, list(rows_not_taken(globs, names_of(stage), asked.vllm_rows is None))
 
 
 def _is_in(glob: str, names: Collection[str]) -> bool:
     return any(matches(glob, name, None) for name in names)
 
 
-def _why_no_rows(globs: Sequence[str], names: Collection[str], nobody_asked: bool) -> list[str]:
-    """Return why rows of some sites are taken for nobody. names: of the sites of all stages."""
+def rows_not_taken(globs: Sequence[str], names: Collection[str], nobody_asked: bool) -> Iterator[Limit]:
+    """Yield of which sites rows are taken for nobody, and why. names: of the sites of all stages."""
+    wrong = [glob for glob in globs if not _is_in(glob, names)]
     if not globs and nobody_asked:
-        return ["in the one graph that vLLM makes they cost every step; INSITU_VLLM_ROWS=L*.resid_post takes them"]
-    if not globs:
-        return ["INSITU_VLLM_ROWS names no site"]
-    return [f"INSITU_VLLM_ROWS: no site of this model matches {glob!r}" for glob in globs if not _is_in(glob, names)]
+        yield Limit(
+            CAPTURES, "in the one graph that vLLM makes they cost every step; INSITU_VLLM_ROWS=L*.resid_post takes them"
+        )
+    elif not globs:
+        yield Limit(CAPTURES, "INSITU_VLLM_ROWS names no site")
+    for glob in wrong:
+        which = CAPTURES if len(wrong) == len(globs) else f"{CAPTURES} at {glob}"
+        yield Limit(which, f"INSITU_VLLM_ROWS: no site of this model matches {glob!r}")
 
 
 def _name(worker: Any) -> str:
