@@ -61,6 +61,8 @@ class Evidence:
     traffic_ns: tuple[int, int] | None = None
     """First and last step that was not warm-up."""
     num_traffic_steps: int = 0
+    first_step_ns: dict[int, int] = field(default_factory=dict)
+    """Rank -> begin of its first step on record, warm-up too. What was before is the start of its program."""
     intervals: Tape = field(
         default_factory=lambda: Tape(rank=int, t0=int, cls=int, step=int, mb=int, peer=int, bytes=int, cpu=int)
     )
@@ -131,6 +133,7 @@ class Evidence:
             self.warmup_end_ns = min(self.warmup_end_ns, newest)
         if self.traffic_ns is not None:
             self.traffic_ns = min(self.traffic_ns[0], newest), min(self.traffic_ns[1], newest)
+        self.first_step_ns = {rank: min(t_ns, newest) for rank, t_ns in self.first_step_ns.items()}
 
     def last_beats(self) -> dict[int, Beat]:
         """Return each rank's latest heartbeat."""
@@ -188,12 +191,16 @@ class Evidence:
         t0 = self.timeline.moved(rows, "t0_ns")
         t1 = np.maximum(self.timeline.moved(rows, "t1_ns"), t0)  # a clock that went back meanwhile took no time away
         self.now_ns = max(self.now_ns, int(t1.max()))
+        ranks, step = numbers(rows, "rank", NO_RANK), numbers(rows, "step_id", -1)
+        for rank in np.unique(ranks[step >= 0]).tolist():
+            begin = int(t0[(ranks == rank) & (step >= 0)].min())
+            self.first_step_ns[rank] = min(begin, self.first_step_ns.get(rank, begin))
         self.intervals.add(
             t=t1,
             t0=t0,
-            rank=numbers(rows, "rank", NO_RANK),
+            rank=ranks,
             cls=numbers(rows, "cls", -1),
-            step=numbers(rows, "step_id", -1),
+            step=step,
             mb=numbers(rows, "mb", -1),
             peer=numbers(rows, "peer", NO_RANK),
             bytes=numbers(rows, "bytes", 0),

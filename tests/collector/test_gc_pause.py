@@ -1,4 +1,4 @@
-"""Verdict `gc_pause`: what collecting took of a core counts, not what the collector waited for one."""
+"""Verdict `gc_pause`: what collecting took of a core counts, of pauses that can delay a step."""
 
 from __future__ import annotations
 
@@ -28,5 +28,34 @@ def test_a_collection_that_waits_for_a_core_is_no_pause_of_the_collectors(share:
     tables = simulate(SCENARIO)
     evidence = Evidence()
     evidence.add(tables | {"intervals": with_core_share(tables["intervals"], share)})
+    found = gc_pause.look(evidence, evidence.warmup_end_ns or 0)
+    assert [(finding.kind, finding.on_rank) for finding in found] == [(VerdictKind.GC_PAUSE, 1)] * is_told
+
+
+def with_pauses(intervals: pa.Table, rank: int, begin_ns: int) -> pa.Table:
+    """Return the intervals and seven pauses of a rank, outside of steps: 100 ms apart from `begin_ns` on, 70 ms each."""
+    mine = intervals.filter(pc.equal(intervals["rank"], rank)).slice(0, 1).to_pylist()[0]
+    pauses = [
+        {
+            **mine,
+            "cls": int(IntervalClass.GC),
+            "step_id": -1,
+            "t0_ns": begin_ns + place * 100_000_000,
+            "t1_ns": begin_ns + place * 100_000_000 + 70_000_000,
+            "cpu_ns": 70_000_000,
+        }
+        for place in range(7)
+    ]
+    return pa.concat_tables([intervals, pa.Table.from_pylist(pauses, schema=intervals.schema)])
+
+
+@pytest.mark.parametrize(("after_ms", "is_told"), [(-1060, False), (-100, True), (200, True)])
+def test_pauses_before_a_ranks_first_step_are_the_start_of_its_program(after_ms: int, is_told: bool) -> None:
+    tables = simulate(Scenario(seed=2, seconds=1.5))
+    steps = tables["intervals"].filter(pc.field("rank") == 1).filter(pc.field("step_id") >= 0)
+    begin = pc.min(steps["t0_ns"]).as_py() + after_ms * 1_000_000
+    del tables["events"]  # no `warmup_end`: the steps alone say when the rank began
+    evidence = Evidence()
+    evidence.add(tables | {"intervals": with_pauses(tables["intervals"], 1, begin)})
     found = gc_pause.look(evidence, evidence.warmup_end_ns or 0)
     assert [(finding.kind, finding.on_rank) for finding in found] == [(VerdictKind.GC_PAUSE, 1)] * is_told

@@ -22,15 +22,18 @@ WAITED_SHARE: Final = 0.5
 
 
 def look(evidence: Evidence, since_ns: int) -> list[Finding]:
-    """Return the ranks that the collector held in the last window, not before `since_ns` (the end of warm-up)."""
+    """Return the ranks that the collector held in the last window, not before `since_ns` (the end of warm-up).
+
+    Pauses that end before a rank's first step are of the start of its program: nothing waits for them.
+    """
     t1 = evidence.now_ns
     rows = evidence.intervals.between(max(t1 - WINDOW_NS, since_ns))
     collected = (rows["cls"] == IntervalClass.GC) & (rows["t0"] >= since_ns)
     found = []
-    for rank in np.unique(rows["rank"][collected]).tolist():
-        mine = collected & (rows["rank"] == rank)
+    for rank, first_ns in sorted(evidence.first_step_ns.items()):
+        mine = collected & (rows["rank"] == rank) & (rows["t"] > first_ns)
         ns = rows["cpu"][mine]
-        if rank in evidence.stages and (ns.max() >= LONG_NS or ns.sum() >= SHARE * WINDOW_NS):
+        if rank in evidence.stages and (ns.max(initial=0) >= LONG_NS or ns.sum() >= SHARE * WINDOW_NS):
             found.append(_finding(evidence, rows, mine, int(rank)))
     return found
 
