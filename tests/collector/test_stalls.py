@@ -86,6 +86,7 @@ def test_stored_rows_are_counted_from_the_segments(tables: dict[str, pa.Table], 
 def test_people_get_sentences_and_a_table_with_a_bar(store: Path) -> None:
     text = run(store).stdout
     assert "- stage 1 limits the pipeline" in text
+    assert " s from the first step to the last:" in text
     assert "  stage 0: " in text and "micro-batches in flight" in text
     assert "What helps:" in text
     assert "D wait_downstream on rank 1" in text

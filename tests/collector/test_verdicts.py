@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from judged_kit import every_revision
 
-from insitu.vocabulary import VerdictKind
+from insitu.vocabulary import IntervalClass, VerdictKind
+from insitu_collector.judge.judgement import Judgement
 from insitu_collector.simulate import Fault, Scenario, simulate
 from insitu_collector.verdicts.finding import Verdict, standing
 from insitu_collector.verdicts.healthy import best_split
 
+SECOND = 1_000_000_000
 QUIET = {VerdictKind.HEALTHY, VerdictKind.INCONCLUSIVE}
 
 
@@ -157,3 +162,32 @@ def test_unequal_stages_are_advice_and_no_alarm() -> None:
 )
 def test_the_best_split_evens_out_the_head(layers: int, stages: int, head: float, expected: tuple[int, ...]) -> None:
     assert best_split(layers, stages, head) == expected
+
+
+def at_rest(tables: Mapping[str, pa.Table], seconds: int) -> dict[str, pa.Table]:
+    """Return the rows, and after them a heartbeat a second of each process: it waits for work, and there is none."""
+    beats = tables["health"]
+    last = {row["epoch"]: row for row in beats.to_pylist()}.values()
+    waits = {"open_cls": int(IntervalClass.IDLE), "closing": False}
+    rest = [
+        {**row, **waits, "t_ns": row["t_ns"] + n * SECOND, "open_since_ns": row["t_ns"]}
+        for n in range(1, seconds + 1)
+        for row in last
+    ]
+    return {**tables, "health": pa.concat_tables([beats, pa.Table.from_pylist(rest, schema=beats.schema)])}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason"), [(0.4, "too little traffic: "), (8.0, "no rank has recorded anything of a step for 14 s")]
+)
+def test_ranks_without_work_have_not_gone_missing(seconds: float, reason: str) -> None:
+    (found,) = Judgement().look(at_rest(simulate(run(0, seconds=seconds)), 30), final=True)
+    assert found.kind is VerdictKind.INCONCLUSIVE
+    assert found.text.startswith(f"inconclusive: {reason}")
+
+
+def test_a_rank_that_never_sent_anything_is_named_while_nothing_runs() -> None:
+    tables = at_rest(simulate(run(0, seconds=0.4)), 30)
+    ranks = tables["intervals"].filter(pc.not_equal(tables["intervals"]["rank"], 1))
+    (found,) = Judgement().look({**tables, "intervals": ranks}, final=True)
+    assert found.text.startswith("inconclusive: no intervals of rank 1 came")

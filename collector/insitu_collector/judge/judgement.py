@@ -260,11 +260,15 @@ class Judgement:
             return f"one stage only, so there is none to compare it with; no {late}pause, hang or bad value was seen"
         if contended:
             return "others use this host so much that a slow stage could not be told from a kept one"
-        seen = evidence.intervals.between(evidence.now_ns - READ_NS)["rank"]
-        if missing := sorted(set(evidence.stages) - set(seen.tolist())):
-            return f"no intervals of rank {', '.join(map(str, missing))} came, so there is nothing to compare with"
         begin, end = evidence.traffic_ns
-        if not excesses or end - begin < HEALTHY_AFTER_NS or evidence.num_traffic_steps < HEALTHY_STEPS:
+        too_little = end - begin < HEALTHY_AFTER_NS or evidence.num_traffic_steps < HEALTHY_STEPS
+        seen = set(evidence.intervals.between(evidence.now_ns - READ_NS)["rank"].tolist())
+        if not seen and evidence.first_step_ns and not too_little:
+            return f"no rank has recorded anything of a step for {READ_NS / 1e9:.0f} s, so there is nothing to judge"
+        # Where all are at rest, those that ran steps before are not missing.
+        if missing := sorted(set(evidence.stages) - (seen or set(evidence.first_step_ns))):
+            return f"no intervals of rank {', '.join(map(str, missing))} came, so there is nothing to compare with"
+        if not excesses or too_little:
             return f"too little traffic: {evidence.num_traffic_steps} steps in {(end - begin) / 1e9:.1f} s"
         return "the steps of traffic are unlike those of warm-up, and vary too much to be learnt from"
 

@@ -15,7 +15,7 @@ BAR: Final = 50
 def to_lines(ledger: Ledger) -> list[str]:
     """Return a table of each rank's time by class, and a bar of letters."""
     window = ledger.t1_ns - ledger.t0_ns
-    lines = [f"Where the time went, {window / 1e9:.1f} s of traffic:", ""]
+    lines = [f"Where the time went, {window / 1e9:.1f} s from the first step to the last:", ""]
     lines.append(f"  {'stage':>5} {'rank':>4}    {'class':<30} {'seconds':>9} {'share':>7}")
     for rank in ledger.ranks:
         mine = [row for row in ledger.rows if row.rank == rank]
