@@ -242,7 +242,8 @@ def judge_of(collector: Collector, *, not_pid: int = 0) -> psutil.Process:
 def test_the_judge_runs_beside_the_collector_comes_back_when_it_dies_and_ends_with_it(tmp_path: Path) -> None:
     collector = Collector(tmp_path / "store", 0, "--judge")
     first = judge_of(collector)
-    assert first.cmdline()[-4:] == ["judge", str(tmp_path / "store"), "--to", f"grpc://127.0.0.1:{collector.port}"]
+    to = ["--to", f"grpc://127.0.0.1:{collector.port}"]
+    assert first.cmdline()[-5:] == ["judge", str(tmp_path / "store"), "--wait", *to]
     first.kill()
     second = judge_of(collector, not_pid=first.pid)
     assert collector.end(signal.SIGTERM) == 0

@@ -33,7 +33,7 @@ def test_a_collection_that_waits_for_a_core_is_no_pause_of_the_collectors(share:
 
 
 def with_pauses(intervals: pa.Table, rank: int, begin_ns: int) -> pa.Table:
-    """Return the intervals and seven pauses of a rank, outside of steps: 100 ms apart from `begin_ns` on, 70 ms each."""
+    """Return the intervals and seven pauses of a rank, in no step: 70 ms each, one every 100 ms from `begin_ns` on."""
     mine = intervals.filter(pc.equal(intervals["rank"], rank)).slice(0, 1).to_pylist()[0]
     pauses = [
         {

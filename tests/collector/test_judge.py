@@ -203,6 +203,41 @@ def test_a_judge_ends_with_its_parent(slow_store: Path, tmp_path: Path) -> None:
     until(lambda: not _lives(pid))
 
 
+def test_a_second_judge_of_a_store_is_refused_until_the_first_has_died(
+    slow_tables: dict[str, pa.Table], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    write_store(slow_tables, str(store))
+    command = [sys.executable, "-m", "insitu", "judge", str(store)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    waiting = None
+    try:
+        until(lambda: open_store(store).table("verdicts").num_rows > 0)
+        second = subprocess.run([*command, "--once"], capture_output=True, text=True, check=False, timeout=60)
+        assert (second.returncode, second.stdout) == (1, "")
+        assert second.stderr == (
+            f"Error: another judge (process {first.pid}) already judges {store}; stop it, or have the verdicts of this "
+            "one elsewhere with --to file://STORE\n"
+        )
+        elsewhere = f"file://{tmp_path / 'elsewhere'}"
+        subprocess.run([*command, "--once", "--to", elsewhere], check=True, timeout=60, capture_output=True)
+        waiting = subprocess.Popen([*command, "--wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline().endswith("this one begins when that has ended\n")
+        first.kill()
+        assert waiting.stderr.readline() == f"judging {store} until SIGTERM or Ctrl-C\n"
+        waiting.terminate()
+        waiting.communicate(timeout=30)
+        assert waiting.returncode == 0
+    finally:
+        for process in (first, waiting):
+            if process is not None:
+                process.kill()
+                process.communicate()
+    kept = [Verdict.from_row(row) for row in open_store(store).table("verdicts").to_pylist()]
+    assert len({(verdict.verdict, verdict.revision) for verdict in kept}) == len(kept)
+
+
 def test_a_store_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     found = CliRunner().invoke(judge, [str(tmp_path / "none")])
     assert found.exit_code == 1

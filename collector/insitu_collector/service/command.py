@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -208,7 +207,7 @@ def _start(
         raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
     except ShardLocked as error:
         raise click.ClickException(
-            f"another collector (process {_holder(error)}) already writes {store}; stop it, or use another --store"
+            f"another collector (process {error.holder}) already writes {store}; stop it, or use another --store"
         ) from None
     except StoreFull:
         raise click.ClickException(
@@ -221,13 +220,7 @@ def _start(
         ) from None
 
 
-def _holder(error: ShardLocked) -> str:
-    with suppress(OSError):
-        return Path(error.filename).read_text().strip() or "unknown"
-    return "unknown"
-
-
 def _judge(store: Path, child: Child, config: Config, metrics_port: int | None) -> Companion:
     told = {"INSITU_WEBHOOKS": " ".join(config.webhooks), "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": config.otlp_logs or ""}
     metrics = [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
-    return Companion("the judge", ["judge", str(store), "--to", child.address, *metrics], child, told)
+    return Companion("the judge", ["judge", str(store), "--wait", "--to", child.address, *metrics], child, told)

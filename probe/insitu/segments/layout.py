@@ -42,6 +42,13 @@ class StoreFull(OSError):
 class ShardLocked(OSError):
     """Another live process writes this shard."""
 
+    @property
+    def holder(self) -> str:
+        """Its process id, or `unknown`."""
+        with contextlib.suppress(OSError):
+            return Path(self.filename).read_text().strip() or "unknown"
+        return "unknown"
+
 
 def is_full(error: OSError) -> bool:
     """Return whether an error says that there is no room (disk, quota or file size limit)."""
