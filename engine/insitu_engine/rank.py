@@ -57,7 +57,7 @@ class Rank:
     def run(self) -> None:
         """Run plans until told to stop. Raises DriverGone, PeerLost."""
         with self._session.interval("host") as host:
-            while (plan := self._next_plan()) is not None:
+            while (plan := self._next_plan(host)) is not None:
                 host.step_id, host.mb = plan.step_id, plan.mb
                 self._run_step(plan)
 
@@ -74,11 +74,12 @@ class Rank:
         """Ship what the probe holds, quickly: this rank cannot go on."""
         self._session.close(LAST_WORDS_S)
 
-    def _next_plan(self) -> StepPlan | None:
+    def _next_plan(self, host: Interval) -> StepPlan | None:
         wait = (
             self._session.interval("idle") if self._idle else self._session.interval("recv_wait", peer=self._ids_from)
         )
         with wait:
+            host.step_id = host.mb = -1  # until the next plan: a rank may end long after its last step
             while True:
                 message = self._link.read()
                 if isinstance(message, StepPlan):

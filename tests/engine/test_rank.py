@@ -118,6 +118,19 @@ def test_a_wait_is_split_by_the_times_the_driver_states(driven: Driven, insitu_r
     assert IntervalClass.COMPUTE in rows
 
 
+def test_the_end_of_a_rank_is_of_no_step(driven: Driven, insitu_records: Recording) -> None:
+    driven.send(plan(0, 0, 3))
+    driven.answer()
+    driven.send(Idle(time.monotonic_ns()))
+    driven.wait_until_read()
+    stop = time.monotonic_ns()
+    driven.send(Stop())
+    driven.end()
+    late = [row for row in insitu_records.rows("intervals") if row["t1_ns"] > stop]
+    assert {row["cls"] for row in late} >= {IntervalClass.IDLE, IntervalClass.HOST}
+    assert {(row["step_id"], row["mb"]) for row in late} == {(-1, -1)}
+
+
 def test_no_nanosecond_between_steps_is_unaccounted_for(driven: Driven, insitu_records: Recording) -> None:
     for step_id in range(6):
         driven.send(plan(step_id, step_id, 1, send_ns=time.monotonic_ns()))
