@@ -60,6 +60,7 @@ class OtlpExporter:
             import_exporters(target.protocol)  # now, and not while the model steps
         _say_left_out(left_out)
         self._source = source
+        self._detected = Resource.create()  # now: by the time of the first batch the process may be about to end
         self._limits = Limits.of(os.environ)
         self._clock = clock
         self._traces = StepTraces() if traces is None else traces
@@ -68,7 +69,6 @@ class OtlpExporter:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._detected = Resource.create()  # now: by the time of the first batch the process may be about to end
         self._changed = threading.Condition()
         self._account = Account()
         self._arrived: deque[Batch] = deque()
