@@ -459,4 +459,5 @@ def test_a_destination_that_cannot_be_written_is_one_line(program: Program) -> N
     program.store.write_text("a file")
     done = program.run()
     assert (done.returncode, done.stdout) == (0, "served\n")
-    assert [line.partition(" of process")[0] for line in done.stderr.splitlines()] == ["insitu: no further model"]
+    assert [line.partition(" of process")[0] for line in done.stderr.splitlines()] == ["insitu: no model"]
+    assert "Error" not in done.stderr

@@ -114,7 +114,9 @@ class ModelWatch:
 
     def _give_up(self, error: Exception) -> None:
         self.stop()
-        say(f"no further model of process {os.getpid()} is observed: {type(error).__name__}: {error}")
+        which = "no further model" if self._sessions else "no model"
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "  # else it says it itself
+        say(f"{which} of process {os.getpid()} is observed: {kind}{error}")
 
     # -- which module is the model -------------------------------------------------------------------------------
 

@@ -157,8 +157,8 @@ def target_of(signal: str, place: str, environment: Mapping[str, str] = os.envir
 def resource_of(source: Source, detected: Resource | None = None) -> Resource:
     """Return what this process is: our words, over which OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME go.
 
-    detected: what `Resource.create` found earlier (default: what it finds now; it starts threads, which a process that is
-    about to end cannot).
+    detected: what `Resource.create` found earlier; by default what it finds now, with threads, which a process that is
+    about to end cannot start.
     """
     ours: dict[str, Any] = {
         names.SERVICE_NAME: "insitu",
