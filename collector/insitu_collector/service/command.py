@@ -5,12 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import signal
 import socket
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -33,6 +30,7 @@ from insitu_collector.service.allocator import reuse_freed_blocks
 from insitu_collector.service.companions import Companion, keep_running
 from insitu_collector.service.listening import PortInUse
 from insitu_collector.service.server import CollectorServer
+from insitu_collector.stopping import stopping
 from insitu_collector.subscriber.options import check_not_own, check_targets, subscriber_options, subscribers
 
 
@@ -106,8 +104,7 @@ def collect(
     if (webhooks or otlp_logs or judge_metrics_port is not None) and not judge:
         raise click.UsageError("--webhook, --otlp-logs and --judge-metrics-port are the judge's; add --judge")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    stop = threading.Event()
-    _stop_on_signals(stop)
+    stop = click.get_current_context().with_resource(stopping())
     reuse_freed_blocks()
     told = {"keep_bytes": keep_bytes, "keep_for": keep_for, "limits": limits, "quotas": quotas or None}
     config = load_for_command(**told, webhooks=webhooks or None, otlp_logs=otlp_logs, **access_files)
@@ -163,14 +160,6 @@ def _check_receivers(config: Config) -> None:
             receiver.close()
     except ConfigError as error:
         raise BadConfig(str(error)) from None
-
-
-def _stop_on_signals(stop: threading.Event) -> None:
-    def ask(_: int, __: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
 
 
 def _start(
