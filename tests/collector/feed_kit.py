@@ -54,3 +54,9 @@ class Writer:
 def interval(step: int, **more: Any) -> dict[str, Any]:
     at = {"t0_ns": step * 1_000_000, "t1_ns": step * 1_000_000 + 700_000, "cls": int(IntervalClass.COMPUTE)}
     return {**at, "step_id": step, "mb": 0, "peer": -1, "bytes": 0, "cpu_ns": 5, **more}
+
+
+def step_row(number: int, **more: Any) -> dict[str, Any]:
+    """Return a step that is said to have served nobody; `rows` says whom."""
+    size = {"mb": 0, "phase": 1, "num_rows": 1, "num_padded": 0, "variant": 0, "dropped": 0}
+    return {**size, "step_id": number, "t0_ns": number * 1_000_000, "rows": [], **more}

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from alert_kit import verdict
 from click.testing import CliRunner
-from feed_kit import BASE_NS, Writer, interval, source
+from feed_kit import BASE_NS, Writer, interval, source, step_row
 from otlp_kit import attributes
 from subscriber_kit import plain_environment as plain_environment
 from subscriber_kit import receiver as receiver
@@ -44,9 +44,11 @@ TRACE: Final = "ab" * 16
 
 
 @contextmanager
-def subscribed(store: Path, to: str, give_up_s: float | None = None) -> Iterator[Subscriber]:
+def subscribed(
+    store: Path, to: str, give_up_s: float | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Subscriber]:
     """Open a subscriber that never waits: time passes at once."""
-    with opened(store, to, None, lambda _: False, lambda *_: None, give_up_s) as found:
+    with opened(store, to, None, lambda _: False, lambda *_: None, give_up_s, clock) as found:
         yield found
 
 
@@ -135,8 +137,7 @@ def test_a_request_is_a_span_of_its_trace_and_steps_link_to_it(store: Path, rece
         writer.rows(of, "sources", of.row())
     writer.rows(driver, "requests", request(RequestEvent.ARRIVED, 0, 5), request(RequestEvent.FIRST_TOKEN, 2_000_000))
     of_request = {"request": "one", "row": 0, "count": 3, "position": 0, "phase": 1, "sample_row": -1}
-    step = {"step_id": 1, "mb": 0, "phase": 1, "t0_ns": 1_000_000, "num_rows": 3, "num_padded": 0, "variant": 0}
-    writer.rows(rank, "steps", {**step, "dropped": 0, "rows": [of_request]})
+    writer.rows(rank, "steps", step_row(1, num_rows=3, rows=[of_request]))
     writer.rows(rank, "intervals", interval(1), interval(2))
     writer.rows(driver, "requests", request(RequestEvent.FINISHED, 6_000_000, 3))
     writer.close()
@@ -203,11 +204,12 @@ def test_verdicts_incidents_and_events_are_log_records(store: Path, receiver: Re
 def test_what_is_in_an_open_segment_is_sent_and_not_again_once_it_is_sealed(store: Path, receiver: Receiver) -> None:
     rank, writer = source(1), Writer(store)
     writer.rows(rank, "sources", rank.row())
+    writer.rows(rank, "steps", step_row(3))
     with subscribed(store, receiver.url) as subscriber:
-        for step in range(4):
-            writer.rows(rank, "intervals", interval(step))
+        for number in range(4):
+            writer.rows(rank, "intervals", interval(number))
             assert subscriber.look()
-            assert len(receiver.spans()) == step + 1
+            assert len(receiver.spans()) == number + 1
         writer.close()
         assert subscriber.look(final=True)
         assert subscriber.backlog().num_rows == 0
@@ -389,6 +391,7 @@ def test_rows_of_a_process_that_nothing_names_are_counted_and_stop_nothing(store
 def test_a_process_that_says_who_it_is_amid_a_look_is_known(store: Path, receiver: Receiver) -> None:
     first, late, writer = source(1), source(2), Writer(store)
     writer.rows(first, "sources", first.row())
+    writer.rows(first, "steps", step_row(1))
     writer.rows(first, "intervals", interval(0))
     writer.seal()
     for name in list_segments(store, SEALED):
@@ -469,9 +472,10 @@ def test_cursors_say_what_waits_for_whom(store: Path, receiver: Receiver) -> Non
 def test_a_cursor_says_what_was_sent_while_its_rows_wait_for_their_metrics(store: Path, receiver: Receiver) -> None:
     rank, writer = source(1), Writer(store)
     writer.rows(rank, "sources", rank.row())
+    writer.rows(rank, "steps", step_row(0))
     writer.rows(rank, "intervals", interval(0))
     with subscribed(store, receiver.url) as subscriber:
-        until(lambda: subscriber.look() and "1 rows wait" in cursors(store) and "; 1 spans sent" in cursors(store))
+        until(lambda: subscriber.look() and "2 rows wait" in cursors(store) and "; 1 spans sent" in cursors(store))
     writer.close()
 
 

@@ -6,6 +6,7 @@ Arize Phoenix where that is installed (`make test-phoenix`).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -174,6 +175,19 @@ def check(found: Asked) -> None:
 
 def test_a_clients_trace_arrives_with_its_request_and_with_what_each_rank_did(received: Asked) -> None:
     check(received)
+
+
+def test_live_a_rank_s_span_links_to_each_request_it_served_or_is_counted(received: Asked) -> None:
+    (cursor,) = (received.store / "v1" / "forward").glob("*.json")
+    num_unlinked = json.loads(cursor.read_text())["account"]["unlinked"]
+    named = [
+        (trace, step)
+        for trace in received.traces
+        for step in of_trace(received.spans, trace)["text_completion tiny-llama"].steps
+    ]
+    spans = [(trace, span) for trace, step in named for span in computed(received.spans, step)]
+    without = [span for trace, span in spans if trace not in span.attributes["links"]]
+    assert len(spans) > NUM_PROMPTS and len(without) <= num_unlinked
 
 
 def test_from_a_store_that_is_whole_each_rank_links_to_the_requests_it_served(received: Asked) -> None:

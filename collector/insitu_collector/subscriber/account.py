@@ -29,6 +29,8 @@ class Account:
     """Items of dead letters that had to go, oldest first."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Items of signals that the receiver is not sent."""
+    num_unlinked: int = 0
+    """Rows of intervals that were sent before it was known whom their steps served."""
     num_retried: int = 0
     num_split: int = 0
     rows: Counter[str] = field(default_factory=Counter)
@@ -70,6 +72,7 @@ class Account:
             "dead_by_reason": dict(self.dead_by_reason),
             "dead_dropped": self.dead_dropped,
             "left_out": dict(self.left_out),
+            "unlinked": self.num_unlinked,
             "retried": self.num_retried,
             "split": self.num_split,
             "rows": dict(self.rows),
@@ -91,6 +94,7 @@ class Account:
             dead_by_reason=Counter(found.get("dead_by_reason", {})),
             dead_dropped=int(found.get("dead_dropped", 0)),
             left_out=Counter(found.get("left_out", {})),
+            num_unlinked=int(found.get("unlinked", 0)),
             num_retried=int(found.get("retried", 0)),
             num_split=int(found.get("split", 0)),
             rows=Counter(found.get("rows", {})),

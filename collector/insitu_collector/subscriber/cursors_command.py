@@ -76,6 +76,8 @@ def _cursor_line(cursor: Mapping[str, Any]) -> str:
     for what, key in not_sent.items():
         if counts := account.get(key):  # an account of an earlier version has no `left_out`
             text += f", {counts_text(counts)} {what}"
+    if account.get("unlinked"):
+        text += f", {account['unlinked']} rows of intervals without links"
     if account["retried"]:
         text += f", {account['retried']} attempts failed"
     if account["text"]:

@@ -55,6 +55,10 @@ class Mapped:
     """Batches of which nothing is told once the payloads are settled; the others wait for metrics."""
     lost_rows: Counter[str] = field(default_factory=Counter)
     """By reason; of batches in `done`."""
+    early: list[Read] = field(default_factory=list)
+    """Batches of intervals that nothing was made of, since it is not known whom their steps served."""
+    num_unlinked: int = 0
+    """Rows of intervals that were mapped all the same, in runs that have traces."""
 
 
 @dataclass(slots=True)
@@ -103,14 +107,22 @@ class Mapping:
         """Return who a process is, once its row of `sources` was taken."""
         return self._sources.get(epoch)
 
-    def take(self, reads: Iterable[Read]) -> Mapped:
-        """Return spans and log records of batches; what metrics tell of them is in `due` later."""
+    def take(self, reads: Iterable[Read], *, may_wait: bool = False) -> Mapped:
+        """Return spans and log records of batches; what metrics tell of them is in `due` later.
+
+        may_wait: leave out intervals whose links are not known yet (`Mapped.early`).
+        """
         mapped = Mapped()
         spans: list[ReadableSpan] = []
         records: list[ReadableLogRecord] = []
         passed: list[passed_on.Record] = []
         for read in self._in_order(list(reads)):
             try:
+                if self._is_early(read):
+                    if may_wait:
+                        mapped.early.append(read)
+                        continue
+                    mapped.num_unlinked += self._num_unlinked(read.batch)
                 self._take(read, spans, records, passed, mapped)
             except Exception as error:  # one batch that cannot be mapped must not stop all others
                 self._lose(read, "unmappable", mapped, f"{type(error).__name__}: {error}")
@@ -119,6 +131,15 @@ class Mapping:
         mapped.payloads += [of_logs(records[at : at + size]) for at in range(0, len(records), size)]
         mapped.payloads += passed_on.requests_of(passed)
         return mapped
+
+    def _is_early(self, read: Read) -> bool:
+        source = self._sources.get(read.batch.epoch)
+        if read.batch.table != "intervals" or source is None:
+            return False
+        return not self._traces.are_told(source, read.batch.data["step_id"])
+
+    def _num_unlinked(self, batch: Batch) -> int:
+        return batch.num_rows if self._traces.has_traces(self._sources[batch.epoch].run) else 0
 
     def _in_order(self, reads: list[Read]) -> list[Read]:
         """Return what names others first, then table by table of one stretch of time after another."""

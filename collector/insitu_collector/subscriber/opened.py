@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -20,9 +21,15 @@ from insitu_collector.subscriber.target import parse_target
 
 @contextmanager
 def opened(
-    store: Path, to: str, bytes_per_s: int | None, wait: Wait, tell: Tell, give_up_s: float | None = None
+    store: Path,
+    to: str,
+    bytes_per_s: int | None,
+    wait: Wait,
+    tell: Tell,
+    give_up_s: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Subscriber]:
-    """Give a subscriber that goes on where the last one stopped. give_up_s: as of `Delivery`.
+    """Give a subscriber that goes on where the last one stopped. give_up_s: as of `Delivery`. clock: seconds.
 
     Raises Busy where another process sends there, ValueError for a URL that cannot be used, OSError.
     """
@@ -41,6 +48,6 @@ def opened(
             give_up_s=give_up_s,
             unwanted=unwanted(os.environ),
         )
-        with Subscriber(store, to, cursor, account, delivery) as subscriber:
+        with Subscriber(store, to, cursor, account, delivery, clock=clock) as subscriber:
             delivery.changed = subscriber.save
             yield subscriber

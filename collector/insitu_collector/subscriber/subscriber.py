@@ -22,7 +22,8 @@ from insitu_collector.subscriber.delivery import Delivery
 from insitu_collector.subscriber.earlier import Earlier
 from insitu_collector.subscriber.expired import Expired
 from insitu_collector.subscriber.follower import Follower, Read
-from insitu_collector.subscriber.mapping import TABLES, Mapping
+from insitu_collector.subscriber.mapping import TABLES, Mapped, Mapping
+from insitu_collector.subscriber.unlinked import Unlinked
 
 REMEMBER_NS: Final = 3600 * 1_000_000_000
 """Requests that arrived before the last start are known if they did so within this."""
@@ -106,10 +107,11 @@ class Subscriber:
         self._metrics_s = limits.metrics_s
         since = {"requests": float(unix_clock_ns() - REMEMBER_NS), "steps": float(unix_clock_ns() - REMEMBER_NS)}
         always = dict.fromkeys(NAMES, float("-inf"))
+        self._unlinked = Unlinked()
         self._follower = Follower(store, TABLES, cursor.__contains__, remembered=since | always)
         self._expired = Expired(store, cursor, frozenset(TABLES))
         self._told_s = self._saved_s = self._looked_s = clock()
-        self._is_behind = False
+        self._is_behind = self._has_told_unlinked = False
         self._has_news = self._is_unsaved = False
 
     def __enter__(self) -> Self:
@@ -120,11 +122,13 @@ class Subscriber:
         self._expired.close()
 
     def look(self, *, final: bool = False) -> bool:
-        """Send what is new; return False where it was asked to stop. final: all metrics, due or not."""
+        """Send what is new; return False where it was asked to stop. final: nothing waits, due or not."""
         for chunk in self._follower.chunks():
             if not self._send(chunk):
                 return False
             self._tell_behind()
+        if not self._send_waiting(all_of_it=final):
+            return False
         is_due = final or self._clock() - self._told_s >= self._metrics_s
         if not self._send_metrics(all_of_it=is_due):
             return False
@@ -134,7 +138,10 @@ class Subscriber:
         return True
 
     def finish(self) -> None:
-        """Send the metrics that wait, and remember what was taken. After a `look` that came to its end."""
+        """Send the metrics that wait, and remember what was taken. After a `look` that came to its end.
+
+        Intervals that wait for whom they served are left to the next start.
+        """
         self.save()
         self._send_metrics(all_of_it=True)
         self.save()
@@ -165,7 +172,34 @@ class Subscriber:
         if any(self._mapping.source(read.batch.epoch) is None for read in chunk):
             # Whoever writes says first who it is: it is there by now.
             chunk = [*(read for named in self._follower.chunks(NAMES) for read in named), *chunk]
-        mapped = self._mapping.take(chunk)
+        mapped = self._mapping.take([*self._unlinked.reads, *chunk], may_wait=True)
+        self._unlinked.keep(mapped.early, self._clock())
+        return self._deliver(mapped) and self._send_unlinked(self._unlinked.take_crowded())
+
+    def _send_waiting(self, *, all_of_it: bool) -> bool:
+        """Send the intervals that wait and may go. At the end of a look: all that is there was read."""
+        if not self._unlinked:
+            return True
+        if not self._send([]):  # what came last may say whom they served
+            return False
+        overdue = self._unlinked.take_overdue() if all_of_it else self._unlinked.take_overdue(self._clock())
+        return self._send_unlinked(overdue)
+
+    def _send_unlinked(self, reads: Sequence[Read]) -> bool:
+        """Send intervals with the links that are known."""
+        if not reads:
+            return True
+        mapped = self._mapping.take(reads)
+        if not self._deliver(mapped):
+            return False
+        self._account.num_unlinked += mapped.num_unlinked
+        if mapped.num_unlinked and not self._has_told_unlinked:
+            self._has_told_unlinked = True
+            why = "no rows of `steps` and `requests` said in time whom they served"
+            _log.warning("insitu: rows of intervals are sent to %s without links and counted (%s)", self._name, why)
+        return True
+
+    def _deliver(self, mapped: Mapped) -> bool:
         for payload in mapped.payloads:
             if not self._delivery.deliver(payload):
                 return False

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from insitu.exporters.otlp.spans import request_context_of
 from insitu.identity import Source
@@ -19,6 +20,11 @@ from insitu.session.trace_context import RequestContext
 
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}")
 _SPAN_ID: Final = re.compile(r"(?!0{16})[0-9a-f]{16}")
+MAX_PARTIAL: Final = 1024
+"""Steps whose row maps wait for their requests; beyond, the oldest are taken as they are."""
+
+Step = tuple[str, int, int]
+"""Run, replica and number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +46,27 @@ class _Place:
     rows: tuple[Rows, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    """A row map that names requests of which no row came so far."""
+
+    unix_ns: int
+    rows: tuple[Rows, ...]
+    missing: frozenset[str]
+
+
 class StoredTraces:
     """Of all runs of a store, the last of each."""
 
     def __init__(self) -> None:
         self._requests: dict[tuple[str, str], _Asked] = {}
         """By run and name."""
-        self._steps: dict[tuple[str, int, int], _Place] = {}
-        """By run, replica and step."""
+        self._untraced: dict[tuple[str, str], None] = {}
+        """Requests that came without a trace, by run and name."""
+        self._steps: dict[Step, _Place] = {}
+        self._partial: dict[Step, _Partial] = {}
+        self._newest: dict[tuple[str, int], int] = {}
+        """By run and replica: up to which step it came whom steps served."""
 
     def learn_requests(self, source: Source, rows: pa.RecordBatch) -> None:
         """Learn where requests stand in their traces, from rows of `requests`."""
@@ -55,7 +74,13 @@ class StoredTraces:
         for row in named.to_pylist():
             if row["request"] is not None and _TRACE_ID.fullmatch(row["trace_id"]):
                 self._learn_request(source, **row)
+        names = set(rows["request"].unique().to_pylist())
+        self._untraced |= {(source.run, name): None for name in names if (source.run, name) not in self._requests}
         _bound(self._requests)
+        _bound(self._untraced)
+        for step, partial in list(self._partial.items()):
+            if step[0] == source.run and not names.isdisjoint(partial.missing):
+                self._learn_step(step, partial.unix_ns, partial.rows)
 
     def _learn_request(
         self, source: Source, request: str, trace_id: str, parent_span_id: str | None, sampled: bool | None
@@ -69,18 +94,47 @@ class StoredTraces:
         self._requests[source.run, request] = _Asked(own, parent_span_id)
 
     def learn_steps(self, source: Source, rows: pa.RecordBatch) -> None:
-        """Learn whom steps served, from rows of `steps` that have a row map."""
-        mapped = rows.select(["step_id", "t0_ns", "rows"]).filter(rows["rows"].is_valid())
-        for row in mapped.to_pylist():
+        """Learn whom steps served, from rows of `steps` that have a row map; those of a first stage have it or none."""
+        told = rows.select(["step_id", "t0_ns", "rows"])
+        if source.stage > 0:
+            told = told.filter(rows["rows"].is_valid())
+        of = source.run, source.replica
+        for row in told.to_pylist():
             served = tuple(
-                Rows(each["request"], each["row"], each["count"], sample_row=each["sample_row"], trace=asked.own)
-                for each in row["rows"]
-                if (asked := self._requests.get((source.run, each["request"]))) is not None
+                Rows(each["request"], each["row"], each["count"], sample_row=each["sample_row"])
+                for each in row["rows"] or ()
             )
-            if served:
-                place = _Place(source.unix_ns(row["t0_ns"]), served)
-                self._steps[source.run, source.replica, row["step_id"]] = place
+            self._learn_step((*of, row["step_id"]), source.unix_ns(row["t0_ns"]), served)
+            self._newest[of] = max(self._newest.get(of, -1), row["step_id"])
+        _bound(self._newest)
+
+    def _learn_step(self, step: Step, unix_ns: int, rows: tuple[Rows, ...]) -> None:
+        named = [(step[0], row.request) for row in rows]
+        traced = tuple(
+            replace(row, trace=self._requests[name].own)
+            for row, name in zip(rows, named, strict=True)
+            if name in self._requests
+        )
+        if traced:
+            self._steps[step] = _Place(unix_ns, traced)
+        missing = frozenset(name for _, name in {*named} - self._requests.keys() - self._untraced.keys())
+        self._partial.pop(step, None)
+        if missing:
+            self._partial[step] = _Partial(unix_ns, rows, missing)
         _bound(self._steps)
+        _bound(self._partial, MAX_PARTIAL)
+
+    def are_told(self, source: Source, step_ids: pa.Array) -> bool:
+        """Return whether it came whom these steps served, and which traces those requests have; -1 is no step."""
+        steps = pc.unique(step_ids).to_pylist()
+        of = source.run, source.replica
+        return max(steps, default=-1) <= self._newest.get(of, -1) and not any(
+            (*of, step) in self._partial for step in steps
+        )
+
+    def has_traces(self, run: str) -> bool:
+        """Return whether any request of a run has a trace."""
+        return any(of == run for of, _ in self._requests)
 
     def seen_by(self, source: Source) -> SeenBy:
         """Return what the spans of one process are made with."""
@@ -112,7 +166,7 @@ class SeenBy:
         return None if asked is None else replace(asked.own, span_id=asked.parent_span_id)
 
 
-def _bound(found: dict[Any, Any]) -> None:
+def _bound(found: dict[Any, Any], most: int = MAX_STEPS) -> None:
     """Forget the oldest beyond what is remembered."""
-    while len(found) > MAX_STEPS:
+    while len(found) > most:
         del found[next(iter(found))]
