@@ -183,7 +183,7 @@ def test_row_27_live_data_goes_first(ten_steps: Path, receiver: Receiver, caplog
                 wait=wait,
                 tell=lambda *_: None,
             )
-            Replay(ten_steps, receiver.url, delivery, wait).rows(Window())
+            Replay(ten_steps, receiver.url, account, delivery, wait).rows(Window())
     assert order == ["live after 0 requests"], "it waited until the live subscriber had caught up, once"
     (said,) = [line for line in caplog.messages if "replay" in line]
     assert said.startswith(f"insitu: the replay waits: the subscriber of {receiver.url} goes first, and is ")

@@ -31,6 +31,7 @@ from target_kit import Receiver, Say, grpc_target
 from test_otlp_replay import replay
 from test_subscriber import send, subscribed
 
+from insitu.cli import ExitCode
 from insitu.cli import insitu as command
 from insitu.exporters.base import Batch
 from insitu.forwarding.cursor import Cursor
@@ -283,4 +284,9 @@ def test_a_row_that_does_not_parse_is_counted_and_all_others_leave(
     assert f"rows of {signal.table} are not sent as OTLP and counted" in caplog.text
     send(store, receiver.url)
     assert len(got(receiver, signal)) == 3
-    assert replay(store, receiver.url)["account"]["sent"] == {signal.name: 3}
+    again = replay(store, receiver.url, code=ExitCode.PARTIAL)["account"]
+    assert (again["sent"], again["rows"]) == ({signal.name: 3}, {"unmappable": 1})
+    words = ["store", "replay", str(store), "--to", receiver.url, "--dry-run"]
+    told = CliRunner().invoke(command, words)
+    assert told.exit_code == ExitCode.PARTIAL
+    assert told.stdout.endswith(f" to {receiver.url}, 1 unmappable lost\n")

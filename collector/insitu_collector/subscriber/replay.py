@@ -19,6 +19,7 @@ from insitu.exporters.otlp.ship import Limits
 from insitu.forwarding.cursor import Cursor
 from insitu.identity import Source
 from insitu.segments.retention import NAMES
+from insitu_collector.subscriber.account import Account
 from insitu_collector.subscriber.backlog import backlog
 from insitu_collector.subscriber.dead import BadLetter, letters, read, remove
 from insitu_collector.subscriber.delivery import Delivery, Wait
@@ -45,7 +46,7 @@ class Replayed:
     """What a replay did beside what the account counts."""
 
     num_rows: int = 0
-    """Rows of the store that were in the window and are told."""
+    """Rows of the store that were in the window, told or counted as lost."""
     num_letters: int = 0
     num_unreadable: int = 0
     """Letters and stretches of segments that could not be read; they stay as they are."""
@@ -106,9 +107,13 @@ class Cut:
 class Replay:
     """Sends once more. Holds no cursor: one that was stopped begins anew."""
 
-    def __init__(self, store: Path, to: str, delivery: Delivery, wait: Wait, limits: Limits | None = None) -> None:
+    def __init__(
+        self, store: Path, to: str, account: Account, delivery: Delivery, wait: Wait, limits: Limits | None = None
+    ) -> None:
+        """account: of `delivery`; rows that cannot be sent are counted there, as a subscriber does."""
         self._store = store
         self._to = to
+        self._account = account
         self._delivery = delivery
         self._wait = wait
         self._limits = limits or Limits.of(os.environ)
@@ -127,6 +132,7 @@ class Replay:
         try:
             for chunk in follower.chunks():
                 mapped = mapping.take(list(self._selected(chunk, cut, mapping, tables)))
+                self._account.rows.update(mapped.lost_rows)
                 metrics = [payload for payload, _ in [*mapping.due(), *mapping.overdue()]]
                 if not self._send([*mapped.payloads, *metrics]):
                     return

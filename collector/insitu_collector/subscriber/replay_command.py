@@ -65,7 +65,7 @@ def replay(
     insitu store replay ./insitu-store --to http://127.0.0.1:4318 --dry-run
     insitu store replay ./insitu-store --to grpc://127.0.0.1:4317 --tables intervals,requests --dry-run --json
 
-    Exit codes: 0 all was taken, 4 the receiver takes nothing, 5 some of it was refused or could not be read.
+    Exit codes: 0 all was taken, 4 the receiver takes nothing, 5 some of it was refused, or could not be read or sent.
     """
     check_target(to, "--to")
     from insitu_collector.subscriber.account import Account
@@ -82,7 +82,7 @@ def replay(
     account = Account()
     with opened(store) as path, stopping() as stop, closing(_end(to, dry_run)) as end:
         delivery = _delivery(path, to, end, account, None if dry_run else bytes_per_s, stop.wait)
-        replay = Replay(path, to, delivery, stop.wait)
+        replay = Replay(path, to, account, delivery, stop.wait)
         try:
             if of_dead:
                 replay.letters(of or to)
@@ -93,8 +93,8 @@ def replay(
             ctx.exit(ExitCode.UNREACHABLE)
     result = replay.result
     say("replay", store, _document(to, dry_run, result, account), [_line(to, dry_run, result, account)], as_json)
-    is_whole = result.is_whole and not result.num_unreadable and not account.dead and not account.rejected_items
-    ctx.exit(ExitCode.OK if is_whole else ExitCode.PARTIAL)
+    left = (result.num_unreadable, account.dead, account.rejected_items, account.rows)
+    ctx.exit(ExitCode.OK if result.is_whole and not any(left) else ExitCode.PARTIAL)
 
 
 def _window(since: str | None, until: str | None) -> Window:
@@ -170,8 +170,12 @@ def _document(to: str, dry_run: bool, result: Replayed, account: Account) -> dic
 def _line(to: str, dry_run: bool, result: Replayed, account: Account) -> str:
     done = f"would be sent ({account.num_bytes} B) to" if dry_run else "taken by"
     text = f"{counts_text(account.sent)} {done} {to}"
-    refused: tuple[tuple[str, Mapping[str, int]], ...] = (("rejected", account.rejected_items), ("dead", account.dead))
-    for what, counts in refused:
+    left: tuple[tuple[str, Mapping[str, int]], ...] = (
+        ("rejected", account.rejected_items),
+        ("dead", account.dead),
+        ("lost", account.rows),
+    )
+    for what, counts in left:
         text += f", {counts_text(counts)} {what}" if counts else ""
     if result.num_unreadable:
         text += f", {result.num_unreadable} stretches or letters could not be read"
