@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from otlp_in_kit import any_request, groups_of, normal, records_of, scopes_of, spans
 from store_kit import batch, seal
+from subscriber_kit import letters
 from subscriber_kit import plain_environment as plain_environment
 from subscriber_kit import store as store
 from target_kit import Receiver, Say, http_target
@@ -38,7 +39,7 @@ from insitu_collector.keeping.letters import erase_letters
 from insitu_collector.otlp.index import points_of
 from insitu_collector.otlp.signals import LOGS, METRICS, TRACES, Signal
 from insitu_collector.service.ingest import SHARD, Ingest
-from insitu_collector.subscriber.dead import DeadLetters, letters, read
+from insitu_collector.subscriber.dead import DeadLetters, read
 from insitu_collector.subscriber.erased_items import left_of
 from insitu_collector.subscriber.payloads import Payload, payload_of
 
@@ -161,7 +162,7 @@ def test_a_replay_sends_what_is_left(asked: Path, receiver: Receiver) -> None:
     assert [span.name for span in receiver.spans()] == LEFT["traces"]
     bodies = b"".join(got.body for signal in LEFT for got in receiver.got(signal))
     assert TRACE not in bodies and f"{SECRET}," not in bodies.decode(errors="replace")
-    assert list(letters(asked)) == []
+    assert letters(asked) == []
 
 
 def test_an_order_whose_command_was_killed_hides_at_once_and_the_next_compaction_removes(
@@ -206,6 +207,16 @@ def test_a_running_collector_takes_it_out_by_itself(asked: Path) -> None:
     assert holds(asked) == [] and left_in(asked) == LEFT
 
 
+def test_a_letter_that_was_damaged_since_an_order_is_listed_as_such_and_can_be_dropped(asked: Path) -> None:
+    erase(asked, "--request", SECRET, "--yes")
+    ((path, letter), *others) = letters(asked)
+    path.write_bytes(path.read_bytes()[:-1])
+    told = CliRunner().invoke(command, ["store", "dead", "ls", str(asked)]).stdout.splitlines()
+    assert [line.split()[1] == "damaged" for line in told] == [True] + [False] * len(others)
+    assert CliRunner().invoke(command, ["store", "dead", "drop", str(asked), letter.name]).exit_code == 0
+    assert not path.exists() and letters(asked) == others
+
+
 def test_what_was_on_its_way_when_it_was_erased_becomes_no_letter(asked: Path) -> None:
     dead = DeadLetters(asked, TO)
     erase(asked, "--request", SECRET, "--yes")
@@ -213,9 +224,9 @@ def test_what_was_on_its_way_when_it_was_erased_becomes_no_letter(asked: Path) -
     assert holds(asked) == [] and left_in(asked)["traces"] == LEFT["traces"] * 2
     only = spans(1)
     only.resource_spans[0].scope_spans[0].spans[0].trace_id = TRACE
-    num_letters = len(list(letters(asked)))
+    num_letters = len(letters(asked))
     dead.put(payload_of("traces", only.SerializeToString()), "400", "")
-    assert len(list(letters(asked))) == num_letters
+    assert len(letters(asked)) == num_letters
 
 
 def test_a_letter_that_waits_for_its_turn_while_an_order_is_given_is_put_without_it(asked: Path) -> None:
@@ -237,11 +248,11 @@ def test_while_it_cannot_be_told_what_is_erased_no_letter_is_shown_or_kept(asked
     ((path, _), *_) = letters(asked)
     dead, file = DeadLetters(asked, TO), ErasedFile(asked).path
     file.write_text("{")
-    for look in (lambda: list(letters(asked)), lambda: read(asked, path), lambda: dead.put(a_span(), "400", "")):
+    for look in (lambda: letters(asked), lambda: read(asked, path), lambda: dead.put(a_span(), "400", "")):
         with pytest.raises(ErasedUnreadable, match="restore that file"):
             look()
     file.unlink()
-    assert len(list(letters(asked))) == 3
+    assert len(letters(asked)) == 3
 
 
 def a_span() -> Payload:
@@ -296,7 +307,7 @@ def test_what_the_tenant_sends_later_is_new(store: Path, receiver: Receiver) -> 
     take(store, (spans(2, seed=1).SerializeToString(), "a"))
     fill_dead(store, receiver)
     erase(store, "--tenant", "a", "--yes")
-    assert list(letters(store)) == []
+    assert letters(store) == []
     take(store, (spans(3, seed=2).SerializeToString(), "a"))
     fill_dead(store, receiver)
     assert [letter.num_items for _, letter in letters(store) if letter.signal == "traces"] == [3]

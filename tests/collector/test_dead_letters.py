@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from subscriber_kit import letters
 from test_otlp_payloads import request_of
 
 from insitu.cli import insitu as command
-from insitu_collector.subscriber.dead import BadLetter, DeadLetters, letters, read
+from insitu_collector.subscriber.dead import DeadLetters, read
+from insitu_collector.subscriber.letter import BadLetter
 from insitu_collector.subscriber.payloads import Payload, payload_of
 
 TO = "http://127.0.0.1:4318"
@@ -124,6 +126,65 @@ def test_letters_are_listed_shown_and_dropped_by_command(store: Path) -> None:
     assert [letter.name for _, letter in letters(store)] == names[1:]
     assert run("drop", str(store), "--all") == "1 dead letters were removed\n"
     assert "has no dead letters" in run("ls", str(store)) + run("show", str(store))
+
+
+HEADS = {
+    "empty": b"",
+    "no JSON": b"{",
+    "no object": b"[]\n",
+    "no UTF-8": b"\xff\n",
+    "another signal": b'{"schema": "insitu.dead/1", "to": "", "signal": "tracez", "reason": "", "text": "", '
+    b'"unix_ns": 1, "num_items": 1, "num_bytes": 0, "crc32": 0, "of": null}\n',
+    "too deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", HEADS.values(), ids=HEADS)
+def test_a_letter_whose_head_is_damaged_is_listed_shown_and_dropped_as_such(store: Path, content: bytes) -> None:
+    DeadLetters(store, TO).put(payload(), "400", "")
+    ((path, whole),) = letters(store)
+    damaged = path.with_name("0-0-0.letter")
+    damaged.write_bytes(content)
+    lines = run("ls", str(store), "--of", TO).splitlines()
+    assert lines[0] == f"0-0-0  damaged ({len(content)} B): its first line is no head of a letter"
+    assert [line.split()[0] for line in lines] == ["0-0-0", whole.name]
+    document = json.loads(run("ls", str(store), "--json"))
+    assert [letter["name"] for letter in document["letters"]] == [whole.name]
+    assert document["damaged"] == [
+        {"name": "0-0-0", "num_bytes": len(content), "text": "its first line is no head of a letter"}
+    ]
+    assert json.loads(run("show", str(store)))["name"] == whole.name, "the oldest that can be shown"
+    assert run("show", str(store), "0-0-0", code=1) == (
+        "Error: 0-0-0 is damaged: its first line is no head of a letter; "
+        f"`insitu store dead drop {store} 0-0-0` removes it\n"
+    )
+    assert run("drop", str(store), "0-0-0") == "1 dead letters were removed\n"
+    assert [path] == [found for found, _ in letters(store)] == list(path.parent.glob("*.letter"))
+
+
+def test_a_letter_whose_request_is_damaged_or_of_another_version_is_listed_as_such(store: Path) -> None:
+    DeadLetters(store, TO, unix_clock_ns=lambda: 1).put(payload(), "400", "")
+    ((path, letter),) = letters(store)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    path.with_name("0-0-0.letter").write_bytes(content.replace(b"insitu.dead/1", b"insitu.dead/2"))
+    assert run("ls", str(store)).splitlines() == [
+        f"0-0-0  damaged ({len(content)} B): it is of another version",
+        f"{letter.name}  damaged ({len(content) - 1} B): its bytes are not those that were written",
+    ]
+    assert "is damaged: it is of another version; " in run("show", str(store), code=1)
+    assert run("drop", str(store), "--all", "--of", TO) == "2 dead letters were removed\n"
+    assert list(path.parent.glob("*.letter")) == []
+
+
+def test_a_damaged_letter_counts_against_the_bounds(store: Path) -> None:
+    clock = count(1)
+    DeadLetters(store, TO, unix_clock_ns=lambda: next(clock)).put(payload(), "400", "")
+    ((path, _),) = letters(store)
+    path.write_bytes(b"{")
+    dead = DeadLetters(store, TO, unix_clock_ns=lambda: next(clock), max_letters=2)
+    assert [dead.put(payload(), "400", "") for _ in range(3)] == [0, 0, 3], "nobody knows how many items it had"
+    assert not path.exists()
 
 
 def run(*words: str, code: int = 0) -> str:

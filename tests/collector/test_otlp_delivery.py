@@ -14,11 +14,12 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
+from subscriber_kit import letters
 from target_kit import HANG, OK, TARGETS, Receiver, Say, tls_target
 from test_otlp_payloads import items_of, request_of
 
 from insitu_collector.subscriber.account import Account
-from insitu_collector.subscriber.dead import DeadLetters, letters, read
+from insitu_collector.subscriber.dead import DeadLetters, read
 from insitu_collector.subscriber.delivery import HELD_EVENT, Delivery, GaveUp
 from insitu_collector.subscriber.ends import open_end
 from insitu_collector.subscriber.pace import Pace

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 from feed_kit import BASE_NS, Writer, interval, source
 from otlp_kit import attributes
+from subscriber_kit import letters
 from subscriber_kit import plain_environment as plain_environment
 from subscriber_kit import receiver as receiver
 from subscriber_kit import store as store
@@ -33,7 +34,7 @@ from insitu.segments.shard import Limits, ShardWriter
 from insitu_collector.store import open_store
 from insitu_collector.subscriber.account import Account
 from insitu_collector.subscriber.backlog import backlog
-from insitu_collector.subscriber.dead import DeadLetters, letters
+from insitu_collector.subscriber.dead import DeadLetters
 from insitu_collector.subscriber.delivery import Delivery
 from insitu_collector.subscriber.ends import open_end
 from insitu_collector.subscriber.mapping import TABLES
@@ -136,10 +137,10 @@ def test_dead_letters_go_once_they_are_taken_and_stay_where_they_are_not(ten_ste
     assert first["account"]["dead"] == {"traces": 10}
     again = replay(ten_steps, receiver.url, "--dead", code=ExitCode.PARTIAL)
     assert (again["letters"], again["account"]["dead"]) == (1, {"traces": 10})
-    assert len(list(letters(ten_steps))) == 1, "refused again, it is a dead letter again"
+    assert len(letters(ten_steps)) == 1, "refused again, it is a dead letter again"
     receiver.choose = lambda *_: Say()
     assert replay(ten_steps, receiver.url, "--dead")["account"]["sent"] == {"traces": 10}
-    assert list(letters(ten_steps)) == []
+    assert letters(ten_steps) == []
     assert steps_of(receiver) == list(range(10))
 
 
@@ -149,6 +150,27 @@ def test_dead_letters_of_another_destination_can_be_sent(ten_steps: Path, receiv
         replay(ten_steps, wrong.url, "--tables", "intervals", code=ExitCode.PARTIAL)
     assert replay(ten_steps, receiver.url, "--dead")["letters"] == 0
     assert replay(ten_steps, receiver.url, "--dead", "--of", wrong.url)["account"]["sent"]["traces"] == 10
+
+
+def test_a_damaged_dead_letter_is_counted_and_named_and_the_others_are_sent(
+    ten_steps: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.choose = lambda signal, _: Say(400, grpc.StatusCode.INVALID_ARGUMENT) if signal == "traces" else Say()
+    replay(ten_steps, receiver.url, code=ExitCode.PARTIAL)
+    ((path, _),) = letters(ten_steps)
+    path.with_name("0-0-0.letter").write_bytes(b"{" + path.read_bytes())
+    path.with_name("0-0-1.letter").write_bytes(path.read_bytes()[:-1])
+    receiver.choose = lambda *_: Say()
+    told = replay(ten_steps, receiver.url, "--dead", code=ExitCode.PARTIAL)
+    assert (told["letters"], told["unreadable"], told["account"]["sent"]) == (1, 2, {"traces": 10})
+    assert [line for line in caplog.messages if "0-0-" in line] == [
+        f"insitu: dead letter {name} is not sent: {why}; `insitu store dead drop {ten_steps} {name}` removes it"
+        for name, why in (
+            ("0-0-0", "its first line is no head of a letter"),
+            ("0-0-1", "its bytes are not those that were written"),
+        )
+    ]
+    assert not path.exists() and path.with_name("0-0-0.letter").exists()
 
 
 # -- an hour's backlog -----------------------------------------------------------------------------------------------

@@ -32,23 +32,30 @@ def dead() -> None:
 @_OF
 @json_option("dead")
 def ls(store: Path, of: str | None, as_json: bool) -> None:
-    """List the dead letters of STORE, oldest first of each destination.
+    """List the dead letters of STORE, oldest first of each destination, and those that are damaged.
 
     \b
     insitu store dead ls ./insitu-store
     insitu store dead ls ./insitu-store --json
     """
-    from insitu_collector.subscriber.dead import Letter, letters
+    from insitu_collector.subscriber.dead import listed
+    from insitu_collector.subscriber.letter import Damaged, Letter
 
-    def line(letter: Letter) -> str:
+    def line(letter: Letter | Damaged) -> str:
+        if isinstance(letter, Damaged):
+            return f"{letter.name}  damaged ({letter.num_bytes} B): {letter.text}"
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(letter.unix_ns / 1e9))
         what = f"{counts_text({letter.signal: letter.num_items})} ({letter.num_bytes} B)"
         return f"{letter.name}  {at}  {what} for {letter.to}: {letter.reason} {letter.text}".rstrip()
 
     with opened(store) as path:
-        found = [letter for _, letter in letters(path, of)]
+        found = [letter for _, letter in listed(path, of)]
     lines = [line(letter) for letter in found] or [f"{store} has no dead letters"]
-    say("dead", store, {"letters": [letter.to_json() for letter in found]}, lines, as_json)
+    document = {
+        "letters": [letter.to_json() for letter in found if isinstance(letter, Letter)],
+        "damaged": [letter.to_json() for letter in found if isinstance(letter, Damaged)],
+    }
+    say("dead", store, document, lines, as_json)
 
 
 @dead.command()
@@ -56,7 +63,7 @@ def ls(store: Path, of: str | None, as_json: bool) -> None:
 @click.argument("letter", required=False)
 @click.option("--raw", is_flag=True, help="The bytes of the request, as they are.")
 def show(store: Path, letter: str | None, raw: bool) -> None:
-    """Print one dead LETTER of STORE as JSON: why it is one, and its request. The oldest, if none is named.
+    """Print one dead LETTER of STORE as JSON: why it is one, and its request. Without a name, the oldest that is whole.
 
     \b
     insitu store dead show ./insitu-store
@@ -64,21 +71,26 @@ def show(store: Path, letter: str | None, raw: bool) -> None:
     """
     from google.protobuf.json_format import MessageToDict
 
-    from insitu_collector.subscriber.dead import BadLetter, letters, read
+    from insitu_collector.subscriber.dead import listed, read
+    from insitu_collector.subscriber.letter import BadLetter, Damaged
     from insitu_collector.subscriber.payloads import REQUESTS
 
     with opened(store) as path:
-        paths = [each for each, found in letters(path) if letter in (None, found.name)]
-    if not paths:
+        those = [(each, found) for each, found in listed(path) if letter in (None, found.name)]
+    if not those:
         if letter is not None:
             raise click.ClickException(
                 f"{store} has no dead letter {letter}; `insitu store dead ls {store}` lists them"
             )
         click.echo(f"{store} has no dead letters")
         return
+    file, first = min(those, key=lambda each: isinstance(each[1], Damaged))
     try:
-        found, payload = read(path, paths[0])
-    except (BadLetter, FileNotFoundError) as error:
+        found, payload = read(path, file)
+    except BadLetter as error:
+        remedy = f"`insitu store dead drop {store} {first.name}` removes it"
+        raise click.ClickException(f"{first.name} is damaged: {error.text}; {remedy}") from None
+    except FileNotFoundError as error:
         raise click.ClickException(str(error)) from None
     if raw:
         click.echo(payload.body, nl=False)
@@ -93,18 +105,18 @@ def show(store: Path, letter: str | None, raw: bool) -> None:
 @click.option("--all", "all_of_them", is_flag=True, help="All of them.")
 @_OF
 def drop(store: Path, names: tuple[str, ...], all_of_them: bool, of: str | None) -> None:
-    """Remove dead LETTERs of STORE for good.
+    """Remove dead LETTERs of STORE for good, damaged or not.
 
     \b
     insitu store dead drop ./insitu-store --all
     insitu store dead drop ./insitu-store --all --of http://127.0.0.1:4318
     """
-    from insitu_collector.subscriber.dead import letters, remove
+    from insitu_collector.subscriber.dead import listed, remove
 
     if bool(names) == all_of_them:
         raise click.UsageError("name letters, or give --all")
     with opened(store) as path:
-        found = {letter.name: each for each, letter in letters(path, of)}
+        found = {letter.name: each for each, letter in listed(path, of)}
     unknown = [name for name in names if name not in found]
     if unknown:
         raise click.ClickException(f"{store} has no dead letter {unknown[0]}; nothing was removed")

@@ -21,10 +21,11 @@ from insitu.identity import Source
 from insitu.segments.retention import NAMES
 from insitu_collector.subscriber.account import Account
 from insitu_collector.subscriber.backlog import backlog
-from insitu_collector.subscriber.dead import BadLetter, letters, read, remove
+from insitu_collector.subscriber.dead import listed, read, remove
 from insitu_collector.subscriber.delivery import Delivery, Wait
 from insitu_collector.subscriber.earlier import Earlier
 from insitu_collector.subscriber.follower import Follower, Read
+from insitu_collector.subscriber.letter import BadLetter
 from insitu_collector.subscriber.mapping import TABLES, Mapping
 from insitu_collector.subscriber.passed_on import TABLES as PASSED_ON
 from insitu_collector.subscriber.payloads import Payload
@@ -144,13 +145,17 @@ class Replay:
 
     def letters(self, of: str) -> None:
         """Send the dead letters of a destination; what is taken goes, what is refused is a dead letter again."""
-        for path, _ in list(letters(self._store, of)):
+        for path, _ in list(listed(self._store, of)):
             try:
                 _, payload = read(self._store, path)
             except FileNotFoundError:
                 continue
-            except BadLetter:
+            except BadLetter as error:
                 self.result.num_unreadable += 1
+                _log.warning(
+                    "insitu: dead letter %s is not sent: %s; `insitu store dead drop %s %s` removes it",
+                    *(path.stem, error.text, self._store, path.stem),
+                )
                 continue
             if not self._send([payload]):
                 return
