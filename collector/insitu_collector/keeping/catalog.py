@@ -58,7 +58,7 @@ def refresh(store: Path, most_bytes: int | None = None) -> Refreshed:
     OSError.
     """
     path = catalog_path(store)
-    known = _load(path)
+    known = load_catalog(path)
     there = list_segments(store, SEALED)
     fresh = [name for name in there if known is None or not _is_current(store, name, known.get(name))]
     facts = list(_facts(store, fresh, most_bytes))
@@ -76,12 +76,12 @@ def refresh(store: Path, most_bytes: int | None = None) -> Refreshed:
 def read_catalog(store: Path) -> dict[SegmentName, SegmentFacts] | None:
     """Return what the catalog says; None where there is none that can be read now: the files say all of it, slower."""
     try:
-        return _load(catalog_path(store))
+        return load_catalog(catalog_path(store))
     except CatalogBusy:
         return None
 
 
-def _load(path: Path) -> dict[SegmentName, SegmentFacts] | None:
+def load_catalog(path: Path) -> dict[SegmentName, SegmentFacts] | None:
     """Return the entries, or None where it has to be made again. Raises CatalogBusy."""
     if not path.is_file():
         return None

@@ -37,7 +37,7 @@ def repair(ctx: click.Context, store: Path, dry_run: bool, as_json: bool) -> Non
     insitu store repair ./insitu-store --dry-run
     insitu store repair ./insitu-store --json
 
-    Exit codes: 0 done, 5 something stays as it is: it is being written, or of a newer format.
+    Exit codes: 0 done, 5 something stays as it is: damaged while it is being written, or of a newer format.
     """
     with opened(store) as path:
         if dry_run:
@@ -53,6 +53,7 @@ def repair(ctx: click.Context, store: Path, dry_run: bool, as_json: bool) -> Non
         "twins": [name.file for name in done.twins],
         "catalog": done.catalog,
         "in_use": done.in_use,
+        "left": [file for file, _ in done.left],
         "newer": [name.file for name in done.newer],
     }
     verb = "would be " if dry_run else ""
@@ -64,9 +65,13 @@ def repair(ctx: click.Context, store: Path, dry_run: bool, as_json: bool) -> Non
     lines += [f"twins/{name}: {verb}made anew" for name in done.twins]
     lines += [f"the catalog: {verb}made anew"] if done.catalog else []
     lines += [f"{name}: left as it is, of a newer format" for name in done.newer]
+    lines += [
+        f"{file}: damaged, left to the writer of its shard; run this again once nobody writes {shard}"
+        for file, shard in done.left
+    ]
     lines += [f"shard {shard}: left to its writer" for shard in done.in_use]
     say("repair", store, document, lines or ["nothing to repair"], as_json)
-    if done.newer:
+    if done.newer or done.left:
         ctx.exit(ExitCode.PARTIAL)
 
 

@@ -11,6 +11,7 @@ from insitu_collector.keeping import uploading, verifying
 from insitu_collector.keeping.changing import compact, expire, repair
 from insitu_collector.keeping.erasing import erase
 from insitu_collector.keeping.listing import contents
+from insitu_collector.keeping.remedies import remedies
 from insitu_collector.keeping.words import STORE, json_option, opened, say
 from insitu_collector.subscriber.cursors_command import cursors
 from insitu_collector.subscriber.dead_commands import dead
@@ -65,7 +66,8 @@ def verify(ctx: click.Context, store: Path, as_json: bool) -> None:
     what = f"{found.num_rows:,} rows in {found.num_segments} segments ({found.num_bytes / 1e6:.1f} MB)"
     if found.num_unreadable:
         what += f", and {found.num_unreadable:,} more that cannot be read"
-    lines.append(f"{what}: {'whole' if found.is_whole else f'not whole; insitu store repair {store}'}")
+    todo = remedies(found, store)
+    lines.append(f"{what}: {'whole' if found.is_whole else '; '.join(['not whole', *todo])}")
     if found.in_use:
         lines.append(f"being written: {', '.join(found.in_use)}")
     document = {
@@ -78,6 +80,7 @@ def verify(ctx: click.Context, store: Path, as_json: bool) -> None:
         "catalog": found.has_catalog,
         "in_use": found.in_use,
         "problems": [problem.to_json() for problem in found.problems],
+        "remedies": todo,
     }
     say("verify", store, document, lines, as_json)
     if not found.is_whole:

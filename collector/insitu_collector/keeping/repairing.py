@@ -13,7 +13,7 @@ from insitu_collector.keeping.recorder import Recorder
 from insitu_collector.keeping.rewriting import Rewriter, Rewritten
 from insitu_collector.keeping.shards import shards_of
 from insitu_collector.keeping.twins import list_twins, remove_twin, sweep_twins
-from insitu_collector.keeping.verifying import Verified, verify
+from insitu_collector.keeping.verifying import MOVE, Verified, verify
 
 
 @dataclass
@@ -31,6 +31,8 @@ class Repaired:
     catalog: bool = False
     """It is made again."""
     in_use: list[str] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+    """Damaged segments that wait for the end of a writer: file and shard."""
     newer: list[SegmentName] = field(default_factory=list)
 
 
@@ -38,20 +40,23 @@ def plan(store: Path) -> Repaired:
     """Return what a repair would do. Changes nothing. Raises OSError."""
     found = verify(store)
     result = Repaired(in_use=found.in_use, catalog=_has_bad_catalog(found))
-    result.recovered = [
-        name
-        for name in [*list_segments(store, OPEN), *files_in(store, REPLACING, ".json")]
-        if name.shard not in found.in_use
-    ]
+    newer = {problem.file for problem in found.problems if problem.kind == "newer"}
+    begun = [name for name in list_segments(store, OPEN) if name.shard not in found.in_use]
+    result.newer = [name for name in [*begun, *list_segments(store, SEALED)] if name.file in newer]
+    result.recovered = [name for name in begun if name.file not in newer]
+    result.recovered += [name for name in files_in(store, REPLACING, ".json") if name.shard not in found.in_use]
     bad = {problem.file for problem in found.problems if problem.kind == "damaged"}
+    result.left = [
+        (problem.file, problem.waits_for)
+        for problem in found.problems
+        if problem.kind == "damaged" and problem.waits_for
+    ]
     result.salvaged = [
         name for name in list_segments(store, SEALED) if name.file in bad and name.shard not in found.in_use
     ]
-    newer = {problem.file for problem in found.problems if problem.kind == "newer"}
-    result.newer = [name for name in list_segments(store, SEALED) if name.file in newer]
     there = list_twins(store)
     result.kept_twins = [name for name in result.salvaged if name in there]
-    twins = {problem.file for problem in found.problems if problem.kind == "twin"}
+    twins = {problem.file for problem in found.problems if problem.kind == "twin" and problem.remedy != MOVE}
     result.twins = [name for name in there if f"twins/{name.file}" in twins and name not in result.kept_twins]
     return result
 
@@ -81,4 +86,4 @@ def repair(store: Path, recorder: Recorder) -> Repaired:
 
 
 def _has_bad_catalog(found: Verified) -> bool:
-    return any(problem.kind == "catalog" for problem in found.problems)
+    return any(problem.kind == "catalog" and problem.remedy != MOVE for problem in found.problems)
