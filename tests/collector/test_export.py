@@ -163,7 +163,19 @@ def test_a_disk_that_takes_no_more_leaves_nothing_behind(store: Path, tmp_path: 
         found = run(store, "--to", to, "--out", tmp_path / "t")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    assert refused(found, tmp_path).startswith("Error: cannot export: ")
+    line = refused(found, tmp_path)
+    assert line.startswith("Error: cannot export: ") and "File too large" in line
+    assert line.endswith(f" (--out names another place): {tmp_path / 't'}")
+
+
+@pytest.mark.parametrize("to", ["perfetto", "csv"])
+@pytest.mark.parametrize("out", ["/proc/x", "/proc/self/x", "x" * 300, "x" * 250])
+def test_what_cannot_be_made_there_is_one_line_with_a_remedy(store: Path, to: str, out: str, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    line = refused(run(store, "--to", to, "--out", empty / out), empty)
+    assert line.startswith("Error: cannot export: ")
+    assert line.endswith(f" (--out names another place): {empty / out}")
 
 
 def test_without_the_package_the_line_names_the_extra(

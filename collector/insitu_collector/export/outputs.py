@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from insitu.segments.layout import is_full
 
 
 @contextmanager
@@ -17,11 +18,11 @@ def whole(path: Path, *, folder: bool = False, force: bool = False) -> Iterator[
     force: an existing file is replaced. Of an existing folder, files of the same name are; the rest stays.
     Raises FileExistsError, FileNotFoundError without the folder to write into, OSError when it cannot be written to.
     """
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # of a name that is too long `Path.is_dir` raises
         raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into; make it, or name another by --out")
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:
         raise FileExistsError(f"{path} exists; --force replaces it, --out names another place")
-    if path.exists() and path.is_dir() != folder:
+    if os.path.exists(path) and path.is_dir() != folder:
         raise FileExistsError(f"{path} is a {'folder' if path.is_dir() else 'file'} already; --out names another place")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -30,21 +31,20 @@ def whole(path: Path, *, folder: bool = False, force: bool = False) -> Iterator[
         yield part
         _put(part, path)
     except OSError as error:
-        if error.filename is None or not str(error.filename).startswith(str(part)):
+        if error.errno is None or not _is_of(part, error):
             raise
-        raise OSError(error.errno, _why(error), str(path)) from None  # the name that people gave
+        why = f"{os.strerror(error.errno)} (--out names another place)"
+        raise OSError(error.errno, why, str(path)) from None  # the name that people gave
     finally:
-        if part.is_dir():
+        if os.path.isdir(part):
             shutil.rmtree(part)
-        elif part.exists():
+        elif os.path.exists(part):
             part.unlink()
 
 
-def _why(error: OSError) -> str:
-    reason = error.strerror or "it cannot be written"
-    return (
-        f"{reason} (--out names another place)" if error.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC) else reason
-    )
+def _is_of(part: Path, error: OSError) -> bool:
+    """Return whether it is the output that the system refuses: what is read meanwhile may fail as well."""
+    return is_full(error) if error.filename is None else str(error.filename).startswith(str(part))
 
 
 def _put(part: Path, path: Path) -> None:
