@@ -119,7 +119,7 @@ def test_what_a_collector_cannot_take_is_durable_here_and_goes_to_it_in_order(
         assert spooled(rig.spool) == [], "what the collector has on its disk is removed here"
         rig.exporter.close(5)
     assert row_seqs(rig.store) == list(range(15))
-    assert [message for message in caplog.messages if "spool" in message] == [
+    assert [message for message in caplog.messages if "the spool" in message] == [
         f"insitu: grpc://127.0.0.1:{rig.port} takes nothing; records go to the spool {rig.spool} meanwhile",
         f"insitu: grpc://127.0.0.1:{rig.port} has taken what was in the spool",
     ]

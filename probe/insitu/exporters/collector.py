@@ -34,12 +34,16 @@ if TYPE_CHECKING:
 
 PROTOCOL: Final = 1
 WINDOW_BYTES: Final = 16 << 20
+"""Most that was taken here and is not known to be durable. What is more waits in the session's queue, whose bound,
+`max_queue_bytes`, is of both; `forward` has no more in memory than this."""
 MAX_BODY_BYTES: Final = 32 << 20
 """The collector's limit for one frame."""
 RETRY_S: Final = 0.2
 """When the caller should try again with a full window."""
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 5.0
+_KEPT: Final = ", as far as max_queue_bytes or a spool has room"
+"""Of records, while nobody takes them: the window here is no bound of its own."""
 
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MAX_BODY_BYTES + (1 << 16)),
@@ -343,8 +347,8 @@ class CollectorExporter:
         elif code is grpc.StatusCode.UNAVAILABLE:
             self._say(
                 logging.WARNING,
-                f"no collector at {self._target}; records are kept (at most {self._window_bytes >> 20} MiB here) "
-                f"and shipped when one is started: insitu collect --store DIR --port {port}",
+                f"no collector at {self._target}; records are kept{_KEPT}, and "
+                f"shipped when one is started: insitu collect --store DIR --port {port}",
             )
         else:
             said = f"{code.name.lower()}: {status.details()}" if code else str(error)
@@ -352,7 +356,7 @@ class CollectorExporter:
 
     def _note_barred(self, why: str) -> None:
         self._barred = why
-        self._say(logging.ERROR, f"{why}. Records are kept (at most {self._window_bytes >> 20} MiB here) meanwhile")
+        self._say(logging.ERROR, f"{why}. Records are kept meanwhile{_KEPT}")
 
     def _say(self, level: int, text: str) -> None:
         """Log a change of state, once."""
