@@ -46,7 +46,8 @@ test-probe test-engine test-collector test-dashboard test-e2e: $(READY)
 test-vllm: $(READY) $(VLLM_READY)
 	@VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(PYTEST) -m "not soak" $(ARGS)
 
-# What each fault of the failure matrix does (CONTRIBUTING.md), where that takes whole systems or many moments.
+# What each fault of the failure matrix does (CONTRIBUTING.md), where that takes whole systems or many moments; and what
+# whole systems do otherwise, where `test` has a shorter or another test of it.
 matrix: $(READY)
 	@$(BIN)/python -m pytest -m "matrix and not soak and not e2e" --marked matrix --numprocesses 2 --dist loadfile $(ARGS) || [ $$? = $(if $(ARGS),5,0) ]
 	@$(BIN)/python -m pytest -m "matrix and e2e and not soak" --marked matrix $(ARGS) || [ $$? = 5 ]

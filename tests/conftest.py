@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -99,3 +100,12 @@ def model() -> Path:
     """The checkpoint the repository ships."""
     assert (MODEL / "model.safetensors").exists(), "examples/train_tiny_llama.py makes it"
     return MODEL
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Python collects no garbage by itself: where a test lists every interval, a pause would be one more."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

@@ -126,6 +126,7 @@ def test_cpu_is_told_apart_and_adds_up() -> None:
     assert cpu.total_s == pytest.approx(3.1)
 
 
+@pytest.mark.matrix
 def test_every_row_asked_for_is_in_the_store(tmp_path: Path) -> None:
     arguments = ["--quick", "--rounds", "5", "--blocks", "2", "--block-seconds", "0.1"]
     arguments += ["--long-seconds", "0.3", "--json"]

@@ -161,7 +161,7 @@ def check_secret(store: Path) -> None:
             assert FAULTS_VARIABLE.encode() not in content, file
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.matrix)])
 def test_stopped_in_traffic_it_leaves_a_readable_store_and_nobody(
     tmp_path: Path, demos: list[Demo], number: signal.Signals
 ) -> None:
@@ -222,7 +222,9 @@ def truncated(model: Path, folder: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("mistake", ["truncated", "architecture", "store"])
+@pytest.mark.parametrize(
+    "mistake", ["store", *(pytest.param(each, marks=pytest.mark.matrix) for each in ("truncated", "architecture"))]
+)
 def test_a_mistake_is_one_line_and_nothing_is_left(
     tmp_path: Path, model: Path, demos: list[Demo], mistake: str
 ) -> None:

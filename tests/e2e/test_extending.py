@@ -78,6 +78,7 @@ def test_what_the_page_shows_runs(program: str, installed: Path, tmp_path: Path)
     assert ran.stdout.strip()
 
 
+@pytest.mark.matrix  # the page's programs run above
 @pytest.mark.parametrize("lines", SESSIONS, ids=lambda lines: lines[-1])
 def test_its_commands_work_as_they_stand(lines: list[str], installed: Path, tmp_path: Path) -> None:
     for line in lines:

@@ -130,7 +130,7 @@ def interrupted(demos: list[Demo], folder: Path, name: str, chance: random.Rando
             assert name in ("import", "collector", "engine") or num_rows["intervals"] > 100
 
 
-@pytest.mark.parametrize("name", ["import", "engine", "stopping"])
+@pytest.mark.parametrize("name", ["import", "engine", pytest.param("stopping", marks=pytest.mark.matrix)])
 def test_ctrl_c_ends_it_in_order(tmp_path: Path, model: Path, demos: list[Demo], name: str) -> None:
     interrupted(demos, tmp_path, name, random.Random(f"{name} 1"))
 
@@ -162,6 +162,7 @@ def test_ctrl_c_at_the_moment_it_is_ready_still_gives_an_answer(
     assert left_of(run) == []
 
 
+@pytest.mark.matrix
 def test_two_at_once_in_one_folder_have_a_store_and_an_answer_each(
     tmp_path: Path, model: Path, demos: list[Demo]
 ) -> None:

@@ -66,6 +66,7 @@ def soaked(disk: Path, seed: int, seconds: float, lives_s: Sequence[float], log_
     return soak
 
 
+@pytest.mark.matrix
 def test_row_30_some_faults_at_a_rated_load_leave_no_row_uncounted(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 160 << 20) as disk:
         soaked(disk, seed=1, seconds=15.0, lives_s=[3.0], log_to=None)

@@ -38,7 +38,7 @@ from wait_kit import until
 
 from insitu.vocabulary import DropReason, RequestEvent, VerdictKind
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(180)]
 DISK_BYTES = 96 << 20
 ENDS = (RequestEvent.FINISHED, RequestEvent.FAILED)
 STOP_S = 2.0

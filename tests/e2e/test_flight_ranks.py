@@ -130,6 +130,7 @@ def closed(store: Path, count: int) -> list[FlightIncident] | None:
     return found if len(found) == count and all(incident.asked is not None for incident in found) else None
 
 
+@pytest.mark.matrix
 def test_a_run_that_is_stuck_ships_what_every_rank_holds(tmp_path: Path) -> None:
     store = tmp_path / "store"
     collect = Process(["-m", "insitu", "collect", "--store", str(store), "--port", "0", "--judge"])

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from insitu_collector.store import open_store
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.matrix]
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples/07_linear_probe.py"
 TEXTS: Final = 40

@@ -115,6 +115,7 @@ def test_a_transformers_model_is_observed_while_it_generates(program: Program, m
     assert {"embed", "L0.mlp_out", "logits"} <= {row["name"] for row in program.rows("sites")}
 
 
+@pytest.mark.matrix
 def test_an_encoder_and_a_decoder_of_transformers_are_observed_each(program: Program) -> None:
     """`generate` calls the encoder alone, and the `eval` of transformers is not that of torch."""
     program.write("""
@@ -136,6 +137,7 @@ def test_an_encoder_and_a_decoder_of_transformers_are_observed_each(program: Pro
     assert sorted(steps, key=lambda step: step[0]) == [(0, set()), *[(1, {"generate-0/0"})] * 6]
 
 
+@pytest.mark.matrix
 def test_a_model_with_an_eval_of_its_own_is_seen_beside_others(program: Program) -> None:
     program.write("""
         class Own(Net):
@@ -158,7 +160,9 @@ def test_a_model_that_is_not_there_is_said_at_exit(program: Program) -> None:
     assert "the Net was called before its parameters were there (offloaded, or lazy)" in done.stderr
 
 
-@pytest.mark.parametrize(("options", "stages"), [((), [0, 0]), (("--stage", "rank"), [0, 1])])
+@pytest.mark.parametrize(
+    ("options", "stages"), [((), [0, 0]), pytest.param(("--stage", "rank"), [0, 1], marks=pytest.mark.matrix)]
+)
 def test_each_rank_of_torchrun_has_its_place(program: Program, options: tuple[str, ...], stages: list[int]) -> None:
     program.write("""
         import torch.distributed as dist

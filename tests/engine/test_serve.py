@@ -100,7 +100,7 @@ def small(folder: Path) -> Iterator[Server]:
     assert running.process.process.returncode == 0, running.process.lines
 
 
-@pytest.mark.parametrize("which", ["small", "server", "deep"])
+@pytest.mark.parametrize("which", ["small", "server", pytest.param("deep", marks=pytest.mark.matrix)])
 def test_greedy_output_over_http_is_that_of_transformers(
     which: str, folder: Path, request: pytest.FixtureRequest, expected: Any, draw_prompts: Any, commit_seed: int
 ) -> None:

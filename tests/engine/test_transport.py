@@ -216,6 +216,7 @@ def check_receives(ranks: Ranks, got: dict[int, dict[str, int]]) -> None:
     assert statistics.median(waits) < ERROR_NS
 
 
+@pytest.mark.matrix
 def test_torchs_flight_recorder_saw_them_when_the_probe_did(make_ranks: MakeRanks) -> None:
     ranks = make_ranks(is_recorded=True)
     ranks.run(SIZES)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +41,7 @@ def on_a_thread(work: Callable[[], object]) -> None:
     thread.join()
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_a_forward_of_another_thread_leaves_no_trace_in_the_open_step(insitu_records: Recording) -> None:
     net = Meeting()
     others = iter([lambda: on_a_thread(lambda: net(torch.full((5, 2), math.nan)))])
@@ -96,6 +98,7 @@ def test_steps_may_run_on_one_thread_after_another(insitu_records: Recording) ->
     assert [last[name] for name in ("step_cpu_ns", "run_delay_ns", "involuntary_switches")] == [None, None, None]
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_a_thread_that_also_times_itself_between_steps_stays_the_one_that_is_timed(insitu_records: Recording) -> None:
     net = Meeting()
     with insitu.attach(net, to=insitu_records) as session:

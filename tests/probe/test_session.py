@@ -75,6 +75,7 @@ def test_row_seq_has_no_gap_and_starts_at_zero(insitu_records: Recording) -> Non
         assert [row["row_seq"] for row in insitu_records.rows(table)] == list(range(produced)), table
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_a_collection_is_carved_out_of_the_interval_it_struck(insitu_records: Recording) -> None:
     ballast = [[number] for number in range(200_000)]
     session = insitu.start(to=insitu_records)
@@ -103,6 +104,7 @@ def test_the_heartbeat_shows_an_open_interval_while_it_lasts(insitu_records: Rec
     assert expect(insitu_records.rows("health"), closing=True)["open_cls"] is None
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_a_plain_forward_is_timed_as_compute_unless_the_caller_times_it(insitu_records: Recording) -> None:
     net = nn.Linear(4, 4)
     with insitu.attach(net, to=insitu_records) as session:
@@ -115,6 +117,7 @@ def test_a_plain_forward_is_timed_as_compute_unless_the_caller_times_it(insitu_r
     assert found == [("COMPUTE", 0), ("HOST", -1), ("COMPUTE", 9)]
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_a_rank_without_a_model_times_itself_at_its_place_in_the_grid(insitu_records: Recording) -> None:
     with insitu.start(to=insitu_records, rank=3, stage=1, tp_rank=1, replica=2) as session:
         with session.step(5), insitu.interval("compute"):
