@@ -15,6 +15,7 @@ import uvicorn
 
 import insitu
 from insitu.config import load
+from insitu.destinations import scheme_of
 from insitu_engine import api
 from insitu_engine.calibrate import warm_up
 from insitu_engine.config import EngineConfig
@@ -47,7 +48,7 @@ def run(config: EngineConfig, launched: Launched, listener: socket.socket, began
             session = insitu.start(to=config.to, role="driver", model=launched.checkpoint.name)
         except (OSError, ValueError) as error:
             raise EngineError(f"--to {config.to} cannot be used: {one_line(error)}") from None
-        if config.to.startswith("file:"):
+        if scheme_of(config.to) == "file":
             say(f"{config.to} keeps {load().keep}, each process its own; INSITU_KEEP_BYTES, INSITU_KEEP_FOR change it")
     life = _Life(config, launched, listener, session, began_s)
     try:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from insitu.credentials import Credentials
-from insitu.destinations import one_destination
+from insitu.destinations import scheme_of
 from insitu.flight.settings import Flight, flight_text, parse_flight
 from insitu.intake import IntakeLimits, Quotas, limits_text, parse_limits, parse_quotas, quotas_text
-from insitu.segments.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text, parse_age, parse_bytes
-from insitu.session.row_map import AXES
+from insitu.segments.retention import DEFAULT_AGE_S, DEFAULT_BYTES, Keep, age_text, bytes_text
+from insitu.setting_values import (
+    as_age,
+    as_axes,
+    as_budget,
+    as_bytes,
+    as_count,
+    as_destination,
+    as_folder,
+    as_names,
+    as_queue_bytes,
+    as_run,
+    as_text,
+    as_tier,
+    as_urls,
+    is_on,
+    without_secret,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from insitu.exporters import Exporter
@@ -29,11 +43,6 @@ STAGE_VARIABLE: Final = "INSITU_CHILD_STAGE"
 """How `insitu run --stage` reaches the processes it starts: a number, or "rank"."""
 MODEL_VARIABLE: Final = "INSITU_CHILD_MODEL"
 """And `--model`: a glob of class names."""
-_SWITCH: Final = {
-    **dict.fromkeys(("", "0", "false", "no", "off"), False),
-    **dict.fromkeys(("1", "true", "yes", "on"), True),
-}
-_RUN: Final = re.compile(r"[0-9a-fA-F]{16}")
 FILE: Final = "insitu.toml"
 PROJECT: Final = "pyproject.toml"
 DEFAULT_TO: Final = "file://./insitu-store"
@@ -41,8 +50,6 @@ DEFAULT_MAX_ROWS: Final = 2048
 DEFAULT_BUDGET: Final = 0.01
 """Of step time: what nobody notices in a latency. A server that must show more sets more."""
 DEFAULT_QUEUE_BYTES: Final = 64 << 20
-LEAST_QUEUE_BYTES: Final = 1 << 20
-"""A frame is about as large; less would drop everything."""
 
 
 class ConfigError(ValueError):
@@ -58,114 +65,6 @@ class Origin(StrEnum):
     DEFAULT = "default"
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is no text; write it in quotes")
-    return value
-
-
-def _folder(value: Any) -> str:
-    text = _text(os.fspath(value) if isinstance(value, os.PathLike) else value)
-    if "\0" in text:
-        raise ValueError(f"{text!a:.200} names no folder; write one like ./insitu-spool")
-    return text
-
-
-def _to(value: Any) -> Any:
-    return one_destination(_text(value) if isinstance(value, str) else value)
-
-
-def is_on(value: Any) -> bool:
-    """Return what a switch says. Raises ValueError for a text that says neither."""
-    said = value if isinstance(value, bool) else _SWITCH.get(str(value).strip().lower())
-    if said is None:
-        raise ValueError(f"{value!r} is no switch; write 1 (or true, yes, on) or 0 (or false, no, off)")
-    return said
-
-
-def _count(value: Any) -> int:
-    try:
-        count = 0 if isinstance(value, bool | float) else int(value)
-    except (TypeError, ValueError):
-        count = 0
-    if count < 1:
-        raise ValueError(f"{value!r} is no count; write a whole number from 1")
-    return count
-
-
-def _budget(value: Any) -> float:
-    try:
-        budget = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        budget = math.nan
-    if not 0 < budget <= 1:
-        raise ValueError(
-            f"{value!r} is no share of step time; write a number above 0 and up to 1, like 0.01. To take nothing "
-            "at all set INSITU_DISABLED=1"
-        )
-    return budget
-
-
-def _t0(value: Any) -> str:
-    if value not in ("all", "boundary"):
-        raise ValueError(f'{value!r} is not known; it may be "all" or "boundary"')
-    return str(value)
-
-
-def _axes(value: Any) -> dict[str, str]:
-    if not isinstance(value, Mapping) or not all(isinstance(axis, str) for axis in value.values()):
-        raise ValueError(f'{value!r} is no table; write it like {{ "logits" = "samples" }}')
-    for glob, axis in value.items():
-        if not isinstance(glob, str) or axis not in AXES:
-            raise ValueError(f"{glob!r} = {axis!r} is no axis of a site; it may be {', '.join(AXES)}")
-    return dict(value)
-
-
-def _run(value: Any) -> str:
-    if not isinstance(value, str) or not _RUN.fullmatch(value):
-        raise ValueError(f"{value!r} is no run; write 16 hex digits, or leave it out")
-    return value
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{value!r} is no list of names; write it like name,name")
-    return tuple(name.strip() for name in names if name.strip())
-
-
-def _urls(value: Any) -> tuple[str, ...]:
-    urls = value.split() if isinstance(value, str) else value
-    if not isinstance(urls, list | tuple) or not all(isinstance(url, str) for url in urls):
-        raise ValueError("it is no list of URLs; write them with spaces between")
-    return tuple(urls)
-
-
-def _without_secret(url: str | None) -> str | None:
-    """Return an address without user, path and query: whoever knows those of a webhook may use it."""
-    parts = urlsplit(url or "")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if url else None
-
-
-def _without_secrets(urls: Sequence[str]) -> list[str | None]:
-    return [_without_secret(url) for url in urls]
-
-
-def _bytes(value: Any) -> int | None:
-    return parse_bytes(str(value))
-
-
-def _queue(value: Any) -> int:
-    num_bytes = parse_bytes(str(value))
-    if num_bytes is None or num_bytes < LEAST_QUEUE_BYTES:
-        raise ValueError(f"{value!r} is no bound; write {bytes_text(LEAST_QUEUE_BYTES)} or more")
-    return num_bytes
-
-
-def _age(value: Any) -> float | None:
-    return parse_age(str(value))
-
-
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One thing that can be set, and by what. `variable` or `key` None: not that way."""
@@ -173,7 +72,7 @@ class Setting:
     name: str
     default: Any
     help: str
-    parse: Callable[[Any], Any] = _text
+    parse: Callable[[Any], Any] = as_text
     variable: str | None = None
     key: str | None = None
     show: Callable[[Any], Any] = lambda value: value
@@ -186,18 +85,18 @@ SETTINGS: Final = (
         "to",
         DEFAULT_TO,
         "where records go: grpc://HOST:PORT (grpcs:// with TLS), file://STORE or otlp://HOST:PORT",
-        _to,
+        as_destination,
         "INSITU_TO",
         "to",
         is_checked=True,
     ),
     Setting("disabled", False, "true: nothing is observed", is_on, "INSITU_DISABLED", "disabled"),
-    Setting("run", None, "16 hex digits all processes of a run share; the first makes them", _run, "INSITU_RUN"),
+    Setting("run", None, "16 hex digits all processes of a run share; the first makes them", as_run, "INSITU_RUN"),
     Setting(
         "max_rows",
         DEFAULT_MAX_ROWS,
         "most rows of a step that are kept",
-        _count,
+        as_count,
         "INSITU_MAX_ROWS",
         "max_rows",
         is_checked=True,
@@ -206,14 +105,16 @@ SETTINGS: Final = (
         "overhead_budget",
         DEFAULT_BUDGET,
         "share of step time that the probe may take",
-        _budget,
+        as_budget,
         "INSITU_OVERHEAD_BUDGET",
         "overhead_budget",
         is_checked=True,
     ),
-    Setting("t0", "all", "sites with a canary in each step: all or boundary", _t0, "INSITU_T0", "t0", is_checked=True),
+    Setting(
+        "t0", "all", "sites with a canary in each step: all or boundary", as_tier, "INSITU_T0", "t0", is_checked=True
+    ),
     Setting("fused_taps", True, "one kernel a tap, on CUDA with Triton", is_on, "INSITU_FUSED_TAPS", "fused_taps"),
-    Setting("axes", {}, "site glob -> tokens, samples or batch", _axes, key="axes", is_checked=True),
+    Setting("axes", {}, "site glob -> tokens, samples or batch", as_axes, key="axes", is_checked=True),
     Setting(
         "flight",
         None,
@@ -228,17 +129,17 @@ SETTINGS: Final = (
         "keep_bytes",
         DEFAULT_BYTES,
         "most that a shard of a store keeps",
-        _bytes,
+        as_bytes,
         "INSITU_KEEP_BYTES",
         "keep_bytes",
         bytes_text,
     ),
-    Setting("keep_for", DEFAULT_AGE_S, "how long it is kept", _age, "INSITU_KEEP_FOR", "keep_for", age_text),
+    Setting("keep_for", DEFAULT_AGE_S, "how long it is kept", as_age, "INSITU_KEEP_FOR", "keep_for", age_text),
     Setting(
         "max_queue_bytes",
         DEFAULT_QUEUE_BYTES,
         "most memory of a session's rows on their way",
-        _queue,
+        as_queue_bytes,
         "INSITU_MAX_QUEUE_BYTES",
         "max_queue_bytes",
         bytes_text,
@@ -247,43 +148,43 @@ SETTINGS: Final = (
         "spool",
         None,
         "folder for what a grpc:// collector that is away cannot take",
-        _folder,
+        as_folder,
         "INSITU_SPOOL",
         "spool",
         is_checked=True,
     ),
-    Setting("token_file", None, "file with the token for a collector", _text, "INSITU_TOKEN_FILE", "token_file"),
-    Setting("ca_file", None, "PEM of who signs collectors' certificates", _text, "INSITU_CA_FILE", "ca_file"),
-    Setting("client_cert", None, "PEM of our certificate for them", _text, "INSITU_CLIENT_CERT", "client_cert"),
-    Setting("client_key", None, "PEM of the key of that", _text, "INSITU_CLIENT_KEY", "client_key"),
-    Setting("tls_cert", None, "collect: PEM of its certificate", _text, "INSITU_TLS_CERT", "tls_cert"),
-    Setting("tls_key", None, "collect: PEM of the key of that", _text, "INSITU_TLS_KEY", "tls_key"),
+    Setting("token_file", None, "file with the token for a collector", as_text, "INSITU_TOKEN_FILE", "token_file"),
+    Setting("ca_file", None, "PEM of who signs collectors' certificates", as_text, "INSITU_CA_FILE", "ca_file"),
+    Setting("client_cert", None, "PEM of our certificate for them", as_text, "INSITU_CLIENT_CERT", "client_cert"),
+    Setting("client_key", None, "PEM of the key of that", as_text, "INSITU_CLIENT_KEY", "client_key"),
+    Setting("tls_cert", None, "collect: PEM of its certificate", as_text, "INSITU_TLS_CERT", "tls_cert"),
+    Setting("tls_key", None, "collect: PEM of the key of that", as_text, "INSITU_TLS_KEY", "tls_key"),
     Setting(
         "tls_client_ca",
         None,
         "collect: PEM of who signs callers' certificates",
-        _text,
+        as_text,
         "INSITU_TLS_CLIENT_CA",
         "tls_client_ca",
     ),
-    Setting("tokens", None, "collect: file that says who may do what", _text, "INSITU_TOKENS", "tokens"),
+    Setting("tokens", None, "collect: file that says who may do what", as_text, "INSITU_TOKENS", "tokens"),
     Setting(
         "webhooks",
         (),
         "URLs that are told of incidents",
-        _urls,
+        as_urls,
         "INSITU_WEBHOOKS",
         "webhooks",
-        _without_secrets,
+        without_secrets,
     ),
     Setting(
         "otlp_logs",
         None,
         "OTLP endpoint that gets incidents as logs",
-        _text,
+        as_text,
         "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
         "otlp_logs",
-        _without_secret,
+        without_secret,
     ),
     Setting(
         "limits",
@@ -310,12 +211,12 @@ SETTINGS: Final = (
         "vllm_rows",
         None,
         "vLLM: sites whose rows requests may ask for, like L*.resid_post,logits",
-        _names,
+        as_names,
         "INSITU_VLLM_ROWS",
         "vllm_rows",
         lambda names: None if names is None else list(names),
     ),
-    Setting("plugins_off", (), "plug-ins that are not loaded", _names, "INSITU_PLUGINS_OFF", "plugins_off", list),
+    Setting("plugins_off", (), "plug-ins that are not loaded", as_names, "INSITU_PLUGINS_OFF", "plugins_off", list),
 )
 ONLY_ARGUMENTS: Final = (
     Setting("rules", (), "attach: which rows to take (insitu.Rule)"),
@@ -408,7 +309,7 @@ def load(folder: Path | None = None, environment: Mapping[str, str] | None = Non
             origins[setting.name], raw = found
             values[setting.name] = _value(setting, origins[setting.name], raw, path)
     is_off = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    if is_off and str(values.get("to")).startswith("otlp:"):
+    if is_off and scheme_of(values.get("to")) == "otlp":
         values["disabled"], origins["disabled"] = True, Origin.ENVIRONMENT
     known = {setting.variable for setting in SETTINGS}
     unknown = (name for name in environment if name.startswith(PREFIX) and not name.startswith(NOT_FOR_PEOPLE))

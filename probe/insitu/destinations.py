@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 _BETWEEN: Final = re.compile(r"[\s,;]+(?=[a-z][a-z0-9+.\-]*://)", re.IGNORECASE)
 """What stands between two URLs. A comma within one is followed by no scheme."""
@@ -26,3 +27,11 @@ def one_destination(to: Any) -> Any:
     if isinstance(to, str) or callable(getattr(to, "export", None)):
         return to
     raise ValueError(f"{to!r} is no destination; write a URL like file://./insitu-store, or give an Exporter")
+
+
+def scheme_of(to: Any) -> str:
+    """Return the scheme of a URL, in lower case however it is written; "" of what has none, and of an exporter."""
+    try:
+        return urlsplit(to).scheme if isinstance(to, str) else ""
+    except ValueError:  # no URL: whoever opens it says so
+        return ""

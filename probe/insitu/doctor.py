@@ -25,9 +25,11 @@ from typing import Any, Final
 import click
 
 from insitu.cli import ExitCode
-from insitu.config import FILE, Config, ConfigError, is_on, load
+from insitu.config import FILE, Config, ConfigError, load
 from insitu.credentials import NONE, CredentialError, Credentials
+from insitu.destinations import scheme_of
 from insitu.identity import boot_id, package_version
+from insitu.setting_values import is_on
 
 SCHEMA: Final = "insitu.doctor/1"
 COLLECTOR_PORT: Final = 4317
@@ -207,7 +209,7 @@ def collector_address(asked: str | None, to: Any) -> str | None:
     None: there is none of these.
     """
     named = asked if asked is not None else to
-    if isinstance(named, str) and (asked is not None or named.startswith(("grpc://", "grpcs://"))):
+    if isinstance(named, str) and (asked is not None or scheme_of(named) in ("grpc", "grpcs")):
         return named if "://" in named else f"grpc://{named}"
     with socket.socket() as probe:
         probe.settimeout(LOCAL_S)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from insitu.arguments import rules_of, source_of
-from insitu.config import Config, ConfigError, Origin, is_on, load
+from insitu.config import Config, ConfigError, Origin, load
 from insitu.exporters import Exporter
 from insitu.flight.settings import Flight
 from insitu.rules.rule import Rule
 from insitu.session.intervals import Interval
 from insitu.session.live import Session
 from insitu.session.silent import SilentSession
+from insitu.setting_values import is_on
 from insitu.vocabulary import Role
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from insitu.wire.address import Address, is_loopback
         ("grpc://127.0.0.1:4317", "127.0.0.1:4317", False),
         ("grpcs://collector.example.com:4317", "collector.example.com:4317", True),
         ("collector:1", "collector:1", False),
+        ("GRPCS://there:1", "there:1", True),
         ("grpcs://[::1]:4317/", "[::1]:4317", True),
     ],
 )

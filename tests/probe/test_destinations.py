@@ -12,7 +12,7 @@ from torch import nn
 
 import insitu
 from insitu.config import ConfigError, load
-from insitu.destinations import one_destination
+from insitu.destinations import one_destination, scheme_of
 from insitu.testing import Recording
 
 hosts = st.from_regex(r"[a-z][a-z0-9]{0,8}(:[1-9][0-9]{0,3})?(/[a-z0-9.,=]{0,8})?", fullmatch=True)
@@ -46,6 +46,17 @@ def test_attach_refuses_a_second_one_and_leaves_the_model(monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=r"^INSITU_TO: otlp://a and otlp://b are 2 destinations"):
         insitu.attach(net)
     assert type(net) is nn.Linear
+
+
+@pytest.mark.parametrize("to", ["otlp://h:4317", "OTLP://h:4317", "Otlp://h"])
+def test_a_scheme_is_the_same_in_capitals(to: str) -> None:
+    assert scheme_of(to) == "otlp"
+    assert load(environment={"OTEL_SDK_DISABLED": "true"}, to=to).disabled
+
+
+@pytest.mark.parametrize("to", ["store", "", "//[", Recording(), None])
+def test_what_is_no_url_has_no_scheme(to: Any) -> None:
+    assert scheme_of(to) == ""
 
 
 def test_an_exporter_of_ones_own_goes_through() -> None:

@@ -114,6 +114,7 @@ def test_a_collector_is_the_one_that_is_named_or_where_records_go(
     assert doctor.collector_address("there:1", None) == "grpc://there:1"
     assert doctor.collector_address("grpcs://there:1", None) == "grpcs://there:1"
     assert doctor.collector_address(None, "grpc://here:2") == "grpc://here:2"
+    assert doctor.collector_address(None, "GRPC://here:2") == "GRPC://here:2"
     with socket.create_server(("127.0.0.1", 0)) as usual:
         monkeypatch.setattr(doctor, "COLLECTOR_PORT", usual.getsockname()[1])
         assert doctor.collector_address(None, "file://store") == f"grpc://127.0.0.1:{doctor.COLLECTOR_PORT}"

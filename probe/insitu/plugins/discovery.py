@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from insitu.config import load
+from insitu.destinations import scheme_of
 
 COMMANDS: Final = "insitu.commands"
 EXPORTERS: Final = "insitu.exporters"
@@ -72,8 +73,8 @@ def installed(group: str) -> list[Plugin]:
 
 def is_plugged_destination(to: str) -> bool:
     """Tell whether some package has an exporter for the scheme of a URL."""
-    scheme, mark, _ = to.partition("://")
-    return bool(mark) and any(plugin.name == scheme for plugin in installed(EXPORTERS))
+    scheme = scheme_of(to)
+    return bool(scheme) and any(plugin.name == scheme for plugin in installed(EXPORTERS))
 
 
 def wanted(group: str, off: Sequence[str] | None = None) -> list[Plugin]:

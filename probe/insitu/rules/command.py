@@ -14,6 +14,7 @@ import click
 from insitu.cli import ExitCode
 from insitu.config_show import BadConfig, load_for_command
 from insitu.credentials import CredentialError, Credentials
+from insitu.destinations import scheme_of
 from insitu.rules.options import BadRules, read_rules, rule_options
 from insitu.rules.rule import Rule
 from insitu.rules.text import parse_toml, rule_text, to_toml
@@ -192,7 +193,7 @@ def _collector(at: str | None) -> tuple[Address, Credentials]:
     config = load_for_command()
     if at is None:
         to = str(config.to)
-        at = to if to.partition("://")[0] in SCHEMES else USUAL
+        at = to if scheme_of(to) in SCHEMES else USUAL
     try:
         return Address.of(at), config.credentials
     except ValueError as error:

@@ -11,9 +11,11 @@ from typing import Final
 
 import click
 
-from insitu.config import MODEL_VARIABLE, STAGE_VARIABLE, is_on
+from insitu.config import MODEL_VARIABLE, STAGE_VARIABLE
+from insitu.destinations import scheme_of
 from insitu.identity import current_run
 from insitu.plugins.discovery import is_plugged_destination
+from insitu.setting_values import is_on
 
 STARTUP: Final = Path(__file__).with_name("startup")
 """The folder that leads PYTHONPATH; it holds a `sitecustomize` and nothing else."""
@@ -21,7 +23,7 @@ NOT_FOUND: Final = 127
 CANNOT_RUN: Final = 126
 """Exit statuses of a command that did not start, as shells and `env` have them."""
 _WITH_VALUE: Final = ("-W", "-X", "--check-hash-based-pycs")
-_SCHEMES: Final = ("grpc://", "grpcs://", "file://", "otlp://")
+_SCHEMES: Final = ("grpc", "grpcs", "file", "otlp")
 
 
 def environment_of(
@@ -54,10 +56,12 @@ def is_deaf(command: Sequence[str]) -> bool:
 def _destination(_: click.Context, __: click.Parameter, to: str | None) -> str | None:
     if to is None:
         return None
-    if not to.startswith(_SCHEMES) and not is_plugged_destination(to):
+    if scheme_of(to) not in _SCHEMES and not is_plugged_destination(to):
         raise click.BadParameter(f"{to!r} is no destination; write it like grpc://HOST:PORT or file://STORE")
-    path = to.removeprefix("file://")
-    return to if path == to else f"file://{Path(path).absolute()}"  # the command may change its folder
+    if scheme_of(to) != "file":
+        return to
+    path = to[len("file:") :].removeprefix("//")
+    return f"file://{Path(path).absolute()}"  # the command may change its folder
 
 
 def _stage(_: click.Context, __: click.Parameter, stage: str | None) -> str | None:

@@ -20,6 +20,7 @@ class Address(NamedTuple):
     def of(cls, text: str) -> Address:
         """Return what a URL says, or HOST:PORT alone, which is without TLS. Raises ValueError, one line."""
         scheme, mark, rest = text.partition("://")
+        scheme = scheme.lower()
         if not mark:
             scheme, rest = PLAIN, text
         if scheme not in SCHEMES:

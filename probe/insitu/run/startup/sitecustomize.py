@@ -22,7 +22,7 @@ def say(text: str) -> None:
 
 
 def is_off() -> bool:
-    """Tell whether INSITU_DISABLED is set, as `insitu.config.is_on` reads it."""
+    """Tell whether INSITU_DISABLED is set, as `insitu.setting_values.is_on` reads it."""
     return os.environ.get("INSITU_DISABLED", "").lower() not in ("", "0", "false", "no")
 
 
