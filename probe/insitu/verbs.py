@@ -11,15 +11,15 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from insitu.arguments import rules_of, source_of
-from insitu.config import Config, ConfigError, Origin, load
+from insitu.arguments import check_arguments, rules_of, source_of
+from insitu.config import Config
 from insitu.exporters import Exporter
 from insitu.flight.settings import Flight
 from insitu.rules.rule import Rule
 from insitu.session.intervals import Interval
 from insitu.session.live import Session
 from insitu.session.silent import SilentSession
-from insitu.setting_values import is_on
+from insitu.settled import settled, switch, tell
 from insitu.vocabulary import Role
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("insitu")
 
 T = TypeVar("T")
-_said: set[str] = set()
-"""Warnings this process has given."""
 _sessions: list[weakref.ref[Session]] = []
 """Those that live, in the order they were made; `tap` and `interval` speak to one. Weak: owners let go of them."""
 _unasked: list[Session] = []
@@ -41,37 +39,6 @@ _unasked: list[Session] = []
 _by_code = False
 _is_traced: Callable[[], bool] = bool
 """Tells a function that a compiler traces it: torch's, once a session was made and torch is there; until then False."""
-
-
-def settings(**arguments: Any) -> Config:
-    """Return what is set. A variable that means nothing, and a destination nobody gave, are said once a process.
-
-    Raises ConfigError, a ValueError, for a setting that cannot be used. `INSITU_DISABLED` works whatever else is set.
-    """
-    if disabled():
-        return Config(disabled=True, origins={"disabled": Origin.ENVIRONMENT})
-    config = load(**arguments)
-    warnings = config.warnings()
-    if config.origin("to") is Origin.DEFAULT and not config.disabled:
-        warnings.append(f"no destination given (to= or INSITU_TO); writing to {config.to}, which keeps {config.keep}")
-    for warning in warnings:
-        if warning not in _said:
-            logger.warning("insitu: %s", warning)
-    _said.update(warnings)
-    return config
-
-
-def disabled() -> bool:
-    try:
-        return is_on(os.environ.get("INSITU_DISABLED", ""))
-    except ValueError as error:
-        raise ConfigError(f"INSITU_DISABLED: {error}") from None
-
-
-def _switch(config: Config) -> str:
-    if config.origin("disabled") is Origin.ENVIRONMENT:
-        return "INSITU_DISABLED" if disabled() else "OTEL_SDK_DISABLED"
-    return f"`disabled` in {config.file}"
 
 
 def is_attached_by_code() -> bool:
@@ -112,14 +79,18 @@ def start(
     """
     if rank is None and stage is not None:
         raise ValueError(f"stage {stage} needs a rank: insitu.start(rank=..., stage={stage})")
-    config = settings(to=to, spool=spool)
+    config = settled(to=to, spool=spool)
     if config.disabled:
-        logger.warning("insitu: %s is set; nothing is observed", _switch(config))
+        tell(config)
+        logger.warning("insitu: %s is set; nothing is observed", switch(config))
         return off()
+    check_arguments("start", source)
     if rank is None:
         identity = source_of(role or Role.CLIENT, model=model, **source)
     else:
         identity = source_of(role or Role.RANK, rank=rank, stage=stage or 0, model=model, **source)
+    tell(config)
+    if rank is not None:
         _give_way()
     return remember(_session(identity, config))
 
@@ -159,11 +130,12 @@ def attach(
     Raises ValueError for a bad rule, setting or destination (a rule whose sites resolve nowhere lists the nearest),
     OSError for a destination that cannot be written; never after that.
     """
-    config = settings(
+    config = settled(
         to=to, spool=spool, max_rows=max_rows, axes=axes, flight=flight, overhead_budget=overhead_budget, t0=t0
     )
     if config.disabled:
-        logger.warning("insitu: %s is set; the model stays untouched", _switch(config))
+        tell(config)
+        logger.warning("insitu: %s is set; the model stays untouched", switch(config))
         return off()
     from insitu.pipelining.stages import stage_of
     from insitu.run.places import global_rank
@@ -174,9 +146,11 @@ def attach(
         module, place = of_a_stage.module, of_a_stage.place
         rank, stage, source = place["rank"], place["stage"], {"pp_rank": place["pp_rank"], **source}
     check_model(module)
+    check_arguments("attach", source)
     rank = (global_rank(os.environ) or 0) if rank is None else rank
     rules = rules_of(rules)
     source_of(role, rank=rank, stage=stage, **source)
+    tell(config)
     _give_way()
     session, _ = attach_with(config, module, rules, role, name=model_name, rank=rank, stage=stage, **source)
     if of_a_stage is not None:
@@ -274,10 +248,13 @@ def start_steps(
     **source: Any,
 ) -> Session:
     """Start a session for a step function: steps and intervals, no sites."""
-    config = settings(to=to, spool=spool)
+    config = settled(to=to, spool=spool)
     if config.disabled:
+        tell(config)
         return off()
+    check_arguments("observe", source)
     identity = source_of(role, rank=rank, stage=stage, **source)
+    tell(config)
     _give_way()
     return remember(_session(identity, config))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from disk_kit import read_only
 from torch import nn
 
 import insitu
+from insitu.arguments import ARGUMENTS
 from insitu.config import ConfigError
 from insitu.testing import Recording
 
@@ -261,9 +263,78 @@ def test_a_store_that_may_not_be_written_is_refused_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("keep_bytes", "the variable INSITU_KEEP_BYTES sets it"), ("hots", "'host' may be meant"), ("odd", "help(insitu")],
+    [
+        ("keep_bytes", "the variable INSITU_KEEP_BYTES sets it"),
+        ("hots", "'host' may be meant; help(insitu.attach) has the list"),
+        ("flihgt", "'flight' may be meant; help(insitu.attach) has the list"),
+        ("keep_byte", "'keep_bytes' may be meant; the variable INSITU_KEEP_BYTES sets it"),
+        ("odd", "help(insitu.attach) has the list"),
+    ],
 )
 def test_an_argument_that_there_is_not_is_answered_with_what_there_is(name: str, remedy: str) -> None:
     wrong: dict[str, Any] = {name: "x"}
     with pytest.raises(ConfigError, match=re.escape(f"there is no argument '{name}'; {remedy}")):
         insitu.attach(nn.Linear(2, 2), to="memory://arguments", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("axes", "insitu.attach takes it, which has a model to observe"),
+        ("max_row", "'max_rows' may be meant; insitu.attach takes it"),
+        ("modl", "'model' may be meant; help(insitu.start) has the list"),
+        ("disabled", "the variable INSITU_DISABLED sets it"),
+    ],
+)
+def test_of_start_only_what_it_takes_is_offered(name: str, remedy: str) -> None:
+    wrong: dict[str, Any] = {name: "x"}
+    with pytest.raises(ConfigError, match=re.escape(f"there is no argument '{name}'; {remedy}")):
+        insitu.start(to="memory://arguments", **wrong)
+
+
+def test_what_is_offered_is_what_the_verbs_take() -> None:
+    for verb, taken in ((insitu.attach, {"model", "source"}), (insitu.start, {"source"})):
+        assert set(ARGUMENTS[verb.__name__]) == set(inspect.signature(verb).parameters) - taken
+
+
+@pytest.mark.parametrize("model", [None, "gpt2", nn.Linear])
+def test_what_is_no_model_is_refused_before_anything_is_said_of_records(
+    model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("insitu.settled._said", set())
+    monkeypatch.delenv("INSITU_TO", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"is no model|is a class"):
+        insitu.attach(model)
+    with pytest.raises(ConfigError, match="there is no argument"):
+        insitu.start(odd=1)
+    assert not caplog.messages and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("way", ["argument", "variable"])
+@pytest.mark.parametrize("to", ["memory://spooled", "file://{}/store", Recording()], ids=["memory", "file", "own"])
+def test_a_spool_beside_what_is_no_collector_is_said_once_to_have_no_effect(
+    way: str, to: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("insitu.settled._said", set())
+    monkeypatch.delenv("INSITU_SPOOL", raising=False)
+    to = to.format(tmp_path) if isinstance(to, str) else to
+    spool = str(tmp_path / "spool")
+    if way == "variable":
+        monkeypatch.setenv("INSITU_SPOOL", spool)
+    for _ in range(2):
+        insitu.start(to=to, spool=spool if way == "argument" else None).close()
+    named = {"argument": "spool=", "variable": "INSITU_SPOOL"}[way]
+    where = to if isinstance(to, str) else "an Exporter of your own"
+    assert caplog.messages == [
+        f"insitu: {named} has no effect: a spool holds what a grpc:// collector that is away cannot take, and records "
+        f"go to {where}"
+    ]
+
+
+def test_a_spool_beside_a_collector_is_said_nothing_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("insitu.settled._said", set())
+    insitu.start(to="GRPC://127.0.0.1:1", spool=str(tmp_path / "spool")).close(0.1)
+    assert not [line for line in caplog.messages if "no effect" in line]

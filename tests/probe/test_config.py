@@ -140,7 +140,7 @@ def test_a_variable_that_means_nothing_is_a_warning_line(
     ran = CliRunner().invoke(command, ["config", "show"])
     assert ran.exit_code == 0
     assert "INSITU_MAXROWS means nothing to insitu; those that do are INSITU_CA_FILE, INSITU_CLIENT_CERT" in ran.stderr
-    monkeypatch.setattr("insitu.verbs._said", set())
+    monkeypatch.setattr("insitu.settled._said", set())
     for _ in range(2):
         insitu.start(to=insitu_records).close()
     assert [message for message in caplog.messages if "INSITU_MAXROWS" in message] == caplog.messages

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import insitu
 from insitu.session.live import Session
+from insitu.settled import settings
 from insitu.sites.catalogue import of_sites
 from insitu.sites.site import Site
 from insitu.taps.attaching import observed
 from insitu.testing import Recording
-from insitu.verbs import settings
 from insitu.vllm.compiled import FIXED, OneGraph
 
 WIDTH = 16

@@ -11,6 +11,7 @@ from torch import nn
 
 from insitu import verbs
 from insitu.run.module_hooks import arguments_of
+from insitu.settled import settings
 from insitu.taps.attaching import attach_with
 from insitu.taps.root import tap_root
 from insitu.vocabulary import Role
@@ -31,7 +32,7 @@ def attach_in_call(model: nn.Module, called: nn.Module, place: Place) -> Session
         raise ValueError(f"the forward of this {type(model).__name__} was replaced on the instance")
     with torch.inference_mode(False), torch.no_grad():  # slabs outlive this call and the mode it is in
         session, observer = attach_with(
-            verbs.settings(), model, (), Role.RANK, rank=place.rank, stage=place.stage, replica=place.replica
+            settings(), model, (), Role.RANK, rank=place.rank, stage=place.stage, replica=place.replica
         )
     verbs.take_unasked(session)
     if called is model:  # else the wrapper will find the new forward

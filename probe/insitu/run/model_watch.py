@@ -147,10 +147,11 @@ class ModelWatch:
 
     def _take(self, model: nn.Module, called: nn.Module) -> None:
         from insitu import verbs
+        from insitu.settled import settings
 
         if any(ref() is model for ref in self._roots):
             return
-        if verbs.is_attached_by_code() or verbs.settings().disabled:
+        if verbs.is_attached_by_code() or settings().disabled:
             self.stop()
         elif len(self._sessions) < MAX_MODELS:
             self._attach(model, called)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from insitu.identity import current_run
-from insitu.verbs import disabled
+from insitu.settled import disabled
 from insitu.vllm.hooks import NotThere, guard, say, stranger, wrap
 from insitu.vllm.versions import refused_version
 

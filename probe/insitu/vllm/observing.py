@@ -10,8 +10,9 @@ import torch
 import insitu
 from insitu.rules.rule import matches
 from insitu.session.live import Session
+from insitu.settled import settings
 from insitu.taps.attaching import observed
-from insitu.verbs import remember, settings
+from insitu.verbs import remember
 from insitu.vllm.compiled import OneGraph, put_into
 from insitu.vllm.hooks import NotThere
 from insitu.vllm.place import Place
