@@ -7,21 +7,41 @@ from collections.abc import Sequence
 import pytest
 
 from insitu.vllm.observing import rows_not_taken
+from insitu.vllm.sites import Stage, whole_catalogue
 
-NAMES = ("L0.resid_post", "L1.resid_post", "logits")
+FIRST = Stage("model", (0, 1), 4)
+NONE = "INSITU_VLLM_ROWS: no site matches"
 
 
 @pytest.mark.parametrize(
     ("globs", "said"),
     [
-        (["L*.resid_post", "logits"], []),
+        (["L*.resid_post", "logits", "L3.mlp_in"], []),
         (
             ["Z*.foo", "L*.resid_post"],
-            ["rows of requests at Z*.foo not observed: INSITU_VLLM_ROWS: no site of this model matches 'Z*.foo'"],
+            [
+                f"rows of requests at Z*.foo not observed: {NONE} 'Z*.foo'; "
+                "the nearest are embed, L0.attn_in, L0.attn_out"
+            ],
         ),
-        (["Z*.foo"], ["rows of requests not observed: INSITU_VLLM_ROWS: no site of this model matches 'Z*.foo'"]),
+        (
+            ["L*.resid_pots"],
+            [
+                f"rows of requests not observed: {NONE} 'L*.resid_pots'; "
+                "the nearest are L*.resid_post, L*.resid_mid, L*.mlp_out"
+            ],
+        ),
+        (
+            ["logits", "L[3-1].mlp_out"],
+            [
+                "rows of requests at L[3-1].mlp_out not observed: INSITU_VLLM_ROWS: sites='L[3-1].mlp_out': the range "
+                "[3-1] is empty; write the smaller number first"
+            ],
+        ),
         ([], ["rows of requests not observed: INSITU_VLLM_ROWS names no site"]),
     ],
 )
-def test_only_of_sites_that_nobody_can_ask_for_it_is_said(globs: Sequence[str], said: Sequence[str]) -> None:
-    assert [str(limit) for limit in rows_not_taken(globs, NAMES, nobody_asked=False)] == said
+def test_only_of_sites_that_nobody_can_ask_for_it_is_said_with_the_nearest(
+    globs: Sequence[str], said: Sequence[str]
+) -> None:
+    assert [str(limit) for limit in rows_not_taken(globs, whole_catalogue(FIRST), nobody_asked=False)] == said

@@ -11,8 +11,8 @@ LINES = {
     "speculative": "rank 0: tensors and row maps not observed: speculative decoding is on, whose rows may be taken "
     "back",
     "unknown-model": "rank 0: tensors not observed: nobody has verified where the sites of a OPTForCausalLM are",
-    "no-such-site": "rank 0: rows of requests not observed: INSITU_VLLM_ROWS: no site of this model matches "
-    "'L*.resid_pots'",
+    "no-such-site": "rank 0: rows of requests not observed: INSITU_VLLM_ROWS: no site matches "
+    "'L*.resid_pots'; the nearest are L*.resid_post, L*.resid_mid, L*.mlp_out",
     "graph": "rank 0: rows of requests not observed: in the one graph that vLLM makes they cost every step; "
     "INSITU_VLLM_ROWS=L*.resid_post takes them",
     "other-plugin": "rank 0: tensors and row maps not observed: __main__ holds on to vLLM's runner as well, and may "

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
 
 import insitu
-from insitu.rules.rule import matches
+from insitu.rules.rule import RuleError
 from insitu.session.live import Session
 from insitu.settled import settings
+from insitu.sites.catalogue import Catalogue
+from insitu.sites.site import SiteError
 from insitu.taps.attaching import observed
 from insitu.verbs import remember
 from insitu.vllm.compiled import OneGraph, put_into
 from insitu.vllm.hooks import NotThere
 from insitu.vllm.place import Place
-from insitu.vllm.sites import catalogue_of, names_of, stage_of
+from insitu.vllm.sites import catalogue_of, stage_of, whole_catalogue
 from insitu.vllm.versions import CAPTURES, TENSORS, Limit
 from insitu.vocabulary import Role
 
@@ -50,8 +52,7 @@ def _with_taps(worker: Any, place: Place) -> tuple[Session, OneGraph | None, lis
     globs = asked.vllm_rows if asked.vllm_rows is not None else () if graph else EAGER_ROWS
     dtype = worker.model_config.dtype
     sites = catalogue_of(stage, str(dtype).removeprefix("torch."), dict(model.named_modules()))
-    here = {site.name for site in sites.sites}
-    taken = [glob for glob in globs if _is_in(glob, here)] if place.tp_rank == 0 else []
+    taken = [glob for glob in globs if _why_none(glob, sites) is None] if place.tp_rank == 0 else []
     rules = [insitu.Rule(sites=glob) for glob in taken]
     session, observer = observed(asked, model, rules, Role.RANK, name=_name(worker), sites=sites, **place.fields)
     hidden, vocabulary = worker.model_config.get_hidden_size(), worker.model_config.get_vocab_size()
@@ -65,25 +66,30 @@ def _with_taps(worker: Any, place: Place) -> tuple[Session, OneGraph | None, lis
             raise
     remember(session)
     session.wait_for_traffic()
-    return session, graph, list(rows_not_taken(globs, names_of(stage), asked.vllm_rows is None))
+    return session, graph, list(rows_not_taken(globs, whole_catalogue(stage), asked.vllm_rows is None))
 
 
-def _is_in(glob: str, names: Collection[str]) -> bool:
-    return any(matches(glob, name, None) for name in names)
-
-
-def rows_not_taken(globs: Sequence[str], names: Collection[str], nobody_asked: bool) -> Iterator[Limit]:
-    """Yield of which sites rows are taken for nobody, and why. names: of the sites of all stages."""
-    wrong = [glob for glob in globs if not _is_in(glob, names)]
+def rows_not_taken(globs: Sequence[str], whole: Catalogue, nobody_asked: bool) -> Iterator[Limit]:
+    """Yield of which sites rows are taken for nobody, and why. whole: of all stages."""
+    wrong = {glob: why for glob in globs if (why := _why_none(glob, whole)) is not None}
     if not globs and nobody_asked:
         yield Limit(
             CAPTURES, "in the one graph that vLLM makes they cost every step; INSITU_VLLM_ROWS=L*.resid_post takes them"
         )
     elif not globs:
         yield Limit(CAPTURES, "INSITU_VLLM_ROWS names no site")
-    for glob in wrong:
+    for glob, why in wrong.items():
         which = CAPTURES if len(wrong) == len(globs) else f"{CAPTURES} at {glob}"
-        yield Limit(which, f"INSITU_VLLM_ROWS: no site of this model matches {glob!r}")
+        yield Limit(which, f"INSITU_VLLM_ROWS: {why}")
+
+
+def _why_none(glob: str, sites: Catalogue) -> str | None:
+    """Return what is wrong with a glob that means no site, and the nearest; None of one that means some."""
+    try:
+        sites.find(glob)
+    except (SiteError, RuleError) as error:
+        return str(error)
+    return None
 
 
 def _name(worker: Any) -> str:

@@ -69,10 +69,10 @@ def catalogue_of(stage: Stage, dtype: str, modules: Mapping[str, nn.Module]) -> 
     return of_sites((site for site in _sites(stage, dtype) if site.fqn in modules), {})
 
 
-def names_of(stage: Stage) -> set[str]:
-    """Return the names of the sites of all stages together."""
+def whole_catalogue(stage: Stage) -> Catalogue:
+    """Return the catalogue of all stages together."""
     whole = Stage(stage.base, tuple(range(stage.num_layers)), stage.num_layers)
-    return {site.name for site in _sites(whole, "")}
+    return of_sites(_sites(whole, ""), {})
 
 
 def _sites(stage: Stage, dtype: str) -> Iterator[Site]:
