@@ -141,9 +141,8 @@ def rank_main(spec: RankSpec, end: socket.socket, inherited: Sequence[socket.soc
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, EngineError | ValueError):
-        return " ".join(str(error).split())
-    return one_line(error)
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, EngineError | OSError | ValueError) else one_line(error)
 
 
 def _leave_no_orphan(driver_pid: int) -> None:

@@ -20,7 +20,7 @@ from insitu_engine import api
 from insitu_engine.calibrate import warm_up
 from insitu_engine.config import EngineConfig
 from insitu_engine.driver import Driver
-from insitu_engine.errors import EngineError, one_line, say
+from insitu_engine.errors import EngineError, say
 from insitu_engine.launcher import Launched
 from insitu_engine.links import end_ranks
 from insitu_engine.text import open_tokenizer
@@ -47,7 +47,7 @@ def run(config: EngineConfig, launched: Launched, listener: socket.socket, began
         try:
             session = insitu.start(to=config.to, role="driver", model=launched.checkpoint.name)
         except (OSError, ValueError) as error:
-            raise EngineError(f"--to {config.to} cannot be used: {one_line(error)}") from None
+            raise EngineError(f"--to {config.to} cannot be used: {' '.join(str(error).split())}") from None
         if scheme_of(config.to) == "file":
             say(f"{config.to} keeps {load().keep}, each process its own; INSITU_KEEP_BYTES, INSITU_KEEP_FOR change it")
     life = _Life(config, launched, listener, session, began_s)

@@ -29,6 +29,13 @@ def containing() -> Iterator[None]:
         _num_containing -= 1
 
 
+def told(error: Exception) -> str:
+    """Return an error in a line: with its class, unless that is one of ours, whose message says all."""
+    is_ours = type(error).__module__.partition(".")[0] == "insitu"
+    text = " ".join(str(error).split())
+    return text if is_ours and text else f"{type(error).__name__}: {text}"
+
+
 class Guard:
     """Remembers whether a part of the probe failed. The first error is logged, later ones only counted.
 
@@ -55,12 +62,11 @@ class Guard:
             raise error
         if self.num_errors == 1:
             logger.error(
-                "insitu: the %s failed%s; %s (%s: %s)",
+                "insitu: the %s failed%s; %s (%s)",
                 self.part,
                 self._off,
                 self.rest,
-                type(error).__name__,
-                error,
+                told(error),
                 exc_info=error if self._is_traced else None,
             )
             logger.debug("insitu: where the %s failed", self.part, exc_info=error)

@@ -349,6 +349,9 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert "4 layers" in refusal("--model", str(folder), "--stages", "5")
     (tmp_path / "a-file").touch()
     assert "a-file" in refusal("--model", str(folder), "--to", f"file://{tmp_path}/a-file/store")
+    assert refusal("--model", str(folder), "--to", "grpc://h:0").startswith(
+        "insitu serve: --to grpc://h:0 cannot be used: destination grpc://h:0: there is no such port; write one"
+    )
 
 
 def test_a_destination_of_another_package_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

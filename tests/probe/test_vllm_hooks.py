@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from insitu.vllm import installing
 from insitu.vllm.hooks import NotThere, stranger, wrap
+from insitu.vllm.scheduling import observed
 
 
 class Owner:
@@ -64,7 +67,7 @@ def test_a_stranger_in_front_of_a_method_of_vllm_is_named_and_a_subclass_is_none
     assert stranger(changed, "work") is None, "a class of a user's own is what vLLM was told to use"
 
 
-@pytest.mark.parametrize("enabled", [None, "", "0", "false"])
+@pytest.mark.parametrize("enabled", [None, "", "0", "false", "off"])
 def test_nothing_is_loaded_unless_it_is_switched_on(enabled: str | None) -> None:
     script = (
         "import os, sys\n"
@@ -77,3 +80,45 @@ def test_nothing_is_loaded_unless_it_is_switched_on(enabled: str | None) -> None
     )
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["insitu.vllm", "insitu.vllm.plugin"]
+
+
+def test_a_switch_that_says_neither_is_one_line_and_the_engine_starts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(installing, "_installed", False)
+    monkeypatch.setenv("INSITU_DISABLED", "maybe")
+    for _ in range(2):
+        installing.install()
+    (line,) = caplog.messages
+    assert line.startswith("insitu: vLLM: not observed: INSITU_DISABLED: 'maybe' is no switch; write 1")
+
+
+class Scheduler:
+    """Stands for vLLM's: it has a configuration, and schedules."""
+
+    vllm_config = SimpleNamespace(
+        parallel_config=SimpleNamespace(data_parallel_rank=0),
+        model_config=SimpleNamespace(model="m"),
+        cache_config=SimpleNamespace(num_gpu_blocks=1, block_size=16),
+    )
+
+    def schedule(self) -> str:
+        return "decided"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("INSITU_TO", "grpc://h:0", "destination grpc://h:0: there is no such port; write one from 1 to 65535"),
+        ("INSITU_KEEP_FOR", "ever", "INSITU_KEEP_FOR: 'ever' is no length of time"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line_without_a_class_and_the_scheduler_goes_on(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("INSITU_TO", "memory://scheduler")
+    monkeypatch.setenv(variable, value)
+    assert observed(Scheduler)().schedule() == "decided"
+    (line,) = caplog.messages
+    assert line.startswith(f"insitu: requests and steps' numbers: not observed: {said}")
+    assert "Error" not in line

@@ -13,6 +13,8 @@ logger = logging.getLogger("insitu")
 
 OWN: Final = ("vllm", "torch", "contextlib", "functools")
 """Packages whose functions vLLM itself puts around its methods."""
+OF_SCHEDULER: Final = "requests and steps' numbers"
+"""What is lost where a scheduler is not observed."""
 _MARK: Final = "__insitu_hook__"
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -27,6 +29,14 @@ class NotThere(Exception):
 def say(text: str, *parts: object) -> None:
     """Say in one line what is not observed."""
     logger.warning("insitu: " + text, *parts)
+
+
+def contain_start(error: Exception, lost: str) -> None:
+    """Contain what kept a session from being had: settings and destinations say themselves what is to be mended."""
+    if isinstance(error, OSError | ValueError):
+        say("%s: not observed: %s", lost, error)
+    else:
+        guard.contain(error)
 
 
 def wrap(owner: Any, name: str, parameters: Sequence[str], around: Wrap) -> None:

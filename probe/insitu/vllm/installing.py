@@ -7,7 +7,7 @@ from typing import Any
 
 from insitu.identity import current_run
 from insitu.settled import disabled
-from insitu.vllm.hooks import NotThere, guard, say, stranger, wrap
+from insitu.vllm.hooks import OF_SCHEDULER, NotThere, contain_start, guard, say, stranger, wrap
 from insitu.vllm.versions import refused_version
 
 _installed = False
@@ -16,10 +16,12 @@ _installed = False
 def install() -> None:
     """Observe this process. Raises nothing."""
     global _installed
-    if _installed or disabled():
+    if _installed:
         return
     _installed = True
     try:
+        if disabled():
+            return
         import vllm
 
         if (refused := refused_version(vllm.__version__)) is not None:
@@ -27,13 +29,13 @@ def install() -> None:
             return
         current_run()  # the processes that are started from here inherit it
         for lost, hook in (
-            ("requests and steps' numbers", _watch_schedulers),
+            (OF_SCHEDULER, _watch_schedulers),
             ("ranks", _watch_workers),
             ("the header `insitu` and the trace of a request over HTTP", _read_headers),
         ):
             _try(lost, hook)
     except Exception as error:
-        guard.contain(error)
+        contain_start(error, "vLLM")
 
 
 def _try(lost: str, hook: Callable[[], None]) -> None:
@@ -108,7 +110,7 @@ def _watch_loading(worker: Any) -> None:
 
                 watch(worker, other)
             except Exception as error:
-                guard.contain(error)
+                contain_start(error, "ranks")
             return done
 
         return load_and_watch

@@ -10,7 +10,7 @@ ENABLED: Final = "INSITU_ENABLED"
 
 def register() -> None:
     """Observe this process of vLLM. vLLM may call it several times. Raises nothing: vLLM would not start."""
-    if os.environ.get(ENABLED, "").lower() in ("", "0", "false", "no"):
+    if os.environ.get(ENABLED, "").strip().lower() in ("", "0", "false", "no", "off"):
         return
     from insitu.vllm.installing import install
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import insitu
 from insitu.identity import boot_id
 from insitu.vllm.asked import asked_of
-from insitu.vllm.hooks import guard
+from insitu.vllm.hooks import OF_SCHEDULER, contain_start, guard
 from insitu.vllm.stamp import Stamp, put, stamp_of
 from insitu.vocabulary import Role
 
@@ -125,7 +125,7 @@ def observed(scheduler: Any) -> Any:
             try:
                 self.insitu = Dispatch.start(self)
             except Exception as error:
-                guard.contain(error)
+                contain_start(error, OF_SCHEDULER)
 
         def _tell(self, what: str, *told: Any) -> None:
             if self.insitu is not None:
