@@ -16,14 +16,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import insitu
+from insitu.session.opt_in import NAME
 from insitu_engine.completions import (
     Answer,
     CompletionRequest,
     error_body,
     make_request,
     most_bytes,
+    opts_in,
     parse_body,
-    wants_rows,
 )
 from insitu_engine.driver import Driver, End, Ticket
 from insitu_engine.errors import RequestError
@@ -110,7 +111,7 @@ async def completions(http: HttpRequest) -> Response:
         max_len=service.max_len,
     )
     request.trace = insitu.request_context(http.headers)
-    request.capture = wants_rows(http.headers.get("insitu")) or wants_rows(request.trace.baggage.get("insitu"))
+    request.capture = opts_in(http.headers.get(NAME), request.trace.baggage.get(NAME))
     ticket = service.driver.submit(request)
     answer = Answer(request, service.model, body.return_token_ids)
     found = pieces(service.driver, ticket, service.tokenizer, body.stops)

@@ -74,6 +74,24 @@ def test_requests_of_a_store_of_any_version_are_spans(version: str, store: Path,
     assert Cursor(store, receiver.url).account["rows"] == {}
 
 
+def test_a_request_without_a_name_that_an_older_probe_stored_is_in_no_ones_way(store: Path, receiver: Receiver) -> None:
+    driver, rank, writer = source(9, rank=-1, stage=-1, role=Role.DRIVER), source(1), Writer(store)
+    for of in (driver, rank):
+        writer.rows(of, "sources", of.row())
+    named = [request(RequestEvent.ARRIVED, 0, 5, request=name) for name in ("", "a")]
+    writer.rows(driver, "requests", *named)
+    row = {"count": 1, "position": 0, "phase": 1, "sample_row": -1}
+    served = [{"request": name, "row": at, **row} for at, name in enumerate(("", "a"))]
+    step = {"mb": 0, "phase": 1, "num_rows": 2, "num_padded": 0, "variant": 0, "dropped": 0}
+    writer.rows(rank, "steps", {**step, "step_id": 0, "t0_ns": 0, "rows": served})
+    writer.rows(rank, "intervals", interval(0))
+    writer.close()
+    send(store, receiver.url)
+    (span,) = [span for span in receiver.spans() if span.name == "insitu.compute"]
+    assert len(span.links) == 1
+    assert Cursor(store, receiver.url).account["rows"] == {}
+
+
 # -- what who asked does not sample ----------------------------------------------------------------------------------
 
 UNSAMPLED: Final = TOLD | {"sampled": False}

@@ -15,8 +15,8 @@ from insitu_engine.completions import (
     CompletionRequest,
     error_body,
     make_request,
+    opts_in,
     parse_body,
-    wants_rows,
 )
 from insitu_engine.errors import RequestError
 
@@ -120,10 +120,12 @@ def test_the_whole_context_may_be_used() -> None:
 
 
 def test_headers() -> None:
-    assert wants_rows("capture=rows")
-    assert wants_rows("a=b, capture=rows")
-    assert not wants_rows("capture=row")
-    assert not wants_rows(None)
+    assert opts_in("capture=rows", None) and opts_in(None, "capture=rows")
+    assert opts_in("a=b, capture=rows", None)
+    assert not opts_in(None, "capture=row")
+    with pytest.raises(RequestError, match=r"^insitu: capture=row is not known; it may be capture=rows$") as caught:
+        opts_in("capture=row", None)
+    assert (caught.value.status, caught.value.param) == (400, "insitu")
 
 
 def test_an_answer_has_openai_shape() -> None:

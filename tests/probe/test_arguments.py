@@ -87,7 +87,8 @@ def test_a_file_is_no_store_and_the_remedy_is_said(tmp_path: Path) -> None:
         *({"count": value} for value in (-1, 2**40, "a", None)),
         *({"sample_row": value} for value in (-2, 2**40, "a")),
         *({"position": value} for value in (2**70, -(2**63), "a", 0.5)),
-        *({"request": value} for value in (7, None, b"r", "\ud800")),
+        *({"request": value} for value in (7, None, b"r", "\ud800", "")),
+        *({"capture": value} for value in ("rows", "no", None, 2, np.zeros(2))),
         {"trace": "abc"},
     ],
     ids=ascii,
@@ -101,7 +102,9 @@ def test_rows_that_cannot_be_are_refused_where_they_are_stated(fields: dict[str,
 def test_rows_of_other_whole_numbers_are_kept_as_ints_and_any_unicode_is_a_name() -> None:
     start: Any = np.int32(1)
     position: Any = np.int64(3)
-    rows = insitu.Rows("r\u00e9\U0001f600", start, 2, position)
+    capture: Any = np.True_
+    rows = insitu.Rows("r\u00e9\U0001f600", start, 2, position, capture=capture)
+    assert rows.capture is True
     assert [type(number) for number in (rows.start, rows.count, rows.position)] == [int] * 3
 
 
@@ -153,7 +156,9 @@ def test_a_session_says_what_it_cannot_use_and_goes_on(insitu_records: Recording
 
 WRONG: list[tuple[str, Callable[[insitu.Session, Any], Any], list[Any]]] = [
     ("why", lambda session, value: session.dump(value), [5, None, b"x", "\ud800"]),
-    ("request", lambda session, value: session.request("arrived", value), [5, None, "\ud800"]),
+    ("request", lambda session, value: session.request("arrived", value), [5, None, "\ud800", ""]),
+    ("request", lambda session, value: session.requests(value).__enter__(), [["a", ""], ["\ud800"]]),
+    ("capture", lambda session, value: session.requests(["a"], capture=value).__enter__(), ["rows", None]),
     ("step_id", lambda session, value: session.request("arrived", "r", step_id=value), ["a", 2**63]),
     ("num_tokens", lambda session, value: session.request("arrived", "r", num_tokens=value), ["a", 2**40]),
     ("t_ns", lambda session, value: session.request("arrived", "r", t_ns=value), ["a", 2**70]),

@@ -130,7 +130,9 @@ def test_a_phase_means_requests_in_it_whatever_the_rest_of_the_step_does(
     assert Rule(sites="*", phase=phase, requests="all").wants([], of_step) == (phase is None or of_step is not None)
 
 
-@given(st.lists(st.text(max_size=8), unique=True, max_size=40), st.floats(0.001, 1.0), st.floats(0.001, 1.0))
+@given(
+    st.lists(st.text(min_size=1, max_size=8), unique=True, max_size=40), st.floats(0.001, 1.0), st.floats(0.001, 1.0)
+)
 def test_a_share_of_requests_is_chosen_by_name_and_a_larger_one_holds_it(
     names: list[str], first: float, second: float
 ) -> None:

@@ -24,7 +24,8 @@ def test_rows_are_asked_for_by_argument(told: str) -> None:
 
 @pytest.mark.parametrize("told", [None, "", "capture=everything", 1, ["capture=rows"]])
 def test_anything_else_asks_for_nothing(told: object) -> None:
-    assert asked_of(params(insitu=told)) == Asked()
+    asked = asked_of(params(insitu=told))
+    assert not asked.capture and asked.trace is None
     assert asked_of(None) == asked_of(params()) == Asked()
 
 
@@ -34,13 +35,19 @@ def test_the_headers_of_a_server_come_as_arguments() -> None:
     assert asked.capture and asked.trace is not None and asked.trace.trace_id == TRACE
 
 
+def test_a_word_that_there_is_not_is_told_by_argument_and_by_header() -> None:
+    told = "capture=everything is not known; it may be capture=rows"
+    assert asked_of(params(insitu="capture=everything")) == Asked(wrong=told)
+    assert asked_of(SimpleNamespace(extra_args=extra_of([(b"insitu", b"capture=everything")]))) == Asked(wrong=told)
+
+
 def test_baggage_asks_as_well() -> None:
     extra = extra_of([(b"baggage", b"insitu=capture%3Drows"), (b"traceparent", PARENT.encode())])
     assert asked_of(SimpleNamespace(extra_args=extra)).capture
 
 
 def test_headers_that_say_nothing_add_nothing() -> None:
-    assert extra_of([(b"accept", b"*/*"), (b"insitu", b"capture=nothing")]) is None
+    assert extra_of([(b"accept", b"*/*"), (b"insitu", b"a=b")]) is None
 
 
 def test_a_trace_that_vllm_itself_passes_on_is_taken() -> None:

@@ -103,6 +103,7 @@ class StoredTraces:
             served = tuple(
                 Rows(each["request"], each["row"], each["count"], sample_row=each["sample_row"])
                 for each in row["rows"] or ()
+                if each["request"]  # an older probe took an empty name
             )
             self._learn_step((*of, row["step_id"]), source.unix_ns(row["t0_ns"]), served)
             self._newest[of] = max(self._newest.get(of, -1), row["step_id"])

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from insitu.row_forms import ITEM_BYTES, RowForm, form_of
+from insitu.rules.first_match import matches_of
 from insitu.rules.rule import ROWS, SUMMARY, Rule
-from insitu.sites.site import Site, is_named
+from insitu.sites.site import Site
 
 CAPTURE_BYTES: Final = 88
 """What a row of `captures` takes beside its values: identity, step, site, request, row, position, type, shape."""
@@ -97,15 +98,7 @@ def lines_of(
     rules: Sequence[Rule], sites: Sequence[Site], shapes: Mapping[int, tuple[int, str]], traffic: Traffic
 ) -> list[Line]:
     """Return what each rule takes of these sites: the first of its kind that names a site is followed there."""
-    taken: dict[str, set[int]] = {}
-    lines = []
-    for rule in rules:
-        before = taken.setdefault(rule.take, set())
-        named = [site for site in sites if is_named(rule.sites, site)]
-        followed = [site for site in named if site.number not in before]
-        before |= {site.number for site in followed}
-        lines.append(_line(rule, followed, len(named), shapes, traffic))
-    return lines
+    return [_line(each.rule, each.sites, each.num_named, shapes, traffic) for each in matches_of(rules, sites)]
 
 
 def _line(

@@ -32,8 +32,8 @@ from insitu.session.accounts import Coverage, FlushReport, Stats, coverage_of, s
 from insitu.session.gc_pauses import GcPauses
 from insitu.session.intervals import Interval, Recorder
 from insitu.session.open_step import Step
-from insitu.session.request_names import Named, check_names, naming
-from insitu.session.row_map import FARTHEST, MOST_ROWS, Rows, check_text, check_trace, covered_by, within
+from insitu.session.request_names import named_as, naming
+from insitu.session.row_map import FARTHEST, MOST_ROWS, Rows, check_request, check_text, check_trace, covered_by, within
 from insitu.session.stated import Stated
 from insitu.session.step import StepRecord, phase_of
 from insitu.session.step_traces import StepTraces
@@ -235,9 +235,9 @@ class Session:
         """Let forwards in this block be of these requests, one a sequence of the batch, in order (`model.generate`).
 
         capture: they opt in to rules with `requests="opt-in"`. For models of transformers (docs/integrations.md);
-        others state rows in `step`. Raises ValueError for what is no list of names.
+        others state rows in `step`. Raises ValueError for what is no list of names, or no switch.
         """
-        with naming(Named(check_names(names), capture)):
+        with naming(named_as(names, capture)):
             yield
 
     @property
@@ -297,7 +297,7 @@ class Session:
         `trace_id`, 32 hex digits, where that is all there is: who asked is not known then. Raises KeyError for an event
         that is none, ValueError for what is no text, number or trace.
         """
-        check_text("request", request)
+        check_request(request)
         step_id = within("step_id", step_id, -FARTHEST, FARTHEST)
         num_tokens = None if num_tokens is None else within("num_tokens", num_tokens, 0, MOST_ROWS)
         t_ns = time.monotonic_ns() if t_ns is None else within("t_ns", t_ns, -FARTHEST, FARTHEST)

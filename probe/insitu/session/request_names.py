@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
+from insitu.session.row_map import check_request, switch
+
 
 class Named(NamedTuple):
     """Requests of a block of code, one a sequence, in order."""
@@ -19,11 +21,13 @@ class Named(NamedTuple):
 _NAMED: Final[ContextVar[Named | None]] = ContextVar("insitu_request_names", default=None)
 
 
-def check_names(names: Any) -> tuple[str, ...]:
-    """Return names of requests as a tuple. Raises ValueError, one line, for what is no list of names."""
+def named_as(names: Any, capture: Any) -> Named:
+    """Return who a block is of. Raises ValueError, one line, for what is no list of names, or no switch."""
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(each, str) for each in names):
         raise ValueError(f'requests: {names!r:.80} is no list of names; write session.requests(["a", "b"])')
-    return tuple(names)
+    for name in names:
+        check_request(name)
+    return Named(tuple(names), switch("capture", capture))
 
 
 @contextmanager

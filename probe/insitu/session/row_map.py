@@ -25,8 +25,8 @@ class Rows:
 
     `phase` is "prefill" or "decode"; None: what the step says. `sample_row` is the request's row on the `samples` axis
     (logits), -1 if it samples nothing in this step. `capture` opts the request in to rules with `requests="opt-in"`.
-    Left-padded batches name only valid rows. Raises ValueError for numbers that cannot be; `Session.step` raises
-    KeyError for a phase that is none.
+    Left-padded batches name only valid rows. Raises ValueError for numbers that cannot be, and for no name;
+    `Session.step` raises KeyError for a phase that is none.
     """
 
     request: str
@@ -48,9 +48,13 @@ class Rows:
             and -FARTHEST <= position <= FARTHEST
         ):
             self._check_numbers()
-        if not (type(self.request) is str and self.request.isascii() and self.trace is None):
-            check_text("request", self.request)
+        request: Any = self.request
+        capture: Any = self.capture
+        if not (type(request) is str and request and request.isascii() and self.trace is None):
+            check_request(request)
             check_trace(self.trace)
+        if type(capture) is not bool:
+            object.__setattr__(self, "capture", switch("capture", capture))
 
     def _check_numbers(self) -> None:
         """Keep other kinds of whole numbers as int. Raises ValueError, one line, for what is none or out of bounds."""
@@ -112,6 +116,23 @@ def check_text(name: str, value: Any) -> None:
     except UnicodeEncodeError:
         pass
     raise ValueError(f"{name}: {value!a:.80} is no text; write a str of Unicode characters")
+
+
+def check_request(value: Any) -> None:
+    """Raise ValueError, one line, for what is no name of a request; an empty one could not be asked for."""
+    check_text("request", value)
+    if not value:
+        raise ValueError("request: '' is no name; give each request one of its own")
+
+
+def switch(name: str, value: Any) -> bool:
+    """Return a switch as a bool. Raises ValueError, one line, for what is neither: a word is on whatever it says."""
+    try:
+        if value in (True, False):
+            return bool(value)
+    except (TypeError, ValueError, RuntimeError):  # an array of several
+        pass
+    raise ValueError(f"{name}: {value!r:.80} is no switch; write {name}=True or {name}=False")
 
 
 def check_trace(value: Any) -> None:

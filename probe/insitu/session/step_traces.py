@@ -14,6 +14,8 @@ from insitu.session.trace_context import RequestContext, request_context
 MAX_STEPS: Final = 8192
 """Steps, and requests, that are remembered: what waits for the drain (its `MAX_QUEUED`) is never older."""
 _WHOLE: Final = MOST_ROWS
+_NOBODY: Final = "current span"
+"""In place of a request where a step has no row map; spans name none."""
 """Rows of a step that has no row map."""
 
 
@@ -78,7 +80,7 @@ class StepTraces:
         traced: tuple[Rows, ...]
         if record.rows is None:
             context = request_context()
-            traced = (Rows("", 0, _WHOLE, trace=context),) if context.trace_id else ()
+            traced = (Rows(_NOBODY, 0, _WHOLE, trace=context),) if context.trace_id else ()
         else:
             traced = tuple(row for row in record.rows if row.trace is not None and row.trace.trace_id)
         if not traced:

@@ -14,6 +14,7 @@ from insitu.arguments import source_of
 from insitu.config import Config
 from insitu.flight.settings import Flight
 from insitu.identity import current_run
+from insitu.rules.first_match import never_followed
 from insitu.rules.rule import Rule
 from insitu.session.live import Session
 from insitu.sites.catalogue import Catalogue
@@ -60,7 +61,7 @@ def attach_with(
         session.close()
         raise ValueError(f"a {type(model).__name__} cannot be observed: its class allows no subclass") from None
     look_again(wrapper)
-    _say_unheld(observer.plan, config.flight)
+    _say_unfollowed(observer.plan, rules, config.flight)
     session.dump_on_signal()
     return session, observer
 
@@ -103,8 +104,13 @@ def observed(
     return session, observer
 
 
-def _say_unheld(plan: Plan, flight: Flight | None) -> None:
-    """Say which sites the flight recorder was asked for and has no rows of: one rule takes the rows of a site."""
+def _say_unfollowed(plan: Plan, rules: Sequence[Rule], flight: Flight | None) -> None:
+    """Say which rules take nothing, and which sites the flight recorder was asked for and has no rows of.
+
+    One rule takes the rows of a site, the first.
+    """
+    for line in never_followed(rules, plan.sites):
+        logger.warning("insitu: %s", line)
     glob = None if flight is None else flight.rows
     named = [site for site in plan.sites if glob is not None and is_named(glob, site)]
     if taken := [site.name for site in named if site.number not in plan.held_sites]:

@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import insitu
+from insitu.session.opt_in import NAME, unknown_word, wants_rows
 
-NAME: Final = "insitu"
-"""Of the header, of the member of `baggage`, and in `extra_args`: "capture=rows"."""
 TRACE: Final = "insitu_trace"
 """In `extra_args`: the headers that say where the request stands in its trace, put there by `insitu.vllm.http`."""
-ROWS: Final = "capture=rows"
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """capture: whether its rows are asked for by name."""
+    """capture: whether its rows are asked for by name. wrong: a line, where it asks for what there is not."""
 
     capture: bool = False
     trace: insitu.RequestContext | None = None
+    wrong: str | None = None
 
 
 def asked_of(params: Any, trace_headers: Mapping[str, str] | None = None) -> Asked:
@@ -30,9 +29,4 @@ def asked_of(params: Any, trace_headers: Mapping[str, str] | None = None) -> Ask
     headers = {**(trace_headers or {}), **(told if isinstance(told, Mapping) else {})}
     trace = insitu.request_context(headers) if headers else None
     capture = wants_rows(extra.get(NAME)) or (trace is not None and wants_rows(trace.baggage.get(NAME)))
-    return Asked(capture, trace if trace is not None and trace.trace_id else None)
-
-
-def wants_rows(text: Any) -> bool:
-    """Return whether a header `insitu`, or what stands for it, opts in to rows."""
-    return isinstance(text, str) and ROWS in [part.strip() for part in text.split(",")]
+    return Asked(capture, trace if trace is not None and trace.trace_id else None, unknown_word(extra.get(NAME)))

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
-from insitu.vllm.asked import NAME, TRACE, wants_rows
+from insitu.session.opt_in import CAPTURE, NAME
+from insitu.vllm.asked import TRACE
 from insitu.vllm.hooks import guard, wrap
 
 _HANDED_ON: Final = (b"traceparent", b"tracestate", b"baggage")
@@ -33,7 +34,7 @@ def extra_of(headers: Any) -> dict[str, Any] | None:
     trace: dict[str, str] = {}
     for name, value in headers:
         text = value.decode("latin-1")
-        if name == NAME.encode() and wants_rows(text):
+        if name == NAME.encode() and CAPTURE in text:
             found[NAME] = text
         elif name in _HANDED_ON and name.decode() not in trace:
             trace[name.decode()] = text

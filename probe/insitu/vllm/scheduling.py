@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import insitu
 from insitu.identity import boot_id
 from insitu.vllm.asked import asked_of
-from insitu.vllm.hooks import OF_SCHEDULER, contain_start, guard
+from insitu.vllm.hooks import OF_SCHEDULER, contain_start, guard, say
 from insitu.vllm.stamp import Stamp, put, stamp_of
 from insitu.vocabulary import Role
 
@@ -32,6 +32,8 @@ class Dispatch:
         """Slots of the steps in flight."""
         self._demand_since_ns = self._ready_ns = 0
         self._num_tokens: dict[str, int] = {}
+        self._is_wrong_said = False
+        """Whether somebody was told of a request that asks for what there is not."""
 
     @classmethod
     def start(cls, scheduler: Any) -> Dispatch:
@@ -57,9 +59,12 @@ class Dispatch:
         if is_first:
             self._demand_since_ns = now
         self._ready_ns = max(self._ready_ns, now)
-        name, trace = request.request_id, asked_of(request.sampling_params, request.trace_headers).trace
+        name, asked = request.request_id, asked_of(request.sampling_params, request.trace_headers)
+        if asked.wrong is not None and not self._is_wrong_said:
+            self._is_wrong_said = True
+            say("%s; rows of such requests are not taken", asked.wrong)
         self._num_tokens[name] = 0
-        self._session.request("arrived", name, num_tokens=request.num_prompt_tokens, trace=trace, t_ns=now)
+        self._session.request("arrived", name, num_tokens=request.num_prompt_tokens, trace=asked.trace, t_ns=now)
         self._session.request("queued", name, t_ns=now)
 
     def scheduled(self, output: Any) -> None:
