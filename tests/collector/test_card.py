@@ -52,7 +52,8 @@ def test_a_card_says_verdict_remedy_and_where_the_time_went(found: Stalls) -> No
     assert "stage 1, rank 1" in page.text
     assert found.ledger is not None
     window = found.ledger.t1_ns - found.ledger.t0_ns
-    assert f"Where {window / 1e9:.1f} s of traffic went" in page.text
+    assert f"Where the time went, {window / 1e9:.1f} s from the first step to the last" in page.text
+    assert "of traffic" not in page.text
     assert "The record is partial" not in page.text
 
 

@@ -12,10 +12,15 @@ BAR: Final = 50
 """Letters of a rank's bar."""
 
 
+def heading(ledger: Ledger) -> str:
+    """Return what time a ledger looks at: no traffic may have come in much of it."""
+    return f"Where the time went, {(ledger.t1_ns - ledger.t0_ns) / 1e9:.1f} s from the first step to the last"
+
+
 def to_lines(ledger: Ledger) -> list[str]:
     """Return a table of each rank's time by class, and a bar of letters."""
     window = ledger.t1_ns - ledger.t0_ns
-    lines = [f"Where the time went, {window / 1e9:.1f} s from the first step to the last:", ""]
+    lines = [f"{heading(ledger)}:", ""]
     lines.append(f"  {'stage':>5} {'rank':>4}    {'class':<30} {'seconds':>9} {'share':>7}")
     for rank in ledger.ranks:
         mine = [row for row in ledger.rows if row.rank == rank]

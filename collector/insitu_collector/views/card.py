@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from insitu.vocabulary import LedgerClass, VerdictKind
 from insitu_collector.ledger.palette import LOOKS
 from insitu_collector.ledger.window import Ledger
+from insitu_collector.ledger.words import heading
 
 if TYPE_CHECKING:
     from insitu_collector.verdicts.finding import Verdict
@@ -64,8 +65,9 @@ def _ledger(ledger: Ledger) -> str:
             f"<td style='width:70%'><div style='display:flex;height:20px' role='img' aria-label='{told}'>{bars}</div>"
             f"<div style='font-size:80%;text-align:left'>{told}</div></td></tr>"
         )
-    head = f"Where {window / 1e9:.1f} s of traffic went"
-    return f"<table style='width:100%'><caption style='text-align:left'>{head}</caption>{''.join(rows)}</table>"
+    return (
+        f"<table style='width:100%'><caption style='text-align:left'>{heading(ledger)}</caption>{''.join(rows)}</table>"
+    )
 
 
 def _part(cls: LedgerClass, share: float) -> str:

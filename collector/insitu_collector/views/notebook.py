@@ -16,6 +16,7 @@ from insitu.statistic_plugins import measure_of
 from insitu.vocabulary import VerdictKind
 from insitu_collector.judge.runs import final_verdicts
 from insitu_collector.ledger.window import rank_stages
+from insitu_collector.ledger.words import heading
 from insitu_collector.query.asked import Time
 from insitu_collector.rows.selection import NothingFound, Selection, as_time, select, time_of
 from insitu_collector.values.divergence import divergence as divergence_of
@@ -142,14 +143,16 @@ def timeline(
 
 
 def ledger_chart(store: Store, run: str = "") -> alt.LayerChart:
-    """Return where each rank's time went, in percent of the traffic. Raises NothingFound without traffic."""
+    """Return where each rank's time went, in percent of the time from the first step to the last.
+
+    Raises NothingFound without traffic.
+    """
     with _needing("notebook"):
         from insitu_collector.views import charts
     found = stalls(store, run)
     if found.ledger is None:
         raise NothingFound(f"run {found.run} has no steps with traffic, so no ledger")
-    long = (found.ledger.t1_ns - found.ledger.t0_ns) / 1e9
-    return charts.ledger_bars(found.ledger, _title(found.verdicts, f"Where {long:.1f} s of traffic went"))
+    return charts.ledger_bars(found.ledger, _title(found.verdicts, heading(found.ledger)))
 
 
 def latency_chart(store: Store, run: str = "") -> alt.VConcatChart:
