@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from threading import Condition, Event, Thread
+from threading import Condition, Thread
 from types import FrameType, TracebackType
 from typing import IO, Any, Final
 
@@ -25,6 +25,29 @@ POLL_S: Final = 0.1
 """How soon a signal is noticed."""
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None)
+
+
+class Flag:
+    """What a signal handler may set, whatever it interrupts; a wait for it looks every `POLL_S`.
+
+    A `threading.Event` has a lock. The main thread may hold it when a signal comes, and would then wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return once it is set, or timeout_s is over; say whether it is set."""
+        deadline = time.monotonic() + timeout_s
+        while not self._is_set and (left_s := deadline - time.monotonic()) > 0:
+            time.sleep(min(left_s, POLL_S))
+        return self._is_set
 
 
 class Interrupted(Exception):
@@ -87,7 +110,7 @@ class Child:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def wait_for_line(self, pattern: str, timeout_s: float, interrupted: Event) -> re.Match[str]:
+    def wait_for_line(self, pattern: str, timeout_s: float, interrupted: Flag) -> re.Match[str]:
         """Return the match of the first stderr line that has `pattern`. Raises ChildFailed or Interrupted."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -132,8 +155,8 @@ class Children:
     """A context that starts children and, however it is left, ends all of them: asked first, killed at a deadline."""
 
     def __init__(self) -> None:
-        self.interrupted = Event()
-        self._hurry = Event()
+        self.interrupted = Flag()
+        self._hurry = Flag()
         self._children: list[Child] = []
         self._handlers: dict[signal.Signals, Any] = {}
 

@@ -132,6 +132,45 @@ def test_a_signal_ends_every_wait_and_leaves_nobody() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+WAITS = """
+import os
+from insitu_engine.processes import Children
+
+with Children() as children:
+    print("ready", flush=True)
+    while not children.interrupted.wait(0.0):  # it is inside of the wait nearly all the time
+        pass
+    print("stopped", flush=True)
+    os._exit(0)  # what comes after the block is not asked here
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_many_signals_at_once_stop_who_waits(number: signal.Signals) -> None:
+    for _ in range(10):
+        with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            for _ in range(30):
+                process.send_signal(number)
+            try:
+                said, _ = process.communicate(timeout=10)
+            finally:
+                process.kill()
+            assert said == "stopped\n"
+
+
+@pytest.mark.usefixtures("commands")
+def test_a_second_signal_ends_a_deaf_child_before_its_deadline() -> None:
+    with Children() as children:
+        child = children.start("server", [DEAF + READY + FOR_EVER])
+        child.wait_for_line("ready", 30, children.interrupted)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert not children.stop(child, deadline_s=600)
+    assert not alive(child.process.pid)
+
+
 def test_a_child_does_not_outlive_a_parent_that_is_killed() -> None:
     script = (
         "import time\n"
