@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from insitu.drain.concurrent_forwards import ConcurrentForwards
 from insitu.drain.no_steps import NoSteps
 from insitu.overhead.account import Spent
-from insitu.rules.byte_budget import Absent, LeftOut
+from insitu.rules.byte_budget import Absent, LeftOut, Untaken
 from insitu.sites.compiled_apart import COMPILED_APART, CompiledApart
 from insitu.sites.never_fired import ENOUGH_STEPS, NeverFired
 from insitu.sites.repeated import REPEATED, Repeated
@@ -28,7 +28,7 @@ class Notices:
         self._concurrent = ConcurrentForwards()
         self._never_fired, self._repeated = NeverFired(), Repeated()
         self._apart = CompiledApart()
-        self._left_out, self._absent = LeftOut(), Absent()
+        self._left_out, self._untaken, self._absent = LeftOut(), Untaken(), Absent()
 
     def look(self, observer: Observer | None, num_concurrent: int, spent: Spent) -> Iterator[tuple[str, str]]:
         """Yield what is to be said now: kinds and texts of `events`."""
@@ -46,6 +46,8 @@ class Notices:
         yield from observer.overhead.look(spent)
         if (text := self._left_out.look(observer.num_left_out)) is not None:
             yield "rows_left_out", text
+        if (text := self._untaken.look(observer.num_untaken)) is not None:
+            yield "rows_untaken", text
         if (text := self._absent.look(observer.num_absent)) is not None:
             yield "rows_absent", text
         if (text := self.no_steps.look(observer.num_steps)) is not None:

@@ -53,3 +53,9 @@ class Absent(LeftOut):
     """Rows that row maps named and tensors had not: nobody's, and of no step."""
 
     said = "rows were named by row maps and are not in the tensors of their sites: does a site have another axis?"
+
+
+class Untaken(LeftOut):
+    """Rows of the model's first step."""
+
+    said = "rows were due in the model's first step, which tells how wide rows are: none of it are taken"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from copy import copy
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,8 +72,11 @@ class InForce:
         self.statistics_ns: Mapping[int, int] = {}
         """Site -> what its statistics take, where that was measured."""
         self.row_slabs: RowSlabs | None = None
-        self.lacking: frozenset[int] = frozenset()
-        """Sites whose rows no memory could be had for: those that are due are counted."""
+        self.is_learned = False
+        """Whether it is known which rows there are, with or without memory for them."""
+        self.lacking = frozenset(chain.from_iterable(plan.row_sites))
+        """Row sites without memory: in the first step all, later those that none could be had for or that have not
+        fired. Rows that are due there are counted."""
         self._due_rows = DueRows(group.rule for group in plan.groups)
         self.device = device
         self._destinations: Destinations | None = None
@@ -80,8 +84,12 @@ class InForce:
         self._areas: list[dict[int, RowArea] | None] = []
         self._row_bytes = [0] * len(plan.groups)
         """By group: bytes of one row at all its sites that have memory."""
-        self._num_sites = [0] * len(plan.groups)
-        """By group: sites whose rows are shipped as they come, or would be; none of what the flight recorder holds."""
+        self._num_sites = [
+            0 if isinstance(group.rule, FlightRule) else len(numbers)
+            for group, numbers in zip(plan.groups, plan.row_sites, strict=True)
+        ]
+        """By group: sites whose rows are shipped as they come, or would be, as far as they are known to be there; none
+        of what the flight recorder holds."""
         self._num_nameless = plan.max_rows
         """Rows of the last step without a row map that was read; the most until then."""
         rates = {rule: rule.rate for rule in plan.rules}
@@ -100,11 +108,11 @@ class InForce:
     def learn(self, shapes: Shapes) -> None:
         """Make room for rows, now that shapes are known; where there is none, it is said and all are counted."""
         forms = self.forms(shapes)
-        if not forms:
-            return
-        self._make_room(forms)
+        self.is_learned = True
+        if forms:
+            self._make_room(forms)
         kept = {} if self.row_slabs is None else self.row_slabs.forms
-        self.lacking = frozenset(forms.keys() - kept.keys())
+        self.lacking -= kept.keys()
         for at, numbers in enumerate(self.plan.row_sites):
             is_held = isinstance(self.plan.groups[at].rule, FlightRule)
             self._row_bytes[at] = sum(kept[number].num_bytes for number in numbers if number in kept)
@@ -124,11 +132,6 @@ class InForce:
         self._areas = [None] * slabs.ring.size
         self._destinations = destinations
         self.row_slabs = slabs
-
-    @property
-    def is_learned(self) -> bool:
-        """Whether it is known which rows there are, with or without memory for them."""
-        return self.row_slabs is not None or bool(self.lacking)
 
     def renewed(self, shapes: Shapes) -> InForce:
         """Return the same rules at work with memory for rows of all these sites; self where it has that.
@@ -163,7 +166,8 @@ class InForce:
             record.wants_more = False
             return {}
         if slabs is None:
-            record.places = wanted
+            record.places, record.wants_more = wanted, False  # no period would take them
+            record.teaches = not self.is_learned
             return {}
         is_any = any(places is None for places in wanted)
         sizes = self._bytes_of(wanted, record)

@@ -58,6 +58,8 @@ class Stats:
     """The overhead budget, and what became of it in the last window (docs/probe.md); None without a model."""
     left_out: int = 0
     """Rows of `captures` that `max_bytes_per_s` of their rules left out: never produced, and in no other count."""
+    untaken: int = 0
+    """Rows of `captures` that were due in the model's first step, which tells how wide rows are: as `left_out`."""
     queue_bytes: int = 0
     """What waits in this process: collected, queued, and sent without being known to be durable."""
     max_queue_bytes: int = 0
@@ -122,6 +124,7 @@ def stats_of(
         flight=flight.stats(),
         governor=observer.overhead.report() if observer else None,
         left_out=observer.num_left_out if observer else 0,
+        untaken=observer.num_untaken if observer else 0,
         queue_bytes=outbox.num_bytes + drain.held_bytes,
         max_queue_bytes=outbox.max_bytes,
         probe_errors=sum(guard.num_errors for guard in guards),

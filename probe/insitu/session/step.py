@@ -56,6 +56,8 @@ class StepRecord:
     """Sites whose statistics are taken instead."""
     num_left_out: int = 0
     """Rows that a rule's byte budget left out."""
+    teaches: bool = False
+    """Whether it is the first of its model: it tells how wide rows are, so none of it is taken."""
     has_all_logits: bool = False
     """Whether each row of tokens is one of the samples axis too, which the row map then says nothing of by itself."""
     in_force: Any = None

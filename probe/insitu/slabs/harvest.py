@@ -7,7 +7,7 @@ thread, so what it does a row at a time in Python, the steps wait for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
@@ -132,6 +132,8 @@ class Harvest:
     """Captures that rules gave up since the queue was filling."""
     num_left_out: int = 0
     """Captures that a byte budget left out: asked not to be taken, so not dropped."""
+    num_untaken: int = 0
+    """Captures that were due in the first step of the model, which takes none."""
     num_absent: int = 0
     """Captures of rows that a row map named and the tensor had not."""
     num_unseen: int = 0
@@ -325,20 +327,27 @@ def captured(
                     yield _captures(site, wanted, reading, at, slabs)
 
 
-def num_lacking(reading: Reading, records: Sequence[StepRecord], lacking: frozenset[int], plan: Plan) -> int:
-    """Return how many rows that were due in these steps had no memory: those of `lacking` sites that fired.
+def num_lacking(
+    reading: Reading, records: Sequence[StepRecord], kept: Collection[int], can_hold: Callable[[int], bool], plan: Plan
+) -> Ints:
+    """Return how many rows that were due in each of these steps had no memory: those of sites that fired.
 
+    kept: sites that have some, but in a step without a slab of rows. can_hold: whether there can be any for a site.
     A quiet tap counts no rows: a tensor is taken to have as many as the boundaries on its axis.
     """
-    num = 0
+    is_without = np.array([record.row_slab is None for record in records], bool)
+    num = np.zeros(len(records), np.int64)
     for number, (group, of_group) in enumerate(zip(plan.groups, plan.row_sites, strict=True)):
-        sites = sorted(lacking.intersection(of_group) - plan.held_sites)
+        sites = [site for site in of_group if site not in plan.held_sites and can_hold(site)]
+        others = [site for site in sites if site not in kept]
+        num_sites = np.where(is_without, reading.fired[:, sites].sum(1), reading.fired[:, others].sum(1))
         boundaries = [site for site in plan.boundaries if plan.sites[site].axis == group.axis]
-        chosen = [at for at, record in enumerate(records) if record.places] if sites else []
-        for at in chosen:
+        for at in np.flatnonzero(num_sites).tolist():
+            if not records[at].places:
+                continue
             counts = reading.count[at, boundaries][reading.fired[at, boundaries]]
             due = _num_due(records[at], number, int(counts.max()) if len(counts) else None)
-            num += due * int(reading.fired[at, sites].sum())
+            num[at] += due * int(num_sites[at])
     return num
 
 

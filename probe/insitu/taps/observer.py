@@ -110,6 +110,8 @@ class Observer:
         """Of the queue, from 0 to 1; the drain says it."""
         self.num_left_out = 0
         """Rows that byte budgets of rules left out."""
+        self.num_untaken = 0
+        """Rows that were due in the first step."""
         self._highest_step = NEVER
         self.num_absent = 0
         """Rows that row maps named and tensors had not."""
@@ -173,7 +175,7 @@ class Observer:
     def start_over(self) -> None:
         """Be a forked child's: steps on their way are its parent's, which alone counts them and frees their places."""
         self.silence()
-        self.num_steps = self.num_left_out = self.num_absent = 0
+        self.num_steps = self.num_left_out = self.num_untaken = self.num_absent = 0
         self.num_fired[:] = 0
         self.num_seen = dict.fromkeys(self.num_seen, 0)
         self.slabs.ring.clear()
@@ -432,11 +434,12 @@ class Observer:
         into.num_crowded += sum(record.num_crowded for record in records)
         into.num_spared += sum(record.num_spared for record in records)
         self.num_left_out += sum(record.num_left_out for record in records)
-        before = into.num_absent
+        before, untaken_before = into.num_absent, into.num_untaken
         with self._beside():
             for _, run in groupby(records, key=lambda record: id(record.in_force)):
                 self._harvest(list(run), into)
         self.num_absent += into.num_absent - before
+        self.num_untaken += into.num_untaken - untaken_before
         if self.taps.late.has_news:
             self._make_room_for_late_sites()
 
@@ -507,8 +510,11 @@ class Observer:
                 for part in captured(reading, seen, rules.row_slabs, rules.plan, found):
                     (held if part.site in rules.plan.held_sites else found.captures).append(part)
             rules.note_rows(reading, seen)
-        if rules.lacking:
-            found.num_crowded += num_lacking(reading, seen, rules.lacking, rules.plan)
+        if rules.lacking or any(record.places and record.row_slab is None for record in seen):
+            kept = () if rules.row_slabs is None else rules.row_slabs.forms
+            num = num_lacking(reading, seen, kept, self.taps.can_hold, rules.plan)
+            found.num_untaken = int(num[[record.teaches for record in seen]].sum())
+            found.num_crowded += int(num.sum()) - found.num_untaken
         if rules.statistic_slabs is not None:
             with found.timed(STATISTICS):
                 found.statistics += measured(reading, seen, rules.statistic_slabs)
