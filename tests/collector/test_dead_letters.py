@@ -135,6 +135,10 @@ HEADS = {
     "no UTF-8": b"\xff\n",
     "another signal": b'{"schema": "insitu.dead/1", "to": "", "signal": "tracez", "reason": "", "text": "", '
     b'"unix_ns": 1, "num_items": 1, "num_bytes": 0, "crc32": 0, "of": null}\n',
+    "a signal that is none": b'{"schema": "insitu.dead/1", "to": "", "signal": {}, "reason": "", "text": "", '
+    b'"unix_ns": 1, "num_items": 1, "num_bytes": 0, "crc32": 0, "of": null}\n',
+    "a text that is none": b'{"schema": "insitu.dead/1", "to": "", "signal": "traces", "reason": "", "text": 1, '
+    b'"unix_ns": 1, "num_items": 1, "num_bytes": 0, "crc32": 0, "of": null}\n',
     "too deep": b"[" * 100_000,
 }
 

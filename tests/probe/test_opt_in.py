@@ -23,3 +23,8 @@ def test_what_says_nothing_of_it_asks_for_nothing_and_is_no_mistake(text: object
 def test_another_word_is_told_with_the_one_that_there_is(text: str, word: str) -> None:
     assert not wants_rows(text)
     assert unknown_word(text) == f"capture={word} is not known; it may be capture=rows"
+
+
+def test_a_word_forges_no_line_of_a_log() -> None:
+    told = unknown_word("capture=x\ninsitu: all is well")
+    assert told == r"capture=x\ninsitu: all is well is not known; it may be capture=rows"

@@ -14,6 +14,7 @@ from package_kit import install
 from insitu.cli import ExitCode, insitu
 from insitu.plugins.discovery import EXPORTERS
 from insitu.run.command import CANNOT_RUN, NOT_FOUND, STARTUP, environment_of, is_deaf
+from insitu.setting_values import is_on
 
 
 def test_the_startup_folder_holds_a_sitecustomize_and_nothing_else() -> None:
@@ -57,6 +58,9 @@ def test_a_python_that_will_not_listen_is_told_from_one_that_will(command: str, 
     ("options", "said"),
     [
         (["--to", "store", "--", "x"], "'store' is no destination; write it like grpc://HOST:PORT or file://STORE"),
+        (["--to", " file:///x", "--", "x"], "' file:///x' is no destination"),
+        (["--to", "fi\tle:///x", "--", "x"], "is no destination"),
+        (["--to", "grpc:127.0.0.1:4317", "--", "x"], "'grpc:127.0.0.1:4317' is no destination"),
         (["--stage", "-1", "--", "x"], "'-1' is no stage; write a number from 0, or rank"),
         ([], "Missing argument"),
     ],
@@ -110,3 +114,11 @@ def test_a_python_that_ignores_its_environment_is_said(tmp_path: Path) -> None:
     done = run(tmp_path, "--", sys.executable, "-I", "-c", "print('served')")
     assert (done.returncode, done.stdout) == (0, "served\n")
     assert done.stderr == "insitu: nothing is observed of a Python with -I, -E or -S: it never looks at us\n"
+
+
+@pytest.mark.parametrize("word", ["", "0", " No ", "OFF", "1", "on", "yes"])
+def test_what_starts_with_a_python_reads_the_switch_as_all_else_does(word: str, tmp_path: Path) -> None:
+    code = "import sys; print(any(type(each).__name__ == 'AfterTorch' for each in sys.meta_path))"
+    variables = {**os.environ, "INSITU_DISABLED": word, "PYTHONPATH": str(STARTUP)}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == f"{not is_on(word)}\n", done.stderr

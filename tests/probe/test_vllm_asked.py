@@ -54,3 +54,9 @@ def test_a_trace_that_vllm_itself_passes_on_is_taken() -> None:
     trace = asked_of(params(), {"traceparent": PARENT}).trace
     assert trace is not None and trace.trace_id == TRACE
     assert asked_of(params(), {"traceparent": "none"}) == Asked()
+
+
+def test_who_asks_for_rows_and_for_something_else_too_gets_the_rows() -> None:
+    assert asked_of(params(insitu="capture=rows,capture=all")) == Asked(capture=True)
+    headers = [(b"insitu", b"capture=rows"), (b"insitu", b"capture=all")]
+    assert asked_of(SimpleNamespace(extra_args=extra_of(headers))) == Asked(capture=True)

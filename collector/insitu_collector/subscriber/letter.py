@@ -18,6 +18,7 @@ DRAFT: Final = ".draft"
 _MAX_HEAD: Final = 1 << 14
 """A head is a destination, and 300 characters of what it said, in ASCII: 12 bytes each at most."""
 _NUMBERS: Final = ("unix_ns", "num_items", "num_bytes", "crc32")
+_TEXTS: Final = ("to", "signal", "reason", "text")
 
 
 class BadLetter(ValueError):
@@ -118,12 +119,14 @@ def _head(path: Path, line: bytes) -> Letter:
             raise BadLetter(path, "it is of another version")
         of = found.pop("of", None)
         letter = Letter(path.stem, **found, of=None if of is None else Origin(**{**of, "epoch": int(of["epoch"])}))
+        are_numbers = all(isinstance(getattr(letter, name), int) for name in _NUMBERS)
+        are_texts = all(isinstance(getattr(letter, name), str) for name in _TEXTS)
+        if not (are_numbers and are_texts and letter.signal in REQUESTS):
+            raise _no_head(path)
     except BadLetter:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         raise _no_head(path) from None
-    if letter.signal not in REQUESTS or not all(isinstance(getattr(letter, name), int) for name in _NUMBERS):
-        raise _no_head(path)
     return letter
 
 

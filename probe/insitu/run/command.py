@@ -12,7 +12,6 @@ from typing import Final
 import click
 
 from insitu.config import MODEL_VARIABLE, STAGE_VARIABLE
-from insitu.destinations import scheme_of
 from insitu.identity import current_run
 from insitu.plugins.discovery import is_plugged_destination
 from insitu.setting_values import is_on
@@ -56,12 +55,12 @@ def is_deaf(command: Sequence[str]) -> bool:
 def _destination(_: click.Context, __: click.Parameter, to: str | None) -> str | None:
     if to is None:
         return None
-    if scheme_of(to) not in _SCHEMES and not is_plugged_destination(to):
+    scheme, mark, _ = to.partition("://")
+    if not mark or not (scheme.lower() in _SCHEMES or is_plugged_destination(to)):
         raise click.BadParameter(f"{to!r} is no destination; write it like grpc://HOST:PORT or file://STORE")
-    if scheme_of(to) != "file":
+    if scheme.lower() != "file":
         return to
-    path = to[len("file:") :].removeprefix("//")
-    return f"file://{Path(path).absolute()}"  # the command may change its folder
+    return f"file://{Path(to[len('file://') :]).absolute()}"  # the command may change its folder
 
 
 def _stage(_: click.Context, __: click.Parameter, stage: str | None) -> str | None:

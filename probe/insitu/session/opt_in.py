@@ -19,7 +19,7 @@ def wants_rows(text: Any) -> bool:
 def unknown_word(text: Any) -> str | None:
     """Return one line about a word after `capture=` that means nothing; None where there is none. Raises nothing."""
     word = next((word for word in _captures(text) if word != ROWS), None)
-    return None if word is None else f"{CAPTURE}={word:.80} is not known; it may be {CAPTURE}={ROWS}"
+    return None if word is None else f"{CAPTURE}={ascii(word)[1:-1]:.80} is not known; it may be {CAPTURE}={ROWS}"
 
 
 def _captures(text: Any) -> Iterator[str]:

@@ -14,9 +14,9 @@ from insitu.session.trace_context import RequestContext, request_context
 MAX_STEPS: Final = 8192
 """Steps, and requests, that are remembered: what waits for the drain (its `MAX_QUEUED`) is never older."""
 _WHOLE: Final = MOST_ROWS
+"""Rows of a step that has no row map."""
 _NOBODY: Final = "current span"
 """In place of a request where a step has no row map; spans name none."""
-"""Rows of a step that has no row map."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,4 +29,5 @@ def asked_of(params: Any, trace_headers: Mapping[str, str] | None = None) -> Ask
     headers = {**(trace_headers or {}), **(told if isinstance(told, Mapping) else {})}
     trace = insitu.request_context(headers) if headers else None
     capture = wants_rows(extra.get(NAME)) or (trace is not None and wants_rows(trace.baggage.get(NAME)))
-    return Asked(capture, trace if trace is not None and trace.trace_id else None, unknown_word(extra.get(NAME)))
+    wrong = None if capture else unknown_word(extra.get(NAME))
+    return Asked(capture, trace if trace is not None and trace.trace_id else None, wrong)

@@ -35,7 +35,7 @@ def extra_of(headers: Any) -> dict[str, Any] | None:
     for name, value in headers:
         text = value.decode("latin-1")
         if name == NAME.encode() and CAPTURE in text:
-            found[NAME] = text
+            found[NAME] = f"{found[NAME]},{text}" if NAME in found else text
         elif name in _HANDED_ON and name.decode() not in trace:
             trace[name.decode()] = text
     if trace:

@@ -23,7 +23,7 @@ def say(text: str) -> None:
 
 def is_off() -> bool:
     """Tell whether INSITU_DISABLED is set, as `insitu.setting_values.is_on` reads it."""
-    return os.environ.get("INSITU_DISABLED", "").lower() not in ("", "0", "false", "no")
+    return os.environ.get("INSITU_DISABLED", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def run_hidden_one() -> None:
