@@ -55,12 +55,12 @@ def is_deaf(command: Sequence[str]) -> bool:
 def _destination(_: click.Context, __: click.Parameter, to: str | None) -> str | None:
     if to is None:
         return None
-    scheme, mark, _ = to.partition("://")
+    scheme, mark, path = to.partition("://")
     if not mark or not (scheme.lower() in _SCHEMES or is_plugged_destination(to)):
         raise click.BadParameter(f"{to!r} is no destination; write it like grpc://HOST:PORT or file://STORE")
     if scheme.lower() != "file":
         return to
-    return f"file://{Path(to[len('file://') :]).absolute()}"  # the command may change its folder
+    return f"file://{Path(path).absolute()}"  # the command may change its folder
 
 
 def _stage(_: click.Context, __: click.Parameter, stage: str | None) -> str | None:
