@@ -21,12 +21,22 @@ SHAPE: Final = {
 }
 
 
+FURTHER: Final = {
+    "OPT": {"ffn_dim": SHAPE["intermediate_size"], "word_embed_proj_dim": SHAPE["hidden_size"]},
+    "Qwen2Moe": {
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 128,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+}
+
+
 def make(architecture: str, folder: Path) -> Path:
-    """Write a model of "Qwen2", "Qwen3" or "OPT" into a folder, and return it."""
+    """Write a model of "Qwen2", "Qwen3", "Qwen2Moe" or "OPT" into a folder, and return it."""
     import transformers
 
-    further = {"ffn_dim": SHAPE["intermediate_size"], "word_embed_proj_dim": SHAPE["hidden_size"]}
-    config = getattr(transformers, f"{architecture}Config")(**SHAPE, **(further if architecture == "OPT" else {}))
+    config = getattr(transformers, f"{architecture}Config")(**SHAPE, **FURTHER.get(architecture, {}))
     torch.manual_seed(3)
     model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     for weight in model.parameters():  # larger than at the beginning of training, so that the layers tell

@@ -1,4 +1,4 @@
-"""A `vllm serve` of two stages, with a collector and a judge beside it, and what is asked of it."""
+"""`vllm serve`: of two stages, with a collector and a judge beside it; of engines side by side; what is asked of it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 from live_system import collecting, free_port
+from random_checkpoints import make
 from vllm_cases import DEADLINE_S, MODEL, ROOT, end, environment, prompts
 
 from insitu_collector.store import Store, open_store
@@ -23,11 +24,13 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
 HEALTHY_S = 15.0
 SLOW_MS = 120
-SERVE = (
-    *("--model", str(MODEL), "--served-model-name", "tiny", "--host", "127.0.0.1", "--dtype", "float32"),
-    *("--pipeline-parallel-size", "2", "--max-model-len", "256", "--max-num-batched-tokens", "64"),
-    *("--max-num-seqs", "8", "--no-enable-prefix-caching", "--worker-cls", "slow_worker.SlowWorker"),
+OF_ALL = (
+    *("--served-model-name", "tiny", "--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "256"),
+    *("--max-num-batched-tokens", "64", "--max-num-seqs", "8", "--no-enable-prefix-caching"),
 )
+TWO_STAGES = ("--model", str(MODEL), "--pipeline-parallel-size", "2", "--worker-cls", "slow_worker.SlowWorker")
+TWO_ENGINES = ("--data-parallel-size", "2")
+OF_TINY = ("--skip-tokenizer-init", "--enforce-eager")
 
 
 @dataclass
@@ -35,7 +38,6 @@ class Served:
     """What a server answered, and what is in the store."""
 
     store: Store
-    log: str
     asked: dict[str, Any]
     """The answer to the request that had headers."""
     plain: dict[str, Any]
@@ -44,6 +46,8 @@ class Served:
     failed: list[str]
     """Of the traffic."""
     verdict: Any = None
+    last: dict[str, Any] = field(default_factory=dict)
+    """The answer to the request after which the server was told to end, at once."""
 
 
 def complete(url: str, prompt: list[int], max_tokens: int = 16, headers: Any = None, **fields: Any) -> dict[str, Any]:
@@ -94,52 +98,64 @@ def until(true: Callable[[], Any], within_s: float, every_s: float = 0.5) -> Any
     return found
 
 
+@contextmanager
+def serving(python: str, folder: Path, to: str, *options: str, **variables: str) -> Iterator[str]:
+    """Yield the URL of a vLLM server once it is healthy; it is told to end as soon as the block is left."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            # what `vllm serve` runs; the word itself asks for a package named vllm, which the host build is not
+            [
+                *(python, "-m", "vllm.entrypoints.openai.api_server", *OF_ALL, *options),
+                *("--port", url.rpartition(":")[2]),
+            ],
+            env=environment(to, VLLM_ENABLE_V1_MULTIPROCESSING="1", **variables),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,
+        )
+    try:
+        until(lambda: _is_healthy(server, url), DEADLINE_S - 60)
+        yield url
+    finally:
+        server.send_signal(signal.SIGTERM)
+        end(server)
+
+
+def _is_healthy(server: subprocess.Popen[bytes], url: str) -> bool:
+    assert server.poll() is None, "vllm serve has ended"
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def run_served(vllm_python: str, folder: Path) -> Served:
     """Serve requests with and without headers, then traffic, in the middle of which the last stage becomes slow."""
     store, marker, port = folder / "store", folder / "slow", free_port()
-    with collecting(store, port, "--judge"):
-        variables = environment(
+    with (
+        collecting(store, port, "--judge"),
+        serving(
+            vllm_python,
+            folder,
             f"grpc://127.0.0.1:{port}",
-            VLLM_ENABLE_V1_MULTIPROCESSING="1",
+            *TWO_STAGES,
+            *("--otlp-traces-endpoint", f"http://127.0.0.1:{port}"),
             INSITU_VLLM_ROWS="L*.resid_post",
             SLOW_WHILE=str(marker),
             SLOW_MS=str(SLOW_MS),
             OTEL_EXPORTER_OTLP_TRACES_INSECURE="true",
             PYTHONPATH=f"{os.environ.get('PYTHONPATH', '')}:{ROOT / 'tests' / 'vllm'}",
-        )
-        url = f"http://127.0.0.1:{free_port()}"
-        told = folder / "log"
-        with told.open("w") as log:
-            server = subprocess.Popen(
-                # what `vllm serve` runs; the word itself asks for a package named vllm, which the host build is not
-                [
-                    *(vllm_python, "-m", "vllm.entrypoints.openai.api_server", *SERVE),
-                    *("--port", url.rpartition(":")[2], "--otlp-traces-endpoint", f"http://127.0.0.1:{port}"),
-                ],
-                env=variables,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                start_new_session=True,
-            )
-        try:
-            found = _use(server, url, store, marker)
-        finally:
-            server.send_signal(signal.SIGTERM)
-            end(server)
-    found.log = told.read_text()
+        ) as url,
+    ):
+        found = _use(url, store, marker)
+        found.last = complete(url, prompts([20], seed=10)[0], headers={"insitu": "capture=rows"})
+    found.store = open_store(str(store))
     return found
 
 
-def _use(server: subprocess.Popen[bytes], url: str, store: Path, marker: Path) -> Served:
-    def is_healthy() -> bool:
-        assert server.poll() is None, "vllm serve has ended"
-        try:
-            return httpx.get(f"{url}/health", timeout=5).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    until(is_healthy, DEADLINE_S - 60)
+def _use(url: str, store: Path, marker: Path) -> Served:
     prompt = prompts([20], seed=9)[0]
     headers = {"insitu": "capture=rows", "traceparent": f"00-{TRACE}-{SPAN}-01"}
     asked = complete(url, prompt, headers=headers)
@@ -150,7 +166,40 @@ def _use(server: subprocess.Popen[bytes], url: str, store: Path, marker: Path) -
         threading.Event().wait(HEALTHY_S)  # what is healthy here has to be seen first
         marker.touch()
         verdict = until(lambda: _slow_stage(store), 120)
-    return Served(open_store(str(store)), "", asked, plain, opted, traffic.failed, verdict)
+        marker.unlink()
+    return Served(open_store(str(store)), asked, plain, opted, traffic.failed, verdict)
+
+
+@dataclass
+class Engines:
+    """Engines side by side behind one server, and what each answered."""
+
+    store: Store
+    answered: dict[int, list[dict[str, Any]]]
+    """By the engine that was asked, as vLLM counts them."""
+
+
+def run_data_parallel(vllm_python: str, folder: Path) -> Engines:
+    """Two engines of a dense model; the first is asked three times, the other twice, each for its rows."""
+    store, model = folder / "store", make("Qwen3", folder / "model")
+    with serving(vllm_python, folder, f"file://{store}", *OF_TINY, "--model", str(model), *TWO_ENGINES) as url:
+        answered = {
+            engine: [
+                complete(url, prompt, headers={"insitu": "capture=rows", "X-data-parallel-rank": str(engine)})
+                for prompt in prompts(lengths, seed=engine)
+            ]
+            for engine, lengths in ((0, [5, 20, 90]), (1, [8, 34]))
+        }
+    return Engines(open_store(str(store)), answered)
+
+
+def run_experts_of_engines(vllm_python: str, folder: Path) -> Store:
+    """Two engines that share experts are started and ended: more of them vLLM does not do on a host."""
+    store, model = folder / "store", make("Qwen2Moe", folder / "model")
+    options = ("--model", str(model), *TWO_ENGINES, "--enable-expert-parallel")
+    with serving(vllm_python, folder, f"file://{store}", *OF_TINY, *options):
+        pass
+    return open_store(str(store))
 
 
 def _slow_stage(store: Path) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from insitu.identity import current_run
 from insitu.settled import disabled
+from insitu.vllm.ending import wait_for_endings
 from insitu.vllm.hooks import OF_SCHEDULER, NotThere, contain_start, guard, say, stranger, wrap
 from insitu.vllm.versions import refused_version
 
@@ -32,6 +33,7 @@ def install() -> None:
             (OF_SCHEDULER, _watch_schedulers),
             ("ranks", _watch_workers),
             ("the header `insitu` and the trace of a request over HTTP", _read_headers),
+            ("the last second of engines that are killed as soon as they are told to end", wait_for_endings),
         ):
             _try(lost, hook)
     except Exception as error:
@@ -69,11 +71,10 @@ def _observed(scheduler: Any) -> Any:
 
     def around(shutdown: Callable[..., Any]) -> Callable[..., Any]:
         def close_and_shut_down(self: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                self.scheduler.insitu.close()
-            except Exception as error:
-                guard.contain(error)
-            return shutdown(self, *args, **kwargs)
+            told = getattr(getattr(self, "scheduler", None), "insitu", None)
+            if told is None:
+                return shutdown(self, *args, **kwargs)
+            return told.ending.close_beside(lambda: shutdown(self, *args, **kwargs))
 
         return close_and_shut_down
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import insitu
 from insitu.identity import boot_id
 from insitu.vllm.asked import asked_of
+from insitu.vllm.ending import Ending
 from insitu.vllm.hooks import OF_SCHEDULER, contain_start, guard, say
 from insitu.vllm.stamp import Stamp, put, stamp_of
 from insitu.vocabulary import Role
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 FAILED: Final = ("ERROR", "REPETITION")
 """Reasons of vLLM's for the end of a request that nobody asked for."""
-LAST_WORDS_S: Final = 3.0
 
 
 class Dispatch:
@@ -26,6 +26,7 @@ class Dispatch:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.ending = Ending(session)
         self._clock = boot_id()
         self._next_step = 0
         self._busy: set[int] = set()
@@ -45,9 +46,6 @@ class Dispatch:
         cache = config.cache_config
         session.event("kv_pool", f"{cache.num_gpu_blocks} blocks of {cache.block_size} token positions")
         return cls(session)
-
-    def close(self) -> None:
-        self._session.close(LAST_WORDS_S)
 
     def deciding(self) -> Any:
         """Return the interval of a decision."""

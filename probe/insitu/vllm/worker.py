@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from insitu.identity import boot_id
 from insitu.session.intervals import CLASS_NUMBERS
 from insitu.vllm.asked import Asked, asked_of
+from insitu.vllm.ending import Ending
 from insitu.vllm.hooks import NotThere, guard, say, stranger, wrap
 from insitu.vllm.links import Neighbours
 from insitu.vllm.observing import observe
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 DRIVER: Final = -1
 """`peer` of the process that schedules."""
-LAST_WORDS_S: Final = 3.0
 
 
 def watch(worker: Any, other: str | None) -> None:
@@ -59,6 +59,7 @@ class RankWatch:
     def __init__(self, worker: Any, session: Session, place: Place, graph: OneGraph | None, *, has_rows: bool) -> None:
         self._worker, self._runner, self._session, self._place = worker, worker.model_runner, session, place
         self._graph, self._has_rows = graph, has_rows
+        self._ending = Ending(session)
         self._is_last = place.is_last
         self._clock = boot_id()
         self._ids_from = place.last_stage if place.is_first and not place.is_last else DRIVER
@@ -213,7 +214,7 @@ class RankWatch:
         self._end_wait()
         if self._host is not None:
             self._host.__exit__(None, None, None)
-        self._session.close(LAST_WORDS_S)
+        self._ending.close()
 
     # -- the step ------------------------------------------------------------------------------------------------
 
