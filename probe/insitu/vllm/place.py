@@ -43,6 +43,14 @@ class Place:
         }
 
 
+def replica_of(config: Any) -> int:
+    """Return which engine of data parallel ones this is. config: vLLM's `ParallelConfig`.
+
+    Its data_parallel_rank is 0 in each engine of a dense model, as these run without knowing of each other.
+    """
+    return int(config.data_parallel_index)
+
+
 def place_of(worker: Any) -> Place:
     """Return a worker's place, once vLLM has made its groups."""
     from vllm.distributed import parallel_state
@@ -53,7 +61,7 @@ def place_of(worker: Any) -> Place:
     rank_of = [worker.rank + each - ranks[at] for each in ranks]
     return Place(
         rank=worker.rank,
-        replica=worker.parallel_config.data_parallel_rank,
+        replica=replica_of(worker.parallel_config),
         tp_rank=tensor.rank_in_group,
         pp_rank=at,
         ep_rank=expert,

@@ -11,6 +11,7 @@ from insitu.identity import boot_id
 from insitu.vllm.asked import asked_of
 from insitu.vllm.ending import Ending
 from insitu.vllm.hooks import OF_SCHEDULER, contain_start, guard, say
+from insitu.vllm.place import replica_of
 from insitu.vllm.stamp import Stamp, put, stamp_of
 from insitu.vocabulary import Role
 
@@ -40,7 +41,7 @@ class Dispatch:
     def start(cls, scheduler: Any) -> Dispatch:
         """Start the session of the process that schedules."""
         config = scheduler.vllm_config
-        replica = config.parallel_config.data_parallel_rank
+        replica = replica_of(config.parallel_config)
         model = str(config.model_config.model)
         session = insitu.start(role=Role.DRIVER, model=model, replica=replica, dp_rank=replica)
         cache = config.cache_config
