@@ -53,11 +53,12 @@ def test_a_request_is_of_the_engine_that_was_asked(engines: Engines, engine: int
     steps = [row for row in rows_of(engines, "steps") if row["engine"] == engine]
     assert {entry["request"] for step in steps for entry in step["rows"]} == mine
     assert [step["step_id"] for step in steps] == list(range(len(steps)))
-    found = Counter(row["request"] for row in rows_of(engines, "captures") if row["engine"] == engine)
-    assert set(found) == mine
-    for name, num_rows in found.items():  # at each layer of all positions; logits of those that gave a token
-        used = asked[name.rsplit("-", 2)[0]]["usage"]
-        assert num_rows == NUM_LAYERS * (used["total_tokens"] - 1) + used["completion_tokens"]
+    captured = engines.store.captures(columns=["request", "site", "replica"]).to_pylist()
+    found = Counter((row["request"], row["site"]) for row in captured if row["replica"] == engine)
+    for name in mine:
+        num_positions = asked[name.rsplit("-", 2)[0]]["usage"]["total_tokens"] - 1
+        assert {found[name, f"L{layer}.resid_post"] for layer in range(NUM_LAYERS)} == {num_positions}
+    assert {name for name, _ in found} == mine
 
 
 def test_the_judge_reads_them_as_replicas(engines: Engines) -> None:
