@@ -65,6 +65,23 @@ def test_one_that_dies_is_waited_for_no_longer(tmp_path: Path) -> None:
         assert endings.wait(60)
 
 
+AT_EXIT = """
+import atexit, sys, insitu
+from insitu.vllm.ending import Ending
+session = insitu.start(to=sys.argv[1])
+session.event("last")
+atexit.register(lambda: Ending(session).close_beside(lambda: print("ended")))
+"""
+
+
+def test_a_session_is_closed_where_python_ends(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, f"file://{tmp_path}"], capture_output=True, text=True, timeout=60
+    )
+    assert (ran.stdout, ran.stderr) == ("ended\n", "")
+    assert open_store(str(tmp_path)).table("events")["kind"].to_pylist() == ["last"]
+
+
 def test_nobody_is_waited_for_where_nobody_began() -> None:
     endings = Endings()
     assert endings.wait(0)

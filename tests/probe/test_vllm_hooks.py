@@ -97,7 +97,7 @@ class Scheduler:
     """Stands for vLLM's: it has a configuration, and schedules."""
 
     vllm_config = SimpleNamespace(
-        parallel_config=SimpleNamespace(data_parallel_rank=0),
+        parallel_config=SimpleNamespace(data_parallel_index=0),
         model_config=SimpleNamespace(model="m"),
         cache_config=SimpleNamespace(num_gpu_blocks=1, block_size=16),
     )

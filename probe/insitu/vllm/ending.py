@@ -54,7 +54,11 @@ class Ending:
     def close_beside(self, end: Callable[[], Any]) -> Any:
         """Close the session while something else ends, so that neither waits for the other; return what that does."""
         closing = threading.Thread(target=self.close, name="insitu-ending", daemon=True)
-        closing.start()
+        try:
+            closing.start()
+        except RuntimeError:  # Python itself ends: there are no new threads
+            self.close()
+            return end()
         try:
             return end()
         finally:
