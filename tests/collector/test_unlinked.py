@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import weakref
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from feed_kit import Writer, interval, source, step_row
+from feed_kit import BASE_NS, Writer, interval, source, step_row
 from otlp_kit import attributes
 from subscriber_kit import plain_environment as plain_environment
 from subscriber_kit import receiver as receiver
@@ -20,10 +24,15 @@ from target_kit import Receiver
 from test_subscriber import TRACE, cursors, request, send, subscribed
 
 from insitu.cli import insitu as command
+from insitu.exporters.base import Batch
 from insitu.forwarding.cursor import Cursor
+from insitu.identity import Source
+from insitu.records import schema_of
 from insitu.vocabulary import RequestEvent, Role
 from insitu_collector.subscriber import unlinked
-from insitu_collector.subscriber.unlinked import HOLD_S
+from insitu_collector.subscriber.follower import Read
+from insitu_collector.subscriber.traces import StoredTraces
+from insitu_collector.subscriber.unlinked import HOLD_S, Unlinked
 
 MINUTE: Final = 60_000
 """Steps of `interval`, one a ms: metrics are due."""
@@ -58,6 +67,12 @@ class Run:
 
     def intervals(self, *steps: int, **more: Any) -> None:
         self.writer.rows(self.last, "intervals", *(interval(number, **more) for number in steps))
+
+    def join(self, epoch: int, **more: Any) -> Source:
+        """Another process is there."""
+        joined = source(epoch, **more)
+        self.writer.rows(joined, "sources", joined.row())
+        return joined
 
 
 @pytest.fixture
@@ -243,3 +258,110 @@ def test_steps_of_another_replica_say_nothing_of_this_one(run: Run, store: Path,
     with subscribed(store, receiver.url, clock=Clock()) as subscriber:
         assert subscriber.look()
     assert [attributes(span)["insitu.rank"] for span in receiver.spans()] == [1]
+
+
+@pytest.mark.parametrize("order", list(permutations(("request", "step", "peer", "intervals"))), ids=" ".join)
+def test_a_peer_of_the_first_stage_without_row_maps_says_nothing_of_steps_of_who_has_them(
+    order: tuple[str, ...], run: Run, store: Path, receiver: Receiver
+) -> None:
+    peer = run.join(5, stage=0)
+    write: dict[str, Callable[[], object]] = {
+        "request": run.request,
+        "step": lambda: run.step(1, "one"),
+        "peer": lambda: run.writer.rows(peer, "steps", step_row(1, rows=None)),
+        "intervals": lambda: run.intervals(1),
+    }
+    with subscribed(store, receiver.url, clock=Clock()) as subscriber:
+        for table in order:
+            write[table]()
+            assert subscriber.look()
+    assert links(receiver) == [(1, 1)]
+
+
+def test_where_no_rank_of_a_first_stage_has_row_maps_nothing_waits_once_each_said_so(
+    run: Run, store: Path, receiver: Receiver
+) -> None:
+    run.join(4, rank=5, stage=0)  # ended before its first step, and began anew
+    peer = run.join(5, stage=0)
+    with subscribed(store, receiver.url, clock=Clock()) as subscriber:
+        run.step(1, has_map=False)
+        run.intervals(1)
+        assert subscriber.look()
+        assert receiver.spans() == [], "the peer may say more"
+        run.writer.rows(peer, "steps", step_row(1, rows=None))
+        assert subscriber.look()
+        assert links(receiver) == [(1, 0)]
+        run.step(2, has_map=False)
+        run.intervals(2)
+        assert subscriber.look()
+    assert links(receiver) == [(1, 0), (2, 0)]
+
+
+def test_steps_of_before_a_restart_say_nothing_of_those_after_whose_numbers_begin_anew(
+    run: Run, store: Path, receiver: Receiver
+) -> None:
+    run.request()
+    run.step(1, "one")
+    run.step(1000, "one")
+    with subscribed(store, receiver.url, clock=Clock()) as subscriber:
+        run.intervals(1)
+        assert subscriber.look()
+        again = {"unix_anchor_ns": BASE_NS + 3_000_000_000}
+        first, last = run.join(6, rank=0, stage=0, **again), run.join(7, rank=1, stage=1, **again)
+        run.writer.rows(last, "intervals", interval(1))
+        assert subscriber.look()
+        assert links(receiver) == [(1, 1)]
+        run.writer.rows(first, "steps", step_row(1))
+        assert subscriber.look()
+    assert links(receiver) == [(1, 1), (1, 0)]
+
+
+def test_rows_are_counted_whose_step_nothing_was_said_of(run: Run, store: Path, receiver: Receiver) -> None:
+    run.request()
+    run.step(1, "one")
+    run.intervals(1, 1, 1, 2)
+    send(store, receiver.url)
+    assert links(receiver) == [(1, 1), (1, 1), (1, 1), (2, 0)]
+    assert Cursor(store, receiver.url).account["unlinked"] == 1
+
+
+def test_what_waits_does_not_hold_what_was_read_with_it() -> None:
+    row = {**interval(1), "row_seq": 0, "epoch": 1, "rank": 1, "stage": 1}
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema_of("intervals")) as stream:
+        stream.write_batch(pa.RecordBatch.from_pylist([row], schema=schema_of("intervals")))
+    memory = np.frombuffer(sink.getvalue(), np.uint8).copy()
+    data = pa.ipc.open_stream(pa.py_buffer(memory)).read_next_batch()
+    is_held = weakref.ref(memory)
+    waiting = Unlinked()
+    waiting.keep([Read(Batch(1, 0, data, "intervals"), was_sent=False)], 0.0)
+    del memory, data
+    gc.collect()
+    assert is_held() is None
+    (kept,) = waiting.reads
+    assert kept.batch.data["step_id"].to_pylist() == [1]
+
+
+def test_a_step_is_learned_without_a_look_at_all_requests_that_are_known() -> None:
+    num_hashed = 0
+
+    class Name(str):
+        """Counts how often it is looked for."""
+
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            nonlocal num_hashed
+            num_hashed += 1
+            return super().__hash__()
+
+    first, traces = source(0, run=Name("feed")), StoredTraces()
+    identity = {"row_seq": 0, "epoch": 0, "rank": 0, "stage": 0}
+    asked = [{**request(RequestEvent.ARRIVED, 0, 5, request=f"r{n}"), **identity} for n in range(1000)]
+    traces.learn_requests(first, pa.RecordBatch.from_pylist(asked, schema=schema_of("requests")))
+    entry = {"request": "r7", "row": 0, "count": 1, "position": 0, "phase": 1, "sample_row": -1}
+    steps = pa.RecordBatch.from_pylist([{**step_row(1, rows=[entry]), **identity}], schema=schema_of("steps"))
+    num_hashed = 0
+    traces.learn_steps(first, steps)
+    assert traces.untold(first, steps["step_id"]) == []
+    assert num_hashed < 100

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+import pyarrow as pa
+
 from insitu.exporters.base import Batch
 from insitu.segments.erased_file import ErasedFile
 from insitu.segments.layout import OPEN, SEALED, Key, SegmentName, list_segments
@@ -41,6 +43,11 @@ class Read:
     @property
     def key(self) -> Key:
         return Key(self.batch.epoch, self.batch.stream, self.batch.seq)
+
+
+def alone(batch: Batch) -> Batch:
+    """Return a batch in memory of its own: what was read with it can be let go."""
+    return replace(batch, data=batch.data.take(pa.array(range(batch.num_rows), pa.int64())))
 
 
 class Follower:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
@@ -24,7 +25,7 @@ from insitu.identity import Source
 from insitu.segments.layout import Key
 from insitu.segments.retention import NAMES
 from insitu_collector.subscriber import logs, passed_on
-from insitu_collector.subscriber.follower import Read
+from insitu_collector.subscriber.follower import Read, alone
 from insitu_collector.subscriber.payloads import Payload, of_logs, of_metrics, of_spans
 from insitu_collector.subscriber.times import StepTimes, window_of
 from insitu_collector.subscriber.traces import StoredTraces
@@ -118,11 +119,12 @@ class Mapping:
         passed: list[passed_on.Record] = []
         for read in self._in_order(list(reads)):
             try:
-                if self._is_early(read):
-                    if may_wait:
-                        mapped.early.append(read)
-                        continue
-                    mapped.num_unlinked += self._num_unlinked(read.batch)
+                num_early = self._num_early(read)
+                if num_early and may_wait:
+                    mapped.early.append(read)
+                    continue
+                if num_early and self._traces.has_traces(self._sources[read.batch.epoch].run):
+                    mapped.num_unlinked += num_early
                 self._take(read, spans, records, passed, mapped)
             except Exception as error:  # one batch that cannot be mapped must not stop all others
                 self._lose(read, "unmappable", mapped, f"{type(error).__name__}: {error}")
@@ -132,20 +134,20 @@ class Mapping:
         mapped.payloads += passed_on.requests_of(passed)
         return mapped
 
-    def _is_early(self, read: Read) -> bool:
+    def _num_early(self, read: Read) -> int:
+        """Return how many rows are intervals of steps of which it is not known whom they served."""
         source = self._sources.get(read.batch.epoch)
         if read.batch.table != "intervals" or source is None:
-            return False
-        return not self._traces.are_told(source, read.batch.data["step_id"])
-
-    def _num_unlinked(self, batch: Batch) -> int:
-        return batch.num_rows if self._traces.has_traces(self._sources[batch.epoch].run) else 0
+            return 0
+        step_ids = read.batch.data["step_id"]
+        untold = self._traces.untold(source, step_ids)
+        return pc.sum(pc.is_in(step_ids, pa.array(untold, step_ids.type))).as_py() if untold else 0
 
     def _in_order(self, reads: list[Read]) -> list[Read]:
         """Return what names others first, then table by table of one stretch of time after another."""
         for read in reads:
             if read.batch.table == "sources":
-                self._sources |= {row["epoch"]: Source.of_row(row) for row in read.batch.data.to_pylist()}
+                self._name_sources(read.batch)
         for read in reads:
             source = self._sources.get(read.batch.epoch)
             if read.batch.table == "steps" and source is not None:
@@ -264,9 +266,13 @@ class Mapping:
         spans = Spans(source, resource, scope(), traces, self._sampler, self._max_links)
         return _Process(source, resource, metrics, spans, newest_unix_ns=began, told_unix_ns=began)
 
+    def _name_sources(self, batch: Batch) -> None:
+        for row in batch.data.to_pylist():
+            source = self._sources[row["epoch"]] = Source.of_row(row)
+            self._traces.expect(source)
+
     def _name_sites(self, batch: Batch) -> None:
-        own = batch.data.take(pa.array(range(batch.num_rows)))  # a copy: what was read with it is let go
-        self._sites.setdefault(batch.epoch, []).append(own)
+        self._sites.setdefault(batch.epoch, []).append(alone(batch).data)
         process = self._processes.get(batch.epoch)
         if process is not None:
             process.metrics.name_sites(batch.data)

@@ -17,6 +17,7 @@ from insitu.identity import Source
 from insitu.session.row_map import Rows
 from insitu.session.step_traces import MAX_STEPS, Served
 from insitu.session.trace_context import RequestContext
+from insitu_collector.subscriber.told import Told
 
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}")
 _SPAN_ID: Final = re.compile(r"(?!0{16})[0-9a-f]{16}")
@@ -65,8 +66,11 @@ class StoredTraces:
         """Requests that came without a trace, by run and name."""
         self._steps: dict[Step, _Place] = {}
         self._partial: dict[Step, _Partial] = {}
-        self._newest: dict[tuple[str, int], int] = {}
-        """By run and replica: up to which step it came whom steps served."""
+        self._told = Told()
+
+    def expect(self, source: Source) -> None:
+        """A process is known by name."""
+        self._told.expect(source)
 
     def learn_requests(self, source: Source, rows: pa.RecordBatch) -> None:
         """Learn where requests stand in their traces, from rows of `requests`."""
@@ -95,19 +99,20 @@ class StoredTraces:
 
     def learn_steps(self, source: Source, rows: pa.RecordBatch) -> None:
         """Learn whom steps served, from rows of `steps` that have a row map; those of a first stage have it or none."""
-        told = rows.select(["step_id", "t0_ns", "rows"])
-        if source.stage > 0:
-            told = told.filter(rows["rows"].is_valid())
-        of = source.run, source.replica
-        for row in told.to_pylist():
+        has_map = rows["rows"].is_valid()
+        mapped = rows.select(["step_id", "t0_ns", "rows"]).filter(has_map)
+        for row in mapped.to_pylist():
             served = tuple(
                 Rows(each["request"], each["row"], each["count"], sample_row=each["sample_row"])
-                for each in row["rows"] or ()
+                for each in row["rows"]
                 if each["request"]  # an older probe took an empty name
             )
-            self._learn_step((*of, row["step_id"]), source.unix_ns(row["t0_ns"]), served)
-            self._newest[of] = max(self._newest.get(of, -1), row["step_id"])
-        _bound(self._newest)
+            step = source.run, source.replica, row["step_id"]
+            self._learn_step(step, source.unix_ns(row["t0_ns"]), served)
+        told = mapped if source.stage > 0 else rows
+        if told.num_rows:
+            newest, began_ns = pc.max(told["step_id"]).as_py(), pc.max(told["t0_ns"]).as_py()
+            self._told.learn(source, newest, source.unix_ns(began_ns), has_maps=mapped.num_rows > 0)
 
     def _learn_step(self, step: Step, unix_ns: int, rows: tuple[Rows, ...]) -> None:
         named = [(step[0], row.request) for row in rows]
@@ -116,22 +121,23 @@ class StoredTraces:
             for row, name in zip(rows, named, strict=True)
             if name in self._requests
         )
+        self._steps.pop(step, None)  # of a process that ended, where numbers began anew
         if traced:
             self._steps[step] = _Place(unix_ns, traced)
-        missing = frozenset(name for _, name in {*named} - self._requests.keys() - self._untraced.keys())
+        missing = frozenset(name[1] for name in named if name not in self._requests and name not in self._untraced)
         self._partial.pop(step, None)
         if missing:
             self._partial[step] = _Partial(unix_ns, rows, missing)
         _bound(self._steps)
         _bound(self._partial, MAX_PARTIAL)
 
-    def are_told(self, source: Source, step_ids: pa.Array) -> bool:
-        """Return whether it came whom these steps served, and which traces those requests have; -1 is no step."""
-        steps = pc.unique(step_ids).to_pylist()
-        of = source.run, source.replica
-        return max(steps, default=-1) <= self._newest.get(of, -1) and not any(
-            (*of, step) in self._partial for step in steps
-        )
+    def untold(self, source: Source, step_ids: pa.Array) -> list[int]:
+        """Return the steps of which it did not come whom they served, or which traces those requests have.
+
+        -1 is no step, and never among them.
+        """
+        of, up_to = (source.run, source.replica), self._told.up_to(source)
+        return [step for step in pc.unique(step_ids).to_pylist() if step > up_to or (*of, step) in self._partial]
 
     def has_traces(self, run: str) -> bool:
         """Return whether any request of a run has a trace."""

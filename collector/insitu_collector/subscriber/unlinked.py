@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from insitu.segments.layout import Key
-from insitu_collector.subscriber.follower import Read
+from insitu_collector.subscriber.follower import Read, alone
 
 HOLD_S: Final = 5.0
-"""Longest that a batch waits. Probes ship once a second, each at its own time: less has spans without links on a busy
-machine, more delays those of a store that never says whom it serves."""
+"""Longest that a batch waits once all that is there was read: amid a backlog, the time says nothing of what is still
+to be read. Probes ship once a second, each at its own time: less has spans without links on a busy machine, more delays
+those of a store that never says whom it serves."""
 MAX_BYTES: Final = 16 << 20
 """Of batches that wait; beyond it those that have waited longest go."""
 
@@ -35,7 +37,8 @@ class Unlinked:
         """These wait, and no others; those that did go on waiting."""
         found = {read.key: read for read in early}
         known = {key: kept for key, kept in self._waiting.items() if key in found}
-        self._waiting = known | {key: (now_s, read) for key, read in found.items() if key not in known}
+        new = [read for key, read in found.items() if key not in known]
+        self._waiting = known | {read.key: (now_s, replace(read, batch=alone(read.batch))) for read in new}
 
     def take_crowded(self) -> list[Read]:
         """Take out what there is no room for."""
