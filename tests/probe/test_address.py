@@ -27,6 +27,14 @@ def test_a_collector_is_a_target_with_or_without_tls(text: str, target: str, is_
     [
         ("grpcs://there", "destination grpcs://there has no port; the usual one is grpcs://there:4317"),
         ("there", "destination there has no port; the usual one is there:4317"),
+        ("there:", "destination there has no port; the usual one is there:4317"),
+        ("[::1]", "destination [::1] has no port; the usual one is [::1]:4317"),
+        ("grpc://h:x", "destination grpc://h:x: the port 'x' is no number; the usual one is 4317"),
+        ("h:4\u00b2", "destination h:4\u00b2: the port '4\u00b2' is no number"),
+        ("h:" + "9" * 5000, "destination h:9999"),
+        ("grpc://h:4317/foo", "destination grpc://h:4317/foo: a collector has no path and no query; write grpc://h:43"),
+        ("grpcs://h:4317?x=1", "destination grpcs://h:4317?x=1: a collector has no path and no query; write grpcs://h"),
+        ("h:4317/?x=1", "destination h:4317/?x=1: a collector has no path and no query; write h:4317"),
         ("http://there:1", "http://there:1 is no collector; write it like grpc://127.0.0.1:4317"),
     ],
 )
