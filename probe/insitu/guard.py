@@ -43,15 +43,21 @@ class Guard:
     """
 
     def __init__(
-        self, part: str, rest: str = "the model runs on unobserved", *, goes_on: bool = False, is_foreign: bool = False
+        self,
+        part: str,
+        rest: str = "the model runs on unobserved",
+        *,
+        goes_on: bool = False,
+        is_foreign: bool = False,
+        are_several: bool = False,
     ) -> None:
         """part: what is switched off by its first error, unless it `goes_on`. rest: what becomes of all else, for the
-        log. is_foreign: its errors may be those of code that is not ours.
+        log. is_foreign: its errors may be those of code that is not ours. are_several: `part` is a plural.
         """
         self.part = part
         self.rest = rest
         self.num_errors = 0
-        self._off = "" if goes_on else " and is switched off"
+        self._off = "" if goes_on else f" and {'are' if are_several else 'is'} switched off"
         self._is_foreign = is_foreign
         self._is_traced = is_foreign or not goes_on
         """Whether the log shows where it failed; else only at debug: what goes on has said what it lost."""

@@ -52,7 +52,7 @@ _also: list[Known] = []
 @contextmanager
 def known_too(families: Sequence[Family]) -> Iterator[None]:
     """Let models of these families be attached by their names in this block, without a package around them."""
-    _also.append(Known(tuple(families), Guard("sites of a test", "models are tapped without them")))
+    _also.append(Known(tuple(families), Guard("sites of a test", "models are tapped without them", are_several=True)))
     try:
         yield
     finally:

@@ -244,7 +244,7 @@ def test_an_error_of_the_probe_never_reaches_the_model(
     monkeypatch.setattr(session._observer.taps, "_take_boundary", None)
     assert all(torch.equal(net(x), expected) for _ in range(3))
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
-        "insitu: the taps failed and is switched off"
+        "insitu: the taps failed and are switched off"
     ]
     session.close()
 

@@ -131,6 +131,6 @@ def test_a_tap_that_cannot_be_compiled_never_reaches_the_model(
             compiled = wrapped(model)
             assert all(torch.allclose(compiled(x), expected) for _ in range(3))
     assert [r.getMessage().split(";")[0] for r in caplog.records if r.name == "insitu"] == [
-        "insitu: the taps failed and is switched off"
+        "insitu: the taps failed and are switched off"
     ]
     assert len(insitu_records.rows("steps")) == 3, "steps go on"

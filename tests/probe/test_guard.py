@@ -9,6 +9,15 @@ from insitu.guard import Guard
 
 
 @pytest.mark.usefixtures("insitu_contains")
+@pytest.mark.parametrize(("part", "are_several", "are"), [("part", False, "is"), ("parts", True, "are")])
+def test_of_several_parts_it_is_said_in_the_plural(
+    part: str, are_several: bool, are: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Guard(part, "the rest goes on", are_several=are_several).contain(KeyError(1))
+    assert caplog.messages == [f"insitu: the {part} failed and {are} switched off; the rest goes on (KeyError: 1)"]
+
+
+@pytest.mark.usefixtures("insitu_contains")
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -57,7 +57,7 @@ class StepTraces:
     """By step; nothing is kept, and nothing looked at, until an exporter asks for it."""
 
     def __init__(self) -> None:
-        self._guard = Guard("traces")
+        self._guard = Guard("traces", are_several=True)
         self._is_kept = False
         self._by_step: dict[int, Served] = {}
         self._by_request: dict[str, RequestContext] = {}

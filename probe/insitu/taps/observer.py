@@ -87,7 +87,7 @@ class Observer:
         self._model = model
         self._run, self._has_routers = run, bool(self.plan.loads)
         self.current = Current()
-        self.guard = Guard("taps")
+        self.guard = Guard("taps", are_several=True)
         self.slabs = Slabs(self.plan, self.device)
         self.control = ControlBlock(self.device, self.plan.num_slabs)
         self._fused = fused_taps(self.plan, self.slabs, self.control) if fused else None

@@ -75,7 +75,7 @@ class Follower:
         self._inputs = Inputs(model)
         self._numbers = count()
         self._said: set[str] = set()
-        self._guard = Guard("row maps", "steps go on, and their rows are nobody's")
+        self._guard = Guard("row maps", "steps go on, and their rows are nobody's", are_several=True)
 
     def state(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Stated:
         """Say what a forward that is about to begin computes. Raises nothing."""
