@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from insitu.destinations import one_destination
 from insitu.segments.retention import bytes_text, parse_age, parse_bytes
-from insitu.session.row_map import AXES
+from insitu.session.row_map import AXES, is_unicode
 
 LEAST_QUEUE_BYTES: Final = 1 << 20
 """A frame is about as large; less would drop everything."""
@@ -36,7 +36,11 @@ def as_folder(value: Any) -> str:
 
 
 def as_destination(value: Any) -> Any:
-    return one_destination(as_text(value) if isinstance(value, str) else value)
+    if not isinstance(value, str):
+        return one_destination(value)
+    if not is_unicode(value):  # bytes of the environment that are no UTF-8
+        raise ValueError(f"{value!a:.200} is no text; write a URL of Unicode characters like file://./insitu-store")
+    return one_destination(as_text(value))
 
 
 def is_on(value: Any) -> bool:

@@ -154,6 +154,13 @@ def test_a_session_says_what_it_cannot_use_and_goes_on(insitu_records: Recording
     assert [row["step_id"] for row in insitu_records.rows("steps")] == [0]
 
 
+REQUEST = {"request": "r", "t_ns": 1, "step_id": -1}
+
+
+def event_with(**fields: Any) -> dict[str, Any]:
+    return {"t_ns": 1, "kind": "k", "step_id": -1, "text": "", **fields}
+
+
 WRONG: list[tuple[str, Callable[[insitu.Session, Any], Any], list[Any]]] = [
     ("why", lambda session, value: session.dump(value), [5, None, b"x", "\ud800"]),
     ("request", lambda session, value: session.request("arrived", value), [5, None, "\ud800", ""]),
@@ -175,6 +182,11 @@ WRONG: list[tuple[str, Callable[[insitu.Session, Any], Any], list[Any]]] = [
     ("timeout_s", lambda session, value: session.collect([], timeout_s=value), ["a"]),
     ("inputs", lambda session, value: session.collect(value), [5, None]),
     ("for_s", lambda session, value: session.set_rules([], for_s=value), ["a"]),
+    ("who", lambda session, value: session.set_rules([RULE], who=value), [5, None, "\ud800"]),
+    ("row", lambda session, value: session.append("events", value), [None, 5, "kind", [("kind", "k")]]),
+    ("kind", lambda session, value: session.append("events", event_with(kind=value)), [5, b"\xff", "\ud800", ["k"]]),
+    ("step_id", lambda session, value: session.append("events", event_with(step_id=value)), ["a", 2**63]),
+    ("event", lambda session, value: session.append("requests", {**REQUEST, "event": value}), [-1, 2**8, "a"]),
 ]
 
 
@@ -192,6 +204,24 @@ def test_what_a_verb_cannot_use_is_refused_at_the_call_and_the_session_goes_on(
         assert session.stats().probe_errors == 0
     assert not [kind for kind in ("events", "requests", "incidents") if insitu_records.rows(kind)]
     assert session.stats().dropped == {}
+
+
+def test_an_endless_flush_ends_when_all_is_durable(insitu_records: Recording) -> None:
+    with insitu.start(to=insitu_records) as session:
+        session.event("k")
+        for timeout_s in (float("inf"), 1e300):
+            assert session.flush(timeout_s).pending == 0
+        session.append("events", event_with(t_ns=np.int64(3)))
+        assert session.close(float("inf")).dropped == 0
+    assert [row["kind"] for row in insitu_records.rows("events")] == ["k", "k"]
+
+
+def test_bytes_of_the_environment_that_are_no_text_are_refused_with_the_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("INSITU_TO", "file://./a\udcff")
+    with pytest.raises(ConfigError, match=r"^INSITU_TO: 'file://\./a\\udcff' is no text; write a URL of Unicode"):
+        insitu.attach(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("headers", [5, [1, 2], {1: 2}, [("a",)], "abc", {"traceparent": 5}, object])

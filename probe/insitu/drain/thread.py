@@ -42,6 +42,8 @@ DEVICE_POLL_S: Final = 0.002
 """How often a flush looks whether the device is done with a step; to wait for its event could take forever."""
 GRACE_S: Final = 5.0
 """How much longer than it was told `flush` waits for the drain: a look takes milliseconds, an exporter may hang."""
+ENDLESS_S: Final = 1e9
+"""What an infinite wait is: no lock takes more than some 300 years."""
 HELD_SHARE: Final = 8
 """Collected rows are shipped before the second is over once they are one in so many of the bound: 8 MiB of 64.
 
@@ -119,6 +121,7 @@ class Drain:
         closing: with the last heartbeat; the exporter is let go, what is not durable given up, and the thread ends.
         None where the drain did not come to it: the exporter hangs. Nobody waits longer than `timeout_s` and `GRACE_S`.
         """
+        timeout_s = min(timeout_s, ENDLESS_S)
         errand = _Errand(time.monotonic() + timeout_s, closing)
         self._errands.append(errand)
         self._wake.set()

@@ -25,10 +25,10 @@ from insitu.flight.recorder import FlightRecorder
 from insitu.flight.settings import ASKED_ONLY, Flight
 from insitu.flight.signals import on_signal
 from insitu.identity import Source
-from insitu.records import lacking, schema_of
 from insitu.rules.rule import RuleError, Standing
 from insitu.session import process
 from insitu.session.accounts import Coverage, FlushReport, Stats, coverage_of, stats_of
+from insitu.session.appended import checked
 from insitu.session.gc_pauses import GcPauses
 from insitu.session.intervals import Interval, Recorder
 from insitu.session.open_step import Step
@@ -163,9 +163,10 @@ class Session:
         """Follow other rules from the next step on; return their version (0: those of attach). Any thread.
 
         Only sites that were attached can be named. for_s: seconds, after which the rules before are in force again.
-        who: is told in `events`. Raises RuleError, and nothing changes.
+        who: a text, told in `events`. Raises RuleError, ValueError for what is no text, and nothing changes.
         """
         rules = rules_of(rules)
+        check_text("who", who)
         if self._observer is None:
             raise RuleError("this session observes no model; rules are for one that attach was given")
         return self._observer.changes.set_here(rules, who, for_s)
@@ -343,17 +344,13 @@ class Session:
     def append(self, table: str, row: Mapping[str, Any]) -> None:
         """Append one row to any table; for rare rows.
 
-        Raises KeyError for an unknown table or column, ValueError where a value is missing that readers need
-        (`insitu.records.NEEDED`).
+        Raises KeyError for an unknown table or column, ValueError, one line, for what is no row, for a value that its
+        column cannot take and where one is missing that readers need (`insitu.records.NEEDED`).
         """
-        unknown = set(row) - set(schema_of(table).names)
-        if unknown:
-            raise KeyError(f"table {table} has no column {', '.join(sorted(unknown))}")
-        if (column := lacking(table, row)) is not None:
-            raise ValueError(f"a row of {table} needs {column}; give it a value")
+        taken = checked(table, row)
         if not self._running:
             self._run()
-        self._inlet.put_row(table, dict(row))
+        self._inlet.put_row(table, taken)
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -449,7 +446,7 @@ class Session:
     def flush(self, timeout_s: float = 5.0) -> FlushReport:
         """Return once everything produced so far is durable, or timeout_s is over; says what is not.
 
-        Raises ValueError for what is no number, and nothing else.
+        timeout_s: seconds; inf waits without end. Raises ValueError for what is no number, and nothing else.
         """
         seconds("timeout_s", timeout_s)
         if self._closed:

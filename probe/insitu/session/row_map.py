@@ -110,12 +110,16 @@ def within(name: str, value: Any, least: int, most: int) -> int:
 
 def check_text(name: str, value: Any) -> None:
     """Raise ValueError, one line, for what is no text, or one that has no bytes (half of a surrogate pair)."""
+    if not isinstance(value, str) or not is_unicode(value):
+        raise ValueError(f"{name}: {value!a:.80} is no text; write a str of Unicode characters")
+
+
+def is_unicode(text: str) -> bool:
+    """Tell whether a text has bytes in UTF-8: none has half of a surrogate pair."""
     try:
-        if isinstance(value, str) and (value.isascii() or value.encode()):
-            return
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
-        pass
-    raise ValueError(f"{name}: {value!a:.80} is no text; write a str of Unicode characters")
+        return False
 
 
 def check_request(value: Any) -> None:
