@@ -26,6 +26,7 @@ from insitu.taps.eager import is_traced
 from insitu.taps.forwards import forward_of, give_forward, is_observed
 from insitu.taps.observer import Observer
 from insitu.taps.root import tap_root
+from insitu.taps.transforms import Transformed, is_transformed
 from insitu.taps.wrappers import check_exported, check_made, unwrapped
 from insitu.transformers.following import follow
 from insitu.transformers.models import can_generate
@@ -121,11 +122,14 @@ def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Ca
     """Let the model's outermost forward be a step, timed as compute unless an interval is open; return the undo."""
     inner, root_tap = forward_of(model), observer.root_tap
     graphs, on_cuda = Graphs(type(model), inner, session, observer), observer.device.type == "cuda"
+    transformed = Transformed(inner, session, observer.current)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if is_traced() or is_exporting():  # inside of another graph, which has no place where a step could begin
             return inner(self, *args, **kwargs)
         compiler = put_aside(None)
+        if is_transformed():
+            return transformed.run(compiler, (self, *args), kwargs)
         if compiler is not None:
             return graphs.run(compiler, self, args, kwargs)
         if on_cuda and torch.cuda.is_current_stream_capturing():
