@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from insitu.arguments import check_arguments, rules_of, source_of
+from insitu.arguments import check_arguments, rules_of, source_of, text
 from insitu.config import Config
 from insitu.exporters import Exporter
 from insitu.flight.settings import Flight
@@ -147,6 +147,8 @@ def attach(
         rank, stage, source = place["rank"], place["stage"], {"pp_rank": place["pp_rank"], **source}
     check_model(module)
     check_arguments("attach", source)
+    if model_name is not None:
+        text("model_name", model_name)
     rank = (global_rank(os.environ) or 0) if rank is None else rank
     rules = rules_of(rules)
     source_of(role, rank=rank, stage=stage, **source)

@@ -289,3 +289,5 @@ class Numbers(dict[str, int]):
 
 NO_RANK = -1
 """Rank or stage of a process that has none (driver, client), and `peer` of the driver."""
+HIGHEST_RANK = 2**15 - 1
+"""Or stage: records keep both as int16."""

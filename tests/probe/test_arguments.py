@@ -21,6 +21,10 @@ from insitu.testing import Recording
 
 NUMBERS: list[dict[str, Any]] = [{"rank": value} for value in ("a", 10**9, -5, -1, 1.5, True)]
 NUMBERS += [{"stage": "x"}, {"stage": 2**15}, {"replica": -1}, {"tp_rank": "a"}, {"role": "chief"}]
+FIELDS: list[dict[str, Any]] = [{"epoch": value} for value in (-1, "x", 2**64, 1.5, None)]
+FIELDS += [{"run": value} for value in ("x", 5, None, "0" * 15)] + [{"pid": value} for value in (10**30, -1, "a")]
+FIELDS += [{"host": value} for value in (5, None, "\ud800")] + [{"boot_id": 5}, {"version": 5}, {"config_digest": 5}]
+FIELDS += [{"unix_anchor_ns": 2**63}, {"mono_anchor_ns": "a"}, {"dp_rank": 2**15}, {"ep_rank": None}]
 RULE = insitu.Rule(sites="*")
 SETTINGS: list[dict[str, Any]] = [
     {"axes": {"*": "bogus"}},
@@ -44,7 +48,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("given", [*NUMBERS, *SETTINGS], ids=str)
+@pytest.mark.parametrize("given", [*NUMBERS, *FIELDS, *SETTINGS, {"model_name": 5}], ids=ascii)
 def test_attach_says_in_a_line_what_it_cannot_use(given: dict[str, Any], insitu_records: Recording) -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=next(iter(given)) if "to" not in given else "h:") as raised:
@@ -56,10 +60,40 @@ def test_attach_says_in_a_line_what_it_cannot_use(given: dict[str, Any], insitu_
     assert len(insitu_records.rows("steps")) == 1
 
 
-@pytest.mark.parametrize("given", NUMBERS, ids=str)
+@pytest.mark.parametrize("given", [*NUMBERS, *FIELDS, {"model": 5}, {"param_bytes": -1}], ids=ascii)
 def test_start_says_it_too(given: dict[str, Any], insitu_records: Recording) -> None:
     with pytest.raises(ValueError, match=next(iter(given))):
         insitu.start(to=insitu_records, **{"rank": 0, **given})
+
+
+def test_fields_of_the_source_at_the_ends_of_their_ranges_are_recorded(insitu_records: Recording) -> None:
+    given: dict[str, Any] = {"epoch": 2**64 - 1, "run": "0123456789abcdef", "host": "", "pid": 2**31 - 1}
+    given |= {
+        "boot_id": "b",
+        "version": "\u00e9",
+        "config_digest": None,
+        "unix_anchor_ns": 0,
+        "mono_anchor_ns": 2**63 - 1,
+    }
+    given |= {"replica": 2**15 - 1, "tp_rank": np.int64(3)}
+    insitu.attach(nn.Linear(2, 2), to=insitu_records, **given).close()
+    (row,) = insitu_records.rows("sources")
+    assert {name: row[name] for name in given} == given
+
+
+@pytest.mark.parametrize(("name", "value"), [("plan_digest", "x"), ("param_bytes", 5)])
+def test_what_attach_finds_out_itself_is_not_offered_and_refused(
+    name: str, value: Any, insitu_records: Recording
+) -> None:
+    taken: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigError, match=f"^{name}: insitu finds it out from the model; leave it out$"):
+        insitu.attach(nn.Linear(2, 2), to=insitu_records, **taken)
+    with pytest.raises(ConfigError, match="fields of the source are ") as raised:
+        insitu.attach(nn.Linear(2, 2), to=insitu_records, rnk=1)
+    offered = str(raised.value).partition("fields of the source are ")[2].split(", ")
+    assert not {name, "model"} & set(offered) and "host" in offered
+    insitu.start(to=insitu_records, **taken).close()
+    assert insitu_records.rows("sources")[0][name] == value
 
 
 @pytest.mark.parametrize(("model", "said"), [(None, "None is no model"), (nn.Linear, "Linear is a class")])

@@ -15,6 +15,7 @@ from insitu.config import MODEL_VARIABLE, STAGE_VARIABLE
 from insitu.identity import current_run
 from insitu.plugins.discovery import is_plugged_destination
 from insitu.setting_values import is_on
+from insitu.vocabulary import HIGHEST_RANK
 
 STARTUP: Final = Path(__file__).with_name("startup")
 """The folder that leads PYTHONPATH; it holds a `sitecustomize` and nothing else."""
@@ -64,9 +65,9 @@ def _destination(_: click.Context, __: click.Parameter, to: str | None) -> str |
 
 
 def _stage(_: click.Context, __: click.Parameter, stage: str | None) -> str | None:
-    if stage is None or stage == "rank" or stage.isdecimal():
+    if stage is None or stage == "rank" or (stage.isdecimal() and float(stage) <= HIGHEST_RANK):
         return stage
-    raise click.BadParameter(f"{stage!r} is no stage; write a number from 0, or rank")
+    raise click.BadParameter(f"{stage!r:.80} is no stage; write a number from 0 to {HIGHEST_RANK}, or rank")
 
 
 def become(command: Sequence[str], environment: Mapping[str, str]) -> None:
