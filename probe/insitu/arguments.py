@@ -130,6 +130,10 @@ def rules_of(rules: Any) -> Sequence[Rule]:
 
 
 def seconds(name: str, value: Any) -> None:
-    """Raise ValueError, one line, for what is no number of seconds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    """Raise ValueError, one line, for what is no number of seconds, or none that a float can hold."""
+    try:
+        is_one = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    except OverflowError:
+        is_one = False
+    if not is_one:
         raise ValueError(f"{name}: {value!r:.80} is no number of seconds; write it like 5.0")

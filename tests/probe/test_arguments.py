@@ -75,7 +75,7 @@ def test_fields_of_the_source_at_the_ends_of_their_ranges_are_recorded(insitu_re
         "unix_anchor_ns": 0,
         "mono_anchor_ns": 2**63 - 1,
     }
-    given |= {"replica": 2**15 - 1, "tp_rank": np.int64(3)}
+    given |= {"mono_anchor_ns": 2**63 - 1, "replica": 2**15 - 1, "tp_rank": np.int64(3)}
     insitu.attach(nn.Linear(2, 2), to=insitu_records, **given).close()
     (row,) = insitu_records.rows("sources")
     assert {name: row[name] for name in given} == given
@@ -212,7 +212,7 @@ WRONG: list[tuple[str, Callable[[insitu.Session, Any], Any], list[Any]]] = [
     ("mb", lambda session, value: session.interval("idle", mb=value), ["a", 2**15]),
     ("num_bytes", lambda session, value: session.interval("idle", num_bytes=value), ["a", 2**70]),
     ("step_id", lambda session, value: session.interval("idle", step_id=value), ["a", 2**63]),
-    ("timeout_s", lambda session, value: session.flush(value), ["a", None, float("nan")]),
+    ("timeout_s", lambda session, value: session.flush(value), ["a", None, float("nan"), 10**400]),
     ("timeout_s", lambda session, value: session.collect([], timeout_s=value), ["a"]),
     ("inputs", lambda session, value: session.collect(value), [5, None]),
     ("for_s", lambda session, value: session.set_rules([], for_s=value), ["a"]),

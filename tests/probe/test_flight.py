@@ -33,6 +33,10 @@ def test_rows_arm_the_model_with_a_rule_that_is_no_other() -> None:
         ({"signal": "SIGKILL"}, "it may be SIGUSR1 or SIGUSR2"),
         ({"max_bytes": "many"}, "max_bytes='many' is no size; write it like \"64MiB\""),
         ({"max_bytes": 0}, "max_bytes=0 is no size"),
+        ({"max_bytes": 10**400}, "is no size; write it like"),
+        ({"pre_s": 10**400}, "it may be from 0 to 120 seconds"),
+        ({"again_after_s": 10**400}, "it may be from 0 to inf seconds"),
+        ({"slow_factor": 10**400}, "it may be more than 1, or None"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(fields: dict[str, Any], message: str) -> None:

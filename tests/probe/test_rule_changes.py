@@ -173,6 +173,7 @@ def test_a_version_that_is_not_newer_changes_nothing() -> None:
         ([rule("*", rows="first:9")], None, "max_rows is 8"),
         ([rule("*")], 0.0, "0 s is no time"),
         ([rule("*")], 1e9, "1e[+]09 s is no time to follow rules for; it may be up to 7 days"),
+        ([rule("*")], 10**400, "1e[+]300 s is no time to follow rules for; it may be up to 7 days"),
         ([rule("*")], float("nan"), "nan s is no time"),
     ],
 )

@@ -60,6 +60,11 @@ def test_of_one_reason_there_is_at_most_one_in_so_many_seconds(every_s: int, tim
     assert limiter.admits("exception", 0), "reasons do not hold each other up"
 
 
+def test_a_reason_may_be_told_once_and_never_again() -> None:
+    limiter = Limiter(float("inf"))
+    assert [limiter.admits("nonfinite", t) for t in (0, 2**62)] == [True, False]
+
+
 @given(history=st.lists(ns, max_size=HISTORY), factor=st.floats(1.01, 100))
 def test_the_limit_is_far_beyond_what_is_usual(history: list[int], factor: float) -> None:
     limit = slow_limit_ns(np.array(history, np.int64), factor)

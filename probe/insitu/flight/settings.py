@@ -56,9 +56,9 @@ class Flight:
             value = getattr(self, name)
             most = math.inf if name == "again_after_s" else LONGEST_S
             if not _is_number(value) or not least <= value <= most:
-                raise FlightError(f"{name}={value!r} is not known; it may be from {least:g} to {most:g} seconds")
+                raise FlightError(f"{name}={value!r:.80} is not known; it may be from {least:g} to {most:g} seconds")
         if self.slow_factor is not None and not (_is_number(self.slow_factor) and self.slow_factor > 1):
-            raise FlightError(f"slow_factor={self.slow_factor!r} is not known; it may be more than 1, or None")
+            raise FlightError(f"slow_factor={self.slow_factor!r:.80} is not known; it may be more than 1, or None")
         if self.signal is not None and self.signal not in SIGNALS:
             raise FlightError(f"signal={self.signal!r} is not known; it may be {' or '.join(SIGNALS)}")
         _ = self.rule, self.row_bytes  # they raise for a glob that cannot be followed and for a size that is none
@@ -76,7 +76,7 @@ class Flight:
         except ValueError:
             size = None
         if size is None:
-            raise FlightError(f'max_bytes={self.max_bytes!r} is no size; write it like "64MiB"')
+            raise FlightError(f'max_bytes={self.max_bytes!r:.80} is no size; write it like "64MiB"')
         return size
 
     @property
@@ -86,7 +86,11 @@ class Flight:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    """Tell whether a value is a number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 ASKED_ONLY: Final = Flight(nonfinite=False, exception=False)

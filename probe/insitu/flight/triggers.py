@@ -71,7 +71,7 @@ class Limiter:
     def __init__(self, again_after_s: float) -> None:
         self.suppressed: Counter[str] = Counter()
         """Triggers by reason that opened none, since this process began."""
-        self._every_ns = int(again_after_s * 1e9)
+        self._every_ns = again_after_s * 1e9  # a float: it may be without end
         self._last: dict[str, int] = {}
         self._lock = Lock()
 

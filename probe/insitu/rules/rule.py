@@ -13,7 +13,7 @@ from insitu.families import NO_ATTENTION
 from insitu.rules.head_sampling import is_taken
 from insitu.rules.pressure import DROP, ON_FULL
 from insitu.segments.retention import parse_bytes
-from insitu.session.row_map import MOST_ROWS, PHASE_NUMBERS, Place, Rows, places
+from insitu.session.row_map import FARTHEST, MOST_ROWS, PHASE_NUMBERS, Place, Rows, places
 from insitu.vocabulary import NAMESPACED
 
 ROWS: Final = "rows"
@@ -21,6 +21,8 @@ SUMMARY: Final = "summary"
 """What a rule may take."""
 EVERY: Final = 16
 """Statistics are taken in one step of so many, unless a rule says otherwise: such a step costs many times a canary."""
+MOST: Final = FARTHEST
+"""Of whatever a rule counts: it is reckoned with as a float and as an int64."""
 LONGEST_S: Final = 7 * 86400.0
 """What is to be followed for longer would better be set until others are."""
 CASTS: Final = {"bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3fn"}
@@ -113,7 +115,7 @@ class Rule:
                 'take="rows"'
             )
         if not _is_count(self.period):
-            raise RuleError(f"every={self.every!r} is not known; it may be 1 (each step) or more")
+            raise RuleError(f"every={self.every!r:.80} is not known; it may be from 1 (each step) to {MOST}")
         if self.phase is not None and self.take != SUMMARY:
             raise RuleError(f'phase={self.phase!r} is for take="rows" and take="summary"')
         _check_phase(self.phase, tuple(PHASE_NUMBERS))
@@ -130,7 +132,9 @@ class Rule:
         if self.cast is not None and self.cast not in tuple(CASTS):
             raise RuleError(f"cast={self.cast!r} is not known; it may be {_choices(tuple(CASTS))}")
         if self.topk is not None and not _is_count(self.topk):
-            raise RuleError(f"topk={self.topk!r} is not known; it may be 1 (the largest value of a row) or more")
+            raise RuleError(
+                f"topk={self.topk!r:.80} is not known; it may be from 1 (the largest value of a row) to {MOST}"
+            )
         _rate_of(self.max_bytes_per_s)
         if self.on_full not in ON_FULL:
             raise RuleError(f"on_full={self.on_full!r} is not known; it may be {_choices(ON_FULL)}")
@@ -200,7 +204,7 @@ def _why_not(take: object) -> str:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST
 
 
 def _is_share(value: object) -> bool:
@@ -214,7 +218,9 @@ def _rate_of(bound: int | str | None) -> int | None:
         found = 0
     if found is None or _is_count(found):
         return found
-    raise RuleError(f'max_bytes_per_s={bound!r} is no rate; write it like "64MiB", "500kB" or 4096')
+    raise RuleError(
+        f'max_bytes_per_s={bound!r:.80} is no rate; write it like "64MiB", "500kB" or 4096, of 1 to {MOST} bytes'
+    )
 
 
 def _choices(values: Sequence[str]) -> str:
@@ -231,9 +237,11 @@ def _selection(rows: str) -> tuple[str, int]:
     kind, _, number = rows.partition(":") if isinstance(rows, str) else ("", "", "")
     if kind in ("all", "last") and not number:
         return kind, 0
-    if kind in ("first", "every") and number.isdigit() and int(number) > 0:
+    if kind in ("first", "every") and number.isdecimal() and 0 < float(number) <= MOST:
         return kind, int(number)
-    raise RuleError(f'rows={rows!r} is not known; it may be "all", "last", "first:k" or "every:k" with k > 0')
+    raise RuleError(
+        f'rows={rows!r:.80} is not known; it may be "all", "last", "first:k" or "every:k" with k > 0 and up to {MOST}'
+    )
 
 
 def check_fit(rules: Sequence[Rule], max_rows: int) -> None:
@@ -251,7 +259,9 @@ def check_time(for_s: float | None) -> None:
     if for_s is not None and (isinstance(for_s, bool) or not isinstance(for_s, int | float)):
         raise RuleError(f"for_s: {for_s!r:.80} is no number of seconds; write it like 60.0")
     if for_s is not None and not 0 < for_s <= LONGEST_S:
-        raise RuleError(f"{for_s:g} s is no time to follow rules for; it may be up to {LONGEST_S / 86400:g} days")
+        raise RuleError(
+            f"{min(for_s, 1e300):g} s is no time to follow rules for; it may be up to {LONGEST_S / 86400:g} days"
+        )
 
 
 def select_within(

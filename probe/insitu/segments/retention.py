@@ -126,8 +126,8 @@ def parse_bytes(text: str) -> int | None:
         return None
     found = _AMOUNT.fullmatch(text.strip())
     unit = _BYTES.get(found[2].lower()) if found else None
-    if found is None or unit is None or float(found[1]) <= 0:
-        raise ValueError(f"{text!r} is no size; write it like 2GiB, 500MB or none")
+    if found is None or unit is None or not 0 < float(found[1]) * unit < math.inf:
+        raise ValueError(f"{text!r:.80} is no size; write it like 2GiB, 500MB or none")
     return int(float(found[1]) * unit)
 
 
@@ -137,8 +137,8 @@ def parse_age(text: str) -> float | None:
         return None
     found = _AMOUNT.fullmatch(text.strip())
     unit = _SECONDS.get(found[2].lower()) if found else None
-    if found is None or unit is None or float(found[1]) <= 0:
-        raise ValueError(f"{text!r} is no length of time; write it like 24h, 90m, 7d or none")
+    if found is None or unit is None or not 0 < float(found[1]) * unit < math.inf:
+        raise ValueError(f"{text!r:.80} is no length of time; write it like 24h, 90m, 7d or none")
     return float(found[1]) * unit
 
 
