@@ -59,9 +59,10 @@ def attach(spec: RankSpec, stage: Stage) -> insitu.Session:
     if spec.to is None:
         return insitu.off()
     requests = spec.sample or "opt-in"
-    rules = [insitu.Rule(sites="L*.resid_post", requests=requests)]
+    rules, axes = [insitu.Rule(sites="L*.resid_post", requests=requests)], {}
     if stage.is_last:
         rules.append(insitu.Rule(sites="logits", requests=requests))
+        axes = {"final_norm": "samples", "logits": "samples"}
     return insitu.attach(
         stage,
         to=spec.to,
@@ -72,7 +73,7 @@ def attach(spec: RankSpec, stage: Stage) -> insitu.Session:
         pp_rank=spec.rank,
         model_name=spec.checkpoint.name,
         max_rows=spec.token_budget,
-        axes={"final_norm": "samples", "logits": "samples"},
+        axes=axes,
     )
 
 

@@ -46,8 +46,8 @@ def source_of(role: str, *, rank: int = NO_RANK, stage: int = NO_RANK, **further
     except ValueError:
         raise ConfigError(f"role: {role!r} is not known; it may be {', '.join(Role)}") from None
     least = 0 if known is Role.RANK else NO_RANK
-    places = {"rank": _number("rank", rank, least), "stage": _number("stage", stage, least)}
-    return Source(role=known, **places, **{name: _field(name, value) for name, value in further.items()})
+    rank, stage = _number("rank", rank, least), _number("stage", stage, least)
+    return Source(role=known, rank=rank, stage=stage, **{name: _field(name, further[name]) for name in further})
 
 
 def check_arguments(verb: str, further: Iterable[str]) -> None:

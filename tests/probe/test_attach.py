@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -265,8 +266,23 @@ def test_disabled_leaves_everything_untouched(monkeypatch: pytest.MonkeyPatch) -
 def test_a_bad_rule_or_destination_says_so_at_once(insitu_records: Recording) -> None:
     with pytest.raises(ValueError, match="no site matches 'L9'"):
         insitu.attach(small_net(), to=insitu_records, rules=[insitu.Rule(sites="L9")])
+    with pytest.raises(ValueError, match=r"^axes: no site matches 'L9'; the nearest are "):
+        insitu.attach(small_net(), to=insitu_records, axes={"L9": "samples"})
     with pytest.raises(ValueError, match="no known scheme"):
         insitu.attach(small_net(), to="ftp://nowhere")
+
+
+def test_an_axis_of_no_site_in_the_file_that_other_models_read_is_said(
+    insitu_records: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "insitu.toml").write_text('axes = { "L9" = "samples", "*" = "tokens" }')
+    monkeypatch.chdir(tmp_path)
+    net = small_net()
+    with insitu.attach(net, to=insitu_records):
+        net(torch.ones(2, 8))
+    said = [line for line in caplog.messages if "axes" in line]
+    assert len(said) == 1 and "insitu.toml: no site matches 'L9'; the nearest are " in said[0]
+    assert {row["axis"] for row in insitu_records.rows("sites")} == {"tokens"}
 
 
 def test_every_public_name_is_itself_whatever_was_used_before() -> None:

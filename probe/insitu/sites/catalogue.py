@@ -45,6 +45,12 @@ class Catalogue:
             raise SiteError(f"no site matches {glob!r}{self._why(glob)}; the nearest are {self._nearest(glob)}")
         return found
 
+    def check_axis(self, glob: str) -> None:
+        """Raise SiteError where a glob of `axes` means no site, not even one that waits for a rule."""
+        sites = (*self.sites, *self.modules.values())
+        if not any(matches(glob, site.name, site.fqn) for site in sites):
+            self.find(glob)
+
     def plan(self, globs: Sequence[str] = ()) -> tuple[Site, ...]:
         """Return the sites to tap, numbered: those that always are, and those the globs mean. Raises SiteError."""
         named = {site.name: site for glob in globs for site in self.find(glob)}

@@ -11,14 +11,14 @@ from torch import nn
 from torch.compiler import is_exporting
 
 from insitu.arguments import source_of
-from insitu.config import Config
+from insitu.config import Config, Origin
 from insitu.flight.settings import Flight
 from insitu.identity import current_run
 from insitu.rules.first_match import never_followed
 from insitu.rules.rule import Rule
 from insitu.session.live import Session
-from insitu.sites.catalogue import Catalogue
-from insitu.sites.site import is_named
+from insitu.sites.catalogue import Catalogue, catalogue
+from insitu.sites.site import SiteError, is_named
 from insitu.slabs.slab import Plan
 from insitu.taps.compiled import Graphs
 from insitu.taps.compilers import leave_out, look_again, put_aside
@@ -83,6 +83,9 @@ def observed(
     """
     if is_observed(model):
         raise ValueError(f"this {type(model).__name__} is already attached; detach its session first")
+    if sites is None:
+        sites = catalogue(model, config.axes)
+        _check_axes(config, sites)
     flight, run = config.flight, source.get("run") or current_run()
     armed = [flight.rule] if flight is not None and flight.rule is not None else []
     taken, budget, t0 = [*rules, *armed], config.overhead_budget, config.t0
@@ -103,6 +106,17 @@ def observed(
         raise
     session.observe_with(observer, model)
     return session, observer
+
+
+def _check_axes(config: Config, sites: Catalogue) -> None:
+    """Raise SiteError for a glob of the argument `axes` that means no site; of a file, read for all models, say it."""
+    for glob in config.axes:
+        try:
+            sites.check_axis(glob)
+        except SiteError as error:
+            if config.origin("axes") is Origin.ARGUMENT:
+                raise SiteError(f"axes: {error}") from None
+            logger.warning("insitu: axes in %s: %s", config.file, error)
 
 
 def _say_unfollowed(plan: Plan, rules: Sequence[Rule], flight: Flight | None) -> None:
