@@ -50,7 +50,7 @@ def test_without_one_the_same_traces_are_chosen_as_by_opentelemetry(trace_id: st
     assert ours == theirs or abs(lot_of(trace_id) - share) < 1e-15
 
 
-@given(st.text(max_size=40), shares, shares)
+@given(st.text(min_size=1, max_size=40), shares, shares)
 def test_who_is_taken_of_a_smaller_share_is_taken_of_a_larger(name: str, share: float, other: float) -> None:
     low, high = sorted((share, other))
     assert is_taken(entry(name=name), low) <= is_taken(entry(name=name), high)

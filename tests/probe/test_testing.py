@@ -93,7 +93,9 @@ def recorded(records: Recording, steps: tuple[int, ...] = (0, 1, 2)) -> insitu.S
 
 def test_what_is_so_is_said_in_one_breath(insitu_records: Recording) -> None:
     session = recorded(insitu_records)
-    expect(insitu_records).steps(3).every_row_once().account_of(session.stats()).no_row("events").the_oracle_is_right()
+    expect(insitu_records).steps(3).every_row_once().account_of(session.stats()).no_row(
+        "events", kind="rows_absent"
+    ).the_oracle_is_right()
     values = expect(insitu_records).captured("L1.mlp_out", step_id=2)
     assert np.array_equal(values, oracle_values("mlp_out", 1, 2, 5, 4).numpy())
     assert expect(insitu_records).row("sites", name="L0.attn_out")["fqn"] == "model.layers.0.self_attn"

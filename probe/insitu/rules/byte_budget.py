@@ -58,4 +58,4 @@ class Absent(LeftOut):
 class Untaken(LeftOut):
     """Rows of the model's first step."""
 
-    said = "rows were due in the model's first step, which tells how wide rows are: none of it are taken"
+    said = "rows were due in the model's first step, which tells how wide rows are: none of them are taken"
