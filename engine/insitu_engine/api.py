@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import insitu
-from insitu.session.opt_in import NAME
+from insitu.session.opt_in import NAME, unknown_word
 from insitu_engine.completions import (
     Answer,
     CompletionRequest,
@@ -27,7 +27,7 @@ from insitu_engine.completions import (
     parse_body,
 )
 from insitu_engine.driver import Driver, End, Ticket
-from insitu_engine.errors import RequestError
+from insitu_engine.errors import RequestError, say
 from insitu_engine.text import Detokenizer, StopFinder, Tokenizer
 
 
@@ -42,6 +42,8 @@ class Service:
     max_len: int
     created: int
     tokenizer: Tokenizer | None = None
+    is_word_told: bool = False
+    """Whether it was said that a header asked for what there is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,11 @@ async def completions(http: HttpRequest) -> Response:
         max_len=service.max_len,
     )
     request.trace = insitu.request_context(http.headers)
-    request.capture = opts_in(http.headers.get(NAME), request.trace.baggage.get(NAME))
+    header = http.headers.get(NAME)
+    request.capture = opts_in(header, request.trace.baggage.get(NAME))
+    if not request.capture and not service.is_word_told and (wrong := unknown_word(header)) is not None:
+        service.is_word_told = True
+        say(f"the header {NAME}: {wrong}; rows of such requests are not taken")
     ticket = service.driver.submit(request)
     answer = Answer(request, service.model, body.return_token_ids)
     found = pieces(service.driver, ticket, service.tokenizer, body.stops)

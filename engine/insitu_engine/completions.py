@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from insitu.session.opt_in import NAME, unknown_word, wants_rows
+from insitu.session.opt_in import wants_rows
 from insitu_engine.errors import RequestError
 from insitu_engine.messages import Sampling
 from insitu_engine.request import Request
@@ -144,12 +144,7 @@ def make_request(
 
 
 def opts_in(header: str | None, baggage: str | None) -> bool:
-    """Return whether the header `insitu`, or that member of `baggage`, opts in to raw rows (`capture=rows`).
-
-    Raises RequestError (400) for another word in the header; baggage may have been made for others.
-    """
-    if (wrong := unknown_word(header)) is not None:
-        raise RequestError(f"{NAME}: {wrong}", param=NAME, code="invalid_value")
+    """Return whether the header `insitu`, or that member of `baggage`, opts in to raw rows (`capture=rows`)."""
     return wants_rows(header) or wants_rows(baggage)
 
 

@@ -192,6 +192,16 @@ def test_bad_requests_get_an_openai_shaped_error(
     assert "\n" not in error["message"]
 
 
+def test_a_header_that_asks_for_what_there_is_not_costs_no_request_and_is_said_once(small: Server) -> None:
+    for word in ("row", "row", "all"):
+        assert small.post(max_tokens=1, headers={"insitu": f"capture={word}"}).status_code == 200
+    said = [line for line in small.process.lines if "header insitu" in line]
+    assert said == [
+        "insitu serve: the header insitu: capture=row is not known; it may be capture=rows; "
+        "rows of such requests are not taken"
+    ]
+
+
 def test_what_is_no_request_gets_one_too(server: Server) -> None:
     for answer, status in (
         (server.http.post("/v1/completions", content=b"{half"), 400),
