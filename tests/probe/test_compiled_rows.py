@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import insitu
-from insitu.testing import Recording
+from insitu.testing import Recording, expect
 
 
 def in_mode(model: nn.Module, mode: str | None, dynamic: bool | None = None) -> Any:
@@ -173,8 +173,6 @@ def llama(dtype: torch.dtype) -> nn.Module:
     [
         ("eager", torch.float32),
         pytest.param("aot_eager", torch.float32, marks=pytest.mark.soak),
-        pytest.param("inductor", torch.bfloat16, marks=pytest.mark.soak),
-        pytest.param("inductor", torch.float32, marks=pytest.mark.soak),
     ],
 )
 def test_outputs_are_the_same_bits_attached_and_detached(
@@ -189,3 +187,21 @@ def test_outputs_are_the_same_bits_attached_and_detached(
             ids = {"input_ids": batch, "use_cache": False}
             assert torch.equal(plain(**ids).logits, observed(**ids).logits)
     assert len({row["step_id"] for row in insitu_records.rows("summaries")}) == len(batches)
+    expect(insitu_records).no_row("events", kind="compiled_fused")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_compiler_that_fuses_may_round_otherwise_and_it_is_said(
+    insitu_records: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With AVX-512, Inductor takes another cosine in other kernels: 6e-8 of logits below 1."""
+    bare = llama(torch.float32)
+    model = copy.deepcopy(bare)
+    with torch.inference_mode(), insitu.attach(model, to=insitu_records):
+        plain, observed = (in_mode(each, "inductor", dynamic=True) for each in (bare, model))
+        for n in (2, 2, 3, 4):
+            ids = {"input_ids": torch.randint(48, (n, 5)), "use_cache": False}
+            assert (plain(**ids).logits - observed(**ids).logits).abs().max() < 16 * torch.finfo(torch.float32).eps
+    text = expect(insitu_records).row("events", kind="compiled_fused")["text"]
+    assert "outputs may differ in their last bits" in text and text in caplog.text

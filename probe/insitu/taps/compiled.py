@@ -23,7 +23,7 @@ from torch import nn
 from insitu.sites.site import Site
 from insitu.slabs.graph import GraphSlabs
 from insitu.statistics.taps import source_of
-from insitu.taps.compilers import Compiler, keep_in_place, put_aside, under, with_own_code
+from insitu.taps.compilers import Compiler, fuses, keep_in_place, put_aside, under, with_own_code
 from insitu.taps.eager import EVERYWHERE
 from insitu.taps.forwards import Forward
 from insitu.taps.graph import UNFIT, Desk, Kept, Seen, Sheet, found_in, kept
@@ -41,6 +41,11 @@ logger = logging.getLogger("insitu")
 
 NUM_KEPT: Final = 2
 """Rules whose full graphs, with their memory for rows, are kept: those in force, and those that are so again after."""
+FUSED: Final = "compiled_fused"
+_FUSED: Final = (
+    "Inductor makes kernels of the model and its taps together: outputs may differ in their last bits from those of "
+    "the model compiled without taps, as it rounds some sums, sines and cosines otherwise in other kernels"
+)
 _ENTRIES: Final = count()
 
 
@@ -93,7 +98,7 @@ class Graphs:
         self._quiet = self._make()
         self._full: list[tuple[InForce, Any]] = []
         """Entries of full steps by the rules that they follow, of which the last is used now."""
-        self._unfit_told = self._is_marked = self._is_off = False
+        self._unfit_told = self._is_marked = self._is_off = self._is_fused_told = False
         if observer.device.type == "cuda":  # a capture must find it
             self._desk.memory = GraphSlabs(observer.plan, observer.device)
 
@@ -132,10 +137,19 @@ class Graphs:
             return self._without_taps(error, entry, compiler, module, (control, *args), kwargs)
         finally:
             self._desk.sheet = None
-        entry.has_run = True
+        if not getattr(entry, "has_run", False):
+            entry.has_run = True
+            self._tell_fused(compiler)
         if record is not None:
             self._learn(record)
         return output
+
+    def _tell_fused(self, compiler: Compiler) -> None:
+        if self._is_fused_told or not fuses(compiler):
+            return
+        self._is_fused_told = True
+        logger.warning("insitu: %s", _FUSED)
+        self._session.event(FUSED, _FUSED)
 
     # -- where taps cannot be compiled ---------------------------------------------------------------------------
 

@@ -28,6 +28,13 @@ def under(compiler: Compiler, function: Any, /, *args: Any, **kwargs: Any) -> An
         put_aside(None)
 
 
+def fuses(compiler: Compiler) -> bool:
+    """Tell whether it is Inductor, which makes other kernels of a model whose values are looked at, too."""
+    while (behind := getattr(compiler, "_torchdynamo_orig_backend", None)) is not None:
+        compiler = behind
+    return getattr(compiler, "compiler_name", None) == "inductor"
+
+
 def leave_out(code: CodeType) -> None:
     """Let no compiler begin with this function; frames that it enters are looked at as before."""
     frame, action = eval_frame._FrameExecStrategy, eval_frame._FrameAction
