@@ -173,6 +173,8 @@ def llama(dtype: torch.dtype) -> nn.Module:
     [
         ("eager", torch.float32),
         pytest.param("aot_eager", torch.float32, marks=pytest.mark.soak),
+        pytest.param("inductor", torch.bfloat16, marks=pytest.mark.soak),
+        pytest.param("inductor", torch.float32, marks=pytest.mark.soak),
     ],
 )
 def test_outputs_are_the_same_bits_attached_and_detached(
@@ -187,7 +189,6 @@ def test_outputs_are_the_same_bits_attached_and_detached(
             ids = {"input_ids": batch, "use_cache": False}
             assert torch.equal(plain(**ids).logits, observed(**ids).logits)
     assert len({row["step_id"] for row in insitu_records.rows("summaries")}) == len(batches)
-    expect(insitu_records).no_row("events", kind="compiled_fused")
 
 
 @pytest.mark.soak
@@ -195,13 +196,11 @@ def test_outputs_are_the_same_bits_attached_and_detached(
 def test_a_compiler_that_fuses_may_round_otherwise_and_it_is_said(
     insitu_records: Recording, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With AVX-512, Inductor takes another cosine in other kernels: 6e-8 of logits below 1."""
-    bare = llama(torch.float32)
-    model = copy.deepcopy(bare)
-    with torch.inference_mode(), insitu.attach(model, to=insitu_records):
-        plain, observed = (in_mode(each, "inductor", dynamic=True) for each in (bare, model))
-        for n in (2, 2, 3, 4):
-            ids = {"input_ids": torch.randint(48, (n, 5)), "use_cache": False}
-            assert (plain(**ids).logits - observed(**ids).logits).abs().max() < 16 * torch.finfo(torch.float32).eps
+    ids = {"input_ids": torch.randint(48, (2, 5)), "use_cache": False}
+    for mode in ("eager", "aot_eager", "inductor"):
+        expect(insitu_records).no_row("events", kind="compiled_fused")
+        model = llama(torch.float32)
+        with torch.inference_mode(), insitu.attach(model, to=insitu_records):
+            in_mode(model, mode, dynamic=True)(**ids)
     text = expect(insitu_records).row("events", kind="compiled_fused")["text"]
     assert "outputs may differ in their last bits" in text and text in caplog.text
