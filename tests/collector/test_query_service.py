@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,38 +232,43 @@ class Gated:
         return self._caller
 
 
-def served(path: Path, caller: Caller, limits: Limits | None = None) -> tuple[grpc.Server, RemoteStore]:
+@contextmanager
+def served(path: Path, caller: Caller, limits: Limits | None = None) -> Iterator[RemoteStore]:
+    """Serve a store's queries to one caller; give the store as that one has it."""
     from concurrent.futures import ThreadPoolExecutor
 
     from insitu.wire.insitu_pb2_grpc import add_QueryServicer_to_server
 
     server = grpc.server(ThreadPoolExecutor(4))
-    add_QueryServicer_to_server(QueryService(path, Gated(caller), limits), server)  # type: ignore[arg-type]
+    service = QueryService(path, Gated(caller), limits)  # type: ignore[arg-type]
+    add_QueryServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    return server, RemoteStore(f"grpc://127.0.0.1:{port}")
+    remote = RemoteStore(f"grpc://127.0.0.1:{port}")
+    try:
+        yield remote
+    finally:
+        remote.close()
+        server.stop(0)
+        service.close()
 
 
 def test_who_may_not_read_is_told_what_it_takes(path: Path) -> None:
-    server, remote = served(path, Caller("x", "", frozenset({Role.SHIP})))
-    for ask in (remote.tables, remote.captures, lambda: remote.sql("select 1"), lambda: remote.table("steps")):
-        with pytest.raises(PermissionError, match="who reads the store needs the role `read`"):
-            ask()
-    remote.close()
-    server.stop(0)
+    with served(path, Caller("x", "", frozenset({Role.SHIP}))) as remote:
+        for ask in (remote.tables, remote.captures, lambda: remote.sql("select 1"), lambda: remote.table("steps")):
+            with pytest.raises(PermissionError, match="who reads the store needs the role `read`"):
+                ask()
 
 
 def test_a_tenant_sees_nothing_while_no_record_is_anybody_s(path: Path) -> None:
-    server, remote = served(path, Caller("x", "acme", frozenset({Role.READ})))
-    with pytest.raises(NothingFound):
-        remote.captures()
-    for table in TABLES:
-        assert remote.table(table).num_rows == 0
-        assert remote.sql(f"select * from {table}").num_rows == 0
-        assert remote.sql(f'select * from named."{table}"').num_rows == 0
-        assert list(remote.rows(table, run="*")) == []
-    remote.close()
-    server.stop(0)
+    with served(path, Caller("x", "acme", frozenset({Role.READ}))) as remote:
+        with pytest.raises(NothingFound):
+            remote.captures()
+        for table in TABLES:
+            assert remote.table(table).num_rows == 0
+            assert remote.sql(f"select * from {table}").num_rows == 0
+            assert remote.sql(f'select * from named."{table}"').num_rows == 0
+            assert list(remote.rows(table, run="*")) == []
 
 
 def test_a_tenant_sees_its_own_processes_and_what_is_said_of_them(tmp_path: Path) -> None:
@@ -278,30 +283,28 @@ def test_a_tenant_sees_its_own_processes_and_what_is_said_of_them(tmp_path: Path
     recorder.write("gaps", [{**of, **lost, "source_epoch": epoch, "file": str(epoch)} for epoch in (7, 8)])
     recorder.write("events", [{**of, "kind": "rules_set", "text": "rival"}])
     recorder.close()
-    server, remote = served(tmp_path, Caller("x", "acme", frozenset({Role.READ})))
-    assert remote.captures(run="*")["request"].to_pylist() == ["acme-request"]
-    assert remote.tensor({"epoch": 7, "row_seq": 0}).shape == (8,)
-    for hidden in ({"epoch": 8, "row_seq": 0}, ("rival-request", "*")):
-        with pytest.raises(LookupError):
-            remote.tensor(hidden, run="*")
-    with pytest.raises(NothingFound):
-        remote.captures(run="cd")
-    for table, column, expected in (
-        ("sources", "epoch", [7]),
-        ("verdicts", "text", [RUN]),
-        ("gaps", "source_epoch", [7]),
-        ("events", "text", []),
-        ("sites", "name", ["acme-site"]),
-    ):
-        assert remote.table(table)[column].to_pylist() == expected
-        assert remote.sql(f"select {column} as found from {table}")["found"].to_pylist() == expected
-    whole = (
-        [remote.table(table).to_pylist() for table in TABLES],
-        remote.sql("select * from named.captures").to_pylist(),
-    )
-    assert "rival" not in repr(whole)
-    remote.close()
-    server.stop(0)
+    with served(tmp_path, Caller("x", "acme", frozenset({Role.READ}))) as remote:
+        assert remote.captures(run="*")["request"].to_pylist() == ["acme-request"]
+        assert remote.tensor({"epoch": 7, "row_seq": 0}).shape == (8,)
+        for hidden in ({"epoch": 8, "row_seq": 0}, ("rival-request", "*")):
+            with pytest.raises(LookupError):
+                remote.tensor(hidden, run="*")
+        with pytest.raises(NothingFound):
+            remote.captures(run="cd")
+        for table, column, expected in (
+            ("sources", "epoch", [7]),
+            ("verdicts", "text", [RUN]),
+            ("gaps", "source_epoch", [7]),
+            ("events", "text", []),
+            ("sites", "name", ["acme-site"]),
+        ):
+            assert remote.table(table)[column].to_pylist() == expected
+            assert remote.sql(f"select {column} as found from {table}")["found"].to_pylist() == expected
+        whole = (
+            [remote.table(table).to_pylist() for table in TABLES],
+            remote.sql("select * from named.captures").to_pylist(),
+        )
+        assert "rival" not in repr(whole)
 
 
 def test_over_tls_who_has_a_token_with_the_role_reads_and_nobody_else(rig: Rig) -> None:
@@ -332,14 +335,12 @@ def test_over_tls_who_has_a_token_with_the_role_reads_and_nobody_else(rig: Rig) 
 
 
 def test_a_stranger_s_query_has_bounds(path: Path) -> None:
-    server, remote = served(path, Caller("x", "", frozenset(Role)), Limits(max_rows=10, seconds=0.3))
-    with pytest.raises(QueryTooLarge, match="more than 10 rows"):
-        remote.sql("select * from steps")
-    with pytest.raises(QueryTooLarge, match="took too long"):
-        remote.sql(ENDLESS)
-    assert remote.sql("select 1 as one").to_pylist() == [{"one": 1}]
-    remote.close()
-    server.stop(0)
+    with served(path, Caller("x", "", frozenset(Role)), Limits(max_rows=10, seconds=0.3)) as remote:
+        with pytest.raises(QueryTooLarge, match="more than 10 rows"):
+            remote.sql("select * from steps")
+        with pytest.raises(QueryTooLarge, match="took too long"):
+            remote.sql(ENDLESS)
+        assert remote.sql("select 1 as one").to_pylist() == [{"one": 1}]
 
 
 # -- bytes of strangers ----------------------------------------------------------------------------------------------

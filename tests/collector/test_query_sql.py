@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from query_kit import RUN, STEP_NS, UNIX, Recorder, capture, site, source, step
 
 from insitu.records import TABLES
 from insitu_collector.query.asked import BadQuestion
-from insitu_collector.query.sql import Limits, QueryTooLarge, stream
+from insitu_collector.query.parts import Answer
+from insitu_collector.query.sql import Limits, QueryTooLarge
+from insitu_collector.query.sql_process import SqlProcesses
 from insitu_collector.store import Store, open_store
 
 STEPS = 400
@@ -112,8 +114,23 @@ def nobody(_: Callable[[], None]) -> None:
     pass
 
 
-def ask(store: Store, query: str, limits: Limits | None = None, ended: Callable[..., None] = nobody) -> pa.Table:
-    return pa.Table.from_batches(stream(store.reading(), query, limits or Limits(), ended))
+@pytest.fixture(scope="module")
+def processes() -> Iterator[SqlProcesses]:
+    started = SqlProcesses()
+    yield started
+    started.close()
+
+
+Ask = Callable[..., pa.Table]
+
+
+@pytest.fixture
+def ask(processes: SqlProcesses, store: Store) -> Ask:
+    def answered(query: str, limits: Limits | None = None, ended: Callable[..., None] = nobody) -> pa.Table:
+        answer = Answer(processes.parts(store, "", query, limits or Limits(), ended))
+        return pa.Table.from_batches(answer.batches(), schema=answer.schema)
+
+    return answered
 
 
 secret = "a line that is nobody's business"
@@ -143,29 +160,29 @@ secret = "a line that is nobody's business"
         "select * from read_parquet('http://127.0.0.1:9/x')",
     ],
 )
-def test_a_stranger_reaches_no_file_no_setting_and_no_variable(store: Store, tmp_path: Path, query: str) -> None:
+def test_a_stranger_reaches_no_file_no_setting_and_no_variable(ask: Ask, tmp_path: Path, query: str) -> None:
     file = tmp_path / "secret.csv"
     file.write_text(secret)
     secret_rows = pa.table({"a": [secret]})
     assert secret_rows.num_rows == 1
     with pytest.raises(BadQuestion) as error:
-        ask(store, query.format(file=file, folder=tmp_path))
+        ask(query.format(file=file, folder=tmp_path))
     assert secret not in str(error.value)
     assert [found.name for found in tmp_path.iterdir()] == ["secret.csv"]
 
 
-def test_a_query_has_bounds_of_rows_memory_and_time(store: Store) -> None:
+def test_a_query_has_bounds_of_rows_memory_and_time(ask: Ask) -> None:
     with pytest.raises(QueryTooLarge, match="more than 100 rows"):
-        ask(store, "select * from captures", Limits(max_rows=100))
+        ask("select * from captures", Limits(max_rows=100))
     with pytest.raises(QueryTooLarge, match="needs more memory"):
-        ask(store, "select list(a.range) from range(100000000) a", Limits(memory_bytes=32 << 20))
+        ask("select list(a.range) from range(100000000) a", Limits(memory_bytes=32 << 20))
     with pytest.raises(QueryTooLarge, match="was given up"):
-        ask(store, "select sum(a.range * b.range) from range(10000000) a, range(10000000) b", ended=lambda end: end())
+        ask("select sum(a.range * b.range) from range(10000000) a, range(10000000) b", ended=lambda end: end())
     with pytest.raises(QueryTooLarge, match="took too long"):
-        ask(store, "select sum(a.range * b.range) from range(10000000) a, range(10000000) b", Limits(seconds=0.2))
+        ask("select sum(a.range * b.range) from range(10000000) a, range(10000000) b", Limits(seconds=0.2))
 
 
-def test_a_query_that_nobody_waits_for_ends(store: Store) -> None:
+def test_a_query_that_nobody_waits_for_ends(ask: Ask) -> None:
     given_up = threading.Event()
 
     def give_up_soon(interrupt: Callable[[], None]) -> None:
@@ -179,11 +196,11 @@ def test_a_query_that_nobody_waits_for_ends(store: Store) -> None:
     rows: list[Any] = []
     threading.Timer(0.2, given_up.set).start()
     with pytest.raises(QueryTooLarge, match="was given up"):
-        rows += stream(store.reading(), endless, Limits(seconds=60), give_up_soon)
+        rows += ask(endless, Limits(seconds=60), give_up_soon)
     assert given_up.is_set()
 
 
-def test_a_stranger_s_rows_are_those_of_the_store(store: Store) -> None:
+def test_a_stranger_s_rows_are_those_of_the_store(ask: Ask) -> None:
     query = "select site, count(*) as n from named.captures where step_id < 30 group by all order by site"
-    assert ask(store, query).to_pylist() == [{"site": name, "n": 30} for name in ("L0.mlp_out", "L1.mlp_out")]
-    assert ask(store, "select step_id from steps where false").schema.names == ["step_id"]
+    assert ask(query).to_pylist() == [{"site": name, "n": 30} for name in ("L0.mlp_out", "L1.mlp_out")]
+    assert ask("select step_id from steps where false").schema.names == ["step_id"]

@@ -7,7 +7,6 @@ of sites and Unix times beside the rest.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pyarrow.dataset as ds
 from pyarrow.fs import LocalFileSystem
 
 from insitu.records import TABLES, schema_of
+from insitu.segments.erased_file import ErasedUnreadable
 from insitu_collector.query.asked import EVERY_RUN, Asked, BadQuestion
 from insitu_collector.query.extents import Bools, Extents
 from insitu_collector.query.pruning import MayHaveSteps, Wanted
@@ -28,8 +28,9 @@ from insitu_collector.query.segment import PAYLOAD
 if TYPE_CHECKING:
     import duckdb
 
-BATCH_ROWS: Final = 65_536
-AGAIN_S: Final = 0.05
+STRANGERS_BATCH_ROWS: Final = 2048
+"""Of an answer: a row may be large, and as many are made at a time. DuckDB makes no fewer."""
+TOO_MUCH_MEMORY: Final = "the query needs more memory than one may have here; ask for less at a time"
 _FORMAT: Final = ds.IpcFileFormat()
 _FILES: Final = LocalFileSystem()
 _WORD: Final = re.compile(r"\w+")
@@ -41,9 +42,13 @@ class QueryTooLarge(BadQuestion):
     """A query took more than it may: rows, memory or time."""
 
 
+class QueryFailed(Exception):
+    """A query ended the process it ran in; the text is one line that says how."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one query of a stranger may take."""
+    """What one query of a stranger may take; `memory_bytes`: as DuckDB counts, its process has a fixed part more."""
 
     max_rows: int = 1_000_000
     memory_bytes: int = 256 << 20
@@ -186,64 +191,20 @@ def run(rows: Rows, query: str) -> pa.Table:
 
 
 def stream(
-    rows: Rows, query: str, limits: Limits, ended: Callable[[Callable[[], None]], None]
+    rows: Rows, query: str, limits: Limits, begins: Callable[[], None] = lambda: None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a stranger's query: one statement that reads. First comes a batch without rows, of its schema.
 
-    ended: is given what ends the query, to be called when nobody waits for it any more. Raises BadQuestion, and
-    QueryTooLarge where it takes more than `limits`.
+    Not for a process that has anything to lose: what functions make by themselves DuckDB does not account for, and
+    nothing here ends a query that takes long. begins: called before anything looks into the query. Raises BadQuestion,
+    and QueryTooLarge where it takes more rows or memory than `limits`.
     """
-    late = threading.Event()
-    with connection(rows, query, limits) as opened, _one_line(late):
+    with connection(rows, query, limits) as opened, _one_line():
+        begins()
         _check_reads_only(opened, query)
-        turn = _Turn(opened)
-
-        def out_of_time() -> None:
-            late.set()
-            turn.interrupt()
-
-        timer = threading.Timer(limits.seconds, out_of_time)
-        timer.daemon = True
-        timer.start()
-        ended(turn.interrupt)
-        try:
-            with opened.sql(query).to_arrow_reader(BATCH_ROWS) as reader:
-                yield pa.RecordBatch.from_pylist([], schema=reader.schema)
-                yield from _at_most(limits.max_rows, reader)
-        finally:
-            timer.cancel()
-            turn.over()
-
-
-class _Turn:
-    """A connection that others may interrupt until its query is over.
-
-    DuckDB forgets an interrupt that comes before a query has begun; so it is said again until it was heard.
-    """
-
-    def __init__(self, opened: duckdb.DuckDBPyConnection) -> None:
-        self._opened = opened
-        self._lock = threading.Lock()
-        self._is_over = threading.Event()
-        self._is_ending = False
-
-    def interrupt(self) -> None:
-        with self._lock:
-            if self._is_ending or self._is_over.is_set():
-                return
-            self._is_ending = True
-        threading.Thread(target=self._end, name="insitu-query-end", daemon=True).start()
-
-    def over(self) -> None:
-        with self._lock:
-            self._is_over.set()
-
-    def _end(self) -> None:
-        while not self._is_over.is_set():
-            with self._lock:
-                if not self._is_over.is_set():
-                    self._opened.interrupt()
-            self._is_over.wait(AGAIN_S)
+        with opened.sql(query).to_arrow_reader(STRANGERS_BATCH_ROWS) as reader:
+            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+            yield from _at_most(limits.max_rows, reader)
 
 
 def _at_most(max_rows: int, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -264,15 +225,23 @@ def _check_reads_only(opened: duckdb.DuckDBPyConnection, query: str) -> None:
 
 
 @contextmanager
-def _one_line(late: threading.Event | None = None) -> Iterator[None]:
+def _one_line() -> Iterator[None]:
     import duckdb
 
     try:
         yield
-    except duckdb.InterruptException:
-        why = "took too long; ask for less" if late is not None and late.is_set() else "was given up"
-        raise QueryTooLarge(f"the query {why}") from None
-    except duckdb.OutOfMemoryException:
-        raise QueryTooLarge("the query needs more memory than one may have here; ask for less at a time") from None
+    except (duckdb.OutOfMemoryException, MemoryError):
+        raise QueryTooLarge(TOO_MUCH_MEMORY) from None
     except (duckdb.Error, pa.ArrowException) as error:
-        raise BadQuestion(str(error).strip().partition("\n")[0]) from None
+        raise BadQuestion(_first_line(error)) from None
+    except ErasedUnreadable:
+        raise
+    except OSError as error:  # what DuckDB says after the first row comes as one of Arrow's
+        if error.errno is not None:
+            raise
+        said = _first_line(error)
+        raise (QueryTooLarge(TOO_MUCH_MEMORY) if "Out of Memory Error" in said else BadQuestion(said)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

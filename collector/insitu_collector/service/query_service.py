@@ -20,6 +20,7 @@ from insitu_collector.access.gate import Gate, Role
 from insitu_collector.query import rows, sql
 from insitu_collector.query.asked import BadQuestion
 from insitu_collector.query.parts import Counted, end_of, parts_of
+from insitu_collector.query.sql_process import SqlProcesses
 from insitu_collector.query.wire_form import from_message
 from insitu_collector.rows.selection import NothingFound
 from insitu_collector.service.following import Following
@@ -42,6 +43,7 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
         self._path = store
         self._gate = gate
         self._store: Store | None = None
+        self._processes = SqlProcesses()
         self._lock = threading.Lock()
         self._turns = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._places = threading.BoundedSemaphore(MOST_FOLLOWERS)
@@ -57,15 +59,17 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
 
     def Rows(self, query: RowsQuery, context: Any) -> Iterator[Part]:
         """Send rows of a table that are meant."""
-        with self._turn(context) as reading:
-            hidden = Counter[int]()
+        with self._turn(context) as tenant:
+            hidden, reading = Counter[int](), self._opened().reading(tenant)
             yield from self._answer(context, *_rows(reading, query, hidden), hidden)
 
     def Sql(self, query: SqlQuery, context: Any) -> Iterator[Part]:
-        """Send the rows of one SELECT."""
-        with self._turn(context) as reading:
-            batches = sql.stream(reading, query.query, self.limits, _when_over(context))
-            yield from self._answer(context, next(batches).schema, batches, Counter())
+        """Send the rows of one SELECT, which runs in a process of its own."""
+        with self._turn(context) as tenant:
+            over = _when_over(context)
+            parts = self._processes.parts(self._opened(), tenant, query.query, self.limits, over)
+            with closing(parts):
+                yield from _in_time(context, parts)
 
     def Follow(self, looks: Iterator[Look], context: Any) -> Iterator[Part]:
         """Answer look after look by what is new."""
@@ -80,13 +84,18 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
             for look in looks:
                 yield from _in_time(context, following.answer(look))
 
-    def close(self) -> None:
+    def end_followers(self) -> None:
         """End the calls that would last; who follows may come again."""
         with self._lock:
             self._is_closed = True
             followers = list(self._followers)
         for context in followers:
             context.cancel()
+
+    def close(self) -> None:
+        """End those too, and the processes of queries."""
+        self.end_followers()
+        self._processes.close()
 
     @contextmanager
     def _following(self, context: Any) -> Iterator[None]:
@@ -102,12 +111,12 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
                 self._followers.discard(context)
 
     @contextmanager
-    def _turn(self, context: Any) -> Iterator[rows.Rows]:
-        """Give what the caller may see; end the call, in one line, where that cannot be."""
+    def _turn(self, context: Any) -> Iterator[str]:
+        """Give whose rows the caller sees; end the call, in one line, where it cannot be answered."""
         caller = self._gate.require(context, Role.READ, REMEDY)
         busy = f"{MOST_AT_ONCE} questions are being answered here"
         with _place(self._turns, context, busy), _told(context):
-            yield self._opened().reading(caller.tenant)
+            yield caller.tenant
 
     def _answer(
         self, context: Any, schema: pa.Schema, batches: Iterator[pa.RecordBatch], hidden: Counter[int]
@@ -145,6 +154,8 @@ def _told(context: Any) -> Iterator[None]:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except ErasedUnreadable as error:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except sql.QueryFailed as error:
+        context.abort(grpc.StatusCode.INTERNAL, str(error))
     except LookupError as error:
         text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
         code = grpc.StatusCode.NOT_FOUND if isinstance(error, NothingFound) else grpc.StatusCode.INVALID_ARGUMENT

@@ -305,7 +305,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             return
         self.health.readiness.stopping()
         stopped = self._grpc.stop(STOP_S)
-        self._query.close()
+        self._query.end_followers()
         if self.otlp is not None:
             self.otlp.stop_taking()
         self._keeper.stop()
@@ -322,4 +322,5 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         if self.otlp is not None:
             self.otlp.stop()
         stopped.wait()
+        self._query.close()
         self.ingest.close()
