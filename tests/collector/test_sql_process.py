@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,11 @@ def server_of(collector: int) -> psutil.Process:
     """Return the process that forks for the SQL of a collector."""
 
     def found() -> psutil.Process | None:
-        children = psutil.Process(collector).children()
-        servers = [each for each in children if "insitu_collector.query.fork_server" in each.cmdline()]
-        return servers[0] if servers else None
+        for each in psutil.Process(collector).children():
+            with suppress(psutil.Error):  # one that ends just now
+                if "insitu_collector.query.fork_server" in each.cmdline():
+                    return each
+        return None
 
     return until(found, "a process that forks")
 
