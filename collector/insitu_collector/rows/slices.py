@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -34,31 +34,36 @@ MOST_WAITING: Final = 100_000
 
 
 class Groups:
-    """Sorts rows by run and replica; rows that arrive before their source, or before their run's first rank, wait."""
+    """Sorts rows by run and replica; rows that arrive before their source, or before their replica's first rank, wait.
+
+    A process outside the rank grid belongs to every replica of its run, but for drivers of one replica each: see
+    `_belonging`. That can be known late: what a driver wrote before is not taken back from the replicas that have it,
+    and a replica whose first rank comes later is given the sources of all that is its own, and rows from then on.
+    """
 
     def __init__(self) -> None:
         self._of: dict[int, Group] = {}
-        self._everywhere: dict[str, set[int]] = {}
-        """Run -> epochs of processes that belong to no replica of ranks (driver, client)."""
+        self._named: dict[str, dict[int, int | None]] = {}
+        """Run -> epoch of a process outside the rank grid -> the replica it is a driver of; None: it names none."""
         self._shared = schema_of("sources").empty_table()
         """What those said of themselves: a replica that begins later needs it too."""
         self._waiting: dict[str, list[pa.Table]] = {}
 
     def sort(self, tables: Tables) -> dict[Group, dict[str, pa.Table]]:
-        """Return the rows of each group; a process outside the rank grid belongs to every replica of its run."""
+        """Return the rows of each group, a driver's or client's in each that it belongs to."""
         begun = set(self._of.values())
         self._take_sources(_rows(tables, "sources"))
         waiting, self._waiting = self._waiting, {}
         merged = {name: pa.concat_tables([*waiting.get(name, []), _rows(tables, name)]) for name in {*tables, *waiting}}
-        runs = {run for run, _ in self._of.values()}
-        placed = set(self._of).union(*(epochs for run, epochs in self._everywhere.items() if run in runs))
+        epochs = self._epochs()
+        placed = set().union(*epochs.values())
         for name, rows in merged.items():
             strangers = rows.filter(pc.invert(_is_of(rows, placed)))
             if strangers.num_rows:
                 self._waiting[name] = [strangers.slice(max(0, strangers.num_rows - MOST_WAITING))]
         return {
-            group: self._of_group(group, merged if group in begun else self._with_shared(merged))
-            for group in sorted(set(self._of.values()))
+            group: _of_epochs(mine, merged if group in begun else self._with_shared(merged))
+            for group, mine in sorted(epochs.items())
         }
 
     def _take_sources(self, sources: pa.Table) -> None:
@@ -66,7 +71,8 @@ class Groups:
             if row["role"] == Role.RANK:
                 self._of[row["epoch"]] = row["run"], row["replica"] or 0
             else:
-                self._everywhere.setdefault(row["run"], set()).add(row["epoch"])
+                replica = row["replica"] if row["role"] == Role.DRIVER else None
+                self._named.setdefault(row["run"], {})[row["epoch"]] = replica
         shared = sources.filter(pc.not_equal(sources["role"], Role.RANK))
         self._shared = pa.concat_tables([self._shared, shared])
 
@@ -76,11 +82,29 @@ class Groups:
         earlier = self._shared.filter(pc.invert(_is_of(self._shared, set(sources["epoch"].to_pylist()))))
         return {**merged, "sources": pa.concat_tables([earlier, sources])}
 
-    def _of_group(self, group: Group, merged: dict[str, pa.Table]) -> dict[str, pa.Table]:
-        epochs = {epoch for epoch, found in self._of.items() if found == group}
-        epochs |= self._everywhere.get(group[0], set())
-        found = {name: rows.filter(_is_of(rows, epochs)) for name, rows in merged.items()}
-        return {name: rows for name, rows in found.items() if rows.num_rows}
+    def _epochs(self) -> dict[Group, set[int]]:
+        """Return whose rows each group has."""
+        found: dict[Group, set[int]] = {}
+        for epoch, group in self._of.items():
+            found.setdefault(group, set()).add(epoch)
+        for (run, replica), epochs in found.items():
+            epochs |= _belonging(self._named.get(run, {}), replica)
+        return found
+
+
+def _belonging(named: Mapping[int, int | None], replica: int) -> set[int]:
+    """Return the epochs outside the rank grid that belong to a replica of their run.
+
+    One that names no replica belongs to each. A driver of a replica above 0 belongs to that one. 0 is also what a
+    driver writes that was told none: it means all replicas, unless another driver of the run names another one.
+    """
+    is_split = any(named.values())
+    return {epoch for epoch, said in named.items() if said in (None, replica) or (said == 0 and not is_split)}
+
+
+def _of_epochs(epochs: set[int], tables: Tables) -> dict[str, pa.Table]:
+    found = {name: rows.filter(_is_of(rows, epochs)) for name, rows in tables.items()}
+    return {name: rows for name, rows in found.items() if rows.num_rows}
 
 
 def _rows(tables: Tables, name: str) -> pa.Table:
@@ -91,14 +115,21 @@ def _is_of(rows: pa.Table, epochs: set[int]) -> pa.ChunkedArray:
     return pc.is_in(rows["epoch"], pa.array(sorted(epochs), pa.uint64()))
 
 
-def latest(groups: dict[Group, dict[str, pa.Table]], run: str = "") -> Group | None:
-    """Return the run that began last (its first replica) of those whose name begins with `run`, or None."""
-    groups = {group: tables for group, tables in groups.items() if group[0].startswith(run)}
-    begun = {}
-    for group, tables in groups.items():
+def replicas_of_latest(groups: Mapping[Group, Tables], run: str = "") -> list[Group]:
+    """Return the replicas of the run that began last, of those whose name begins with `run`; none without a run."""
+    begun: dict[str, int] = {}
+    for (name, _), tables in groups.items():
         anchors = _rows(tables, "sources")["unix_anchor_ns"]
-        begun[group] = pc.min(anchors).as_py() or 0 if len(anchors) else 0
-    return max(sorted(begun, reverse=True), key=lambda group: begun[group], default=None)
+        t_ns = pc.min(anchors).as_py() or 0 if len(anchors) else 0
+        if name.startswith(run):
+            begun[name] = min(t_ns, begun.get(name, t_ns))
+    last = max(sorted(begun, reverse=True), key=lambda name: begun[name], default=None)
+    return sorted(group for group in groups if group[0] == last)
+
+
+def latest(groups: Mapping[Group, Tables], run: str = "") -> Group | None:
+    """Return the first replica of the run that began last, of those whose name begins with `run`, or None."""
+    return next(iter(replicas_of_latest(groups, run)), None)
 
 
 def seconds(
