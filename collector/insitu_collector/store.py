@@ -200,14 +200,15 @@ class Store:
 
     # -- for notebooks: docs/export.md ---------------------------------------------------------------------------
 
-    def stalls(self, run: str = "") -> Stalls:
+    def stalls(self, run: str = "", replica: int | None = None) -> Stalls:
         """Return verdicts and ledger of the latest run (whose name begins with `run`); a notebook shows a card.
 
+        replica: of this one alone; None: of the first, with the run's others in `.siblings`.
         Each of these raises LookupError, with one line for the user, where there is nothing to show.
         """
         from insitu_collector.views import notebook
 
-        return notebook.stalls(self, run)
+        return notebook.stalls(self, run, replica)
 
     def verdicts(self, run: str = "") -> list[Verdict]:
         """Return what stands of a run, most severe first; a store that was never judged is judged here."""
@@ -354,18 +355,25 @@ class Store:
         return notebook.divergence(self, t0, t1, run)
 
     def timeline(
-        self, step: int | None = None, window: tuple[Time, Time] | None = None, run: str = ""
+        self,
+        step: int | None = None,
+        window: tuple[Time, Time] | None = None,
+        run: str = "",
+        replica: int | None = None,
     ) -> alt.LayerChart:
-        """Return a chart of what each rank did around a step, in a window, or at the end of the traffic."""
+        """Return a chart of what each rank did around a step, in a window, or at the end of the traffic.
+
+        replica: whose ranks; None: those of the run's first.
+        """
         from insitu_collector.views import notebook
 
-        return notebook.timeline(self, step, window, run)
+        return notebook.timeline(self, step, window, run, replica)
 
-    def ledger_chart(self, run: str = "") -> alt.LayerChart:
-        """Return a chart of where each rank's time went."""
+    def ledger_chart(self, run: str = "", replica: int | None = None) -> alt.LayerChart:
+        """Return a chart of where each rank's time went, in a replica (None: the run's first)."""
         from insitu_collector.views import notebook
 
-        return notebook.ledger_chart(self, run)
+        return notebook.ledger_chart(self, run, replica)
 
     def latency_chart(self, run: str = "") -> alt.VConcatChart:
         """Return a chart of what requests felt, a time bucket at a time."""

@@ -18,8 +18,8 @@ from insitu_collector.ledger.classes import PLACE
 from insitu_collector.ledger.tiles import TileLedger
 from insitu_collector.requests.latency import SECOND_NS, Latency
 from insitu_collector.verdicts.finding import Verdict
+from insitu_collector.views.row_counts import missing_rows
 from insitu_collector.views.spans import lanes_of
-from insitu_collector.views.stalls import missing_rows
 from insitu_dashboard.recent_rows import RecentRows
 from insitu_dashboard.tiles import Times, times_of
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+from replica_kit import of_engines
 
 from insitu_collector.simulate import Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
@@ -72,3 +74,14 @@ def test_what_is_not_there_is_said(found: Stalls) -> None:
     many = Page(replace(found, verdicts=found.verdicts * (MOST_VERDICTS + 2))._repr_html_())
     assert many.text.count("What helps:") == MOST_VERDICTS
     assert "and 2 more" in many.text
+
+
+def test_each_replica_of_a_run_has_its_part_of_the_card(tmp_path: Path) -> None:
+    slow = Fault("slow", 2.0, 1, replica=1, ms=15.0)
+    write_store(of_engines(Scenario(seed=5, seconds=8.0, replicas=2, faults=(slow,))), str(tmp_path))
+    store = open_store(tmp_path)
+    _, first, second = Page(store.stalls()._repr_html_()).text.split("Replica ")
+    assert "stage 1 limits the pipeline" in second and "stage 1 limits" not in first
+    assert ("stage 1, rank 1" in first, "stage 1, rank 3" in second) == (True, True)
+    alone = Page(store.stalls(replica=1)._repr_html_())
+    assert "Replica 1" in alone.text and "rank 1" not in alone.text

@@ -10,7 +10,7 @@ from insitu.records import schema_of
 from insitu.segments.gaps import sent_again_row, standing
 from insitu_collector.clocks.timeline import Timeline
 from insitu_collector.export.losses import Loss, drops_of, gaps_of
-from insitu_collector.views.stalls import missing_rows
+from insitu_collector.views.row_counts import missing_rows
 
 
 def beat(epoch: int, t_ns: int, *drops: tuple[str, str, int]) -> dict[str, Any]:

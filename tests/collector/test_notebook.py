@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from replica_kit import of_engines
 
 from insitu.records import schema_of
 from insitu.vocabulary import RequestEvent
@@ -155,3 +156,19 @@ def test_without_altair_the_line_names_the_extra(store: Store, monkeypatch: pyte
     monkeypatch.delattr("insitu_collector.views.charts")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'insitu\[notebook\]'"):
         store.ledger_chart()
+
+
+def test_charts_are_of_the_replica_that_is_asked_for(tmp_path: Path) -> None:
+    slow = Fault("slow", 2.0, 1, replica=1, ms=15.0)
+    write_store(of_engines(Scenario(seed=5, seconds=8.0, replicas=2, faults=(slow,))), str(tmp_path))
+    both = open_store(tmp_path)
+    for replica, ranks in ((None, (0, 1)), (0, (0, 1)), (1, (2, 3))):
+        named = {f"stage {stage}, rank {rank}" for stage, rank in enumerate(ranks)}
+        assert {bar["rank"] for bar in bars_of(both.timeline(replica=replica))} == named
+        assert {bar["rank"] for bar in bars_of(both.timeline(step=200, replica=replica))} == named
+        assert {bar["rank"] for bar in bars_of(both.ledger_chart(replica=replica))} == named
+        assert both.stalls(replica=replica).replica == (replica or 0)
+    assert both.ledger_chart(replica=1).to_dict()["title"]["text"] == "stage 1 limits the pipeline"
+    for chart in (both.timeline, both.ledger_chart, both.stalls):
+        with pytest.raises(NothingFound, match="has no replica 2; it has 0, 1"):
+            chart(replica=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
+from replica_kit import of_engines
 
 from insitu.records import schema_of
+from insitu_collector.judge.command import judge
+from insitu_collector.judge.runs import final_verdicts
 from insitu_collector.keeping.command import store as store_commands
 from insitu_collector.ledger.words import BAR
-from insitu_collector.simulate import Fault, Scenario, simulate, write_store
+from insitu_collector.simulate import RUN, Fault, Scenario, simulate, write_store
 from insitu_collector.store import open_store
 from insitu_collector.views.stalls import stalls, stalls_of, traffic_window
 
@@ -241,3 +245,101 @@ def test_where_requests_time_went_is_in_the_document_and_the_text(store: Path) -
     assert f"Request {document['slowest']['request']}: " in one.stdout
     unknown = run(store, "--request", "nobody")
     assert (unknown.exit_code, unknown.stderr) == (1, "Error: no request 'nobody' in this run\n")
+
+
+# -- a run of several replicas ----------------------------------------------------------------------------------------
+
+OF_A_REPLICA = ("verdicts", "ledger_window_unix_ns", "ledger", "overlap_ns", "unattributed_ns", "bubble", "requests")
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two engines side by side, each with its own driver; stage 1 of the second becomes slow."""
+    path = tmp_path_factory.mktemp("engines") / "store"
+    slow = Fault("slow", 4.0, 1, replica=1, ms=15.0)
+    write_store(of_engines(Scenario(seed=5, seconds=10.0, replicas=2, faults=(slow,))), str(path))
+    return path
+
+
+def test_each_replica_has_its_section_with_its_verdicts_and_requests(engines: Path) -> None:
+    text = run(engines).stdout
+    head, first, second = re.split(r"^Replica \d$", text, flags=re.MULTILINE)
+    assert head == f"{engines}, run {RUN}, 2 replicas\n\n"
+    assert "stage 1 limits the pipeline" in second and "stage 1 limits the pipeline" not in first
+    for section, ranks in ((first, (0, 1)), (second, (2, 3))):
+        assert "Where requests' time went" in section
+        assert re.findall(r"^ +[01] +(\d)    C compute", section, flags=re.MULTILINE) == [str(rank) for rank in ranks]
+
+
+def test_the_document_of_several_replicas_has_a_part_for_each(engines: Path) -> None:
+    answer = json.loads(run(engines, "--json").stdout)
+    assert (answer["schema"], answer["run"], answer["missing"]) == ("insitu.stalls/1", RUN, {})
+    assert [part["replica"] for part in answer["replicas"]] == [0, 1]
+    assert not set(OF_A_REPLICA[1:]) & set(answer), "what is of one replica stands in its part"
+    assert [[v["kind"] for v in part["verdicts"]] for part in answer["replicas"]] == [["healthy"], ["stage_limits"]]
+    assert [(v["kind"], v["rank"], v["replica"]) for v in answer["verdicts"]] == [
+        ("healthy", None, 0),
+        ("stage_limits", 3, 1),
+    ]
+    assert [sorted({row["rank"] for row in part["ledger"]}) for part in answer["replicas"]] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_one_replica_alone_is_said_as_a_run_of_one_is(engines: Path, store: Path, replica: int) -> None:
+    whole, alone = (json.loads(run(engines, "--json", *more).stdout) for more in ((), ("--replica", replica)))
+    single = json.loads(run(store, "--json").stdout)
+    assert set(alone) == {*single, "replica"}, "a run of one replica does not say which"
+    assert {name: alone[name] for name in whole["replicas"][replica]} == whole["replicas"][replica]
+    assert {name: alone[name] for name in whole if name not in ("verdicts", "replicas")} == {
+        name: value for name, value in whole.items() if name not in ("verdicts", "replicas")
+    }
+    text = run(engines, "--replica", replica).stdout
+    assert text.startswith(f"{engines}, run {RUN}, replica {replica} of 2 replicas\n\n- ")
+    assert f"Replica {replica}" not in text
+
+
+def test_a_replica_that_is_not_there_is_one_line(engines: Path, store: Path) -> None:
+    assert run(engines, "--replica", 2).output == f"Error: run {RUN} has no replica 2; it has 0, 1\n"
+    wrong = run(store, "--replica", 1)
+    assert (wrong.exit_code, wrong.stderr) == (1, f"Error: run {RUN} has no replica 1; it has 0\n")
+
+
+def test_a_request_is_told_of_by_the_replica_that_knows_it(engines: Path) -> None:
+    answer = json.loads(run(engines, "--json").stdout)
+    name = answer["replicas"][1]["requests"]["slowest"]["request"]
+    asked = json.loads(run(engines, "--json", "--request", name).stdout)
+    told = [part["requests"]["asked"] for part in asked["replicas"]]
+    assert (told[0], told[1]["request"]) == (None, name)
+    assert run(engines, "--request", name).stdout.count(f"Request {name}: ") == 1
+    for more in ((), ("--replica", 1)):
+        unknown = run(engines, "--request", "nobody", *more)
+        assert (unknown.exit_code, unknown.stderr) == (1, "Error: no request 'nobody' in this run\n")
+    assert run(engines, "--request", name, "--replica", 0).exit_code == 1
+
+
+def test_a_change_is_predicted_of_each_replica_that_has_the_place(engines: Path) -> None:
+    first, second = json.loads(run(engines, "--json", "--if", "replace=3").stdout)["replicas"]
+    assert first["prediction"] is None
+    assert first["no_prediction"] == "nothing can be predicted: there is no rank 3; the run has ranks 0, 1"
+    assert second["prediction"]["throughput_ratio"] > 1.3
+    assert run(engines, "--if", "replace=3", "--replica", 0).exit_code == 2
+
+
+def test_what_the_judge_wrote_is_told_of_the_replica_it_speaks_of(engines: Path, tmp_path: Path) -> None:
+    """Names of verdicts of a first replica are the beginning of those of the others."""
+    path = shutil.copytree(engines, tmp_path / "store")
+    unjudged = json.loads(run(path, "--json").stdout)
+    assert [verdict.kind for verdict in final_verdicts(open_store(path))] == ["stage_limits"], "of every replica"
+    assert CliRunner().invoke(judge, [str(path), "--once"]).exit_code == 0
+    told = open_store(path).table("verdicts")["verdict"].to_pylist()
+    assert {name.partition("-")[0] for name in told} == {RUN[:8], f"{RUN[:8]}.1"}
+    judged = json.loads(run(path, "--json").stdout)
+    assert judged["verdicts"] == unjudged["verdicts"]
+    assert [part["verdicts"] for part in judged["replicas"]] == [part["verdicts"] for part in unjudged["replicas"]]
+
+
+def test_one_driver_of_two_replicas_is_of_both(tmp_path: Path) -> None:
+    write_store(simulate(Scenario(seed=5, seconds=4.0, replicas=2)), str(tmp_path / "store"))
+    answer = json.loads(run(tmp_path / "store", "--json").stdout)
+    slowest = [part["requests"]["slowest"]["request"] for part in answer["replicas"]]
+    assert ["-r1-" in name for name in slowest] == [False, True]

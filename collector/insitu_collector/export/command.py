@@ -15,7 +15,7 @@ from insitu_collector.export.captured import ARRAYS, missing_of, write_arrays
 from insitu_collector.export.outputs import whole
 from insitu_collector.opening import opened
 from insitu_collector.rows.selection import TIMED, NothingFound, Selection, as_time, select, time_of
-from insitu_collector.views.stalls import missing_rows
+from insitu_collector.views.row_counts import missing_rows
 
 if TYPE_CHECKING:
     from insitu_collector.export.trace import Trace

@@ -14,7 +14,16 @@ from insitu_collector.judge.metrics import Snapshot
 from insitu_collector.notify.alerts import Transitions
 from insitu_collector.notify.delivery import Delivery
 from insitu_collector.plugins import Plugins, load_plugins
-from insitu_collector.rows.slices import JUDGED, Group, Groups, clock_with, latest, seconds, span_ns
+from insitu_collector.rows.slices import (
+    JUDGED,
+    Group,
+    Groups,
+    clock_with,
+    replicas_of_latest,
+    seconds,
+    short_name,
+    span_ns,
+)
 from insitu_collector.verdicts.finding import OPEN, Verdict, standing
 
 if TYPE_CHECKING:
@@ -72,7 +81,7 @@ class Judge:
         for group, tables in self.groups.sort(self._tail.poll(final=final)).items():
             judgement = self.judgements.get(group)
             if judgement is None:
-                judgement = self.judgements[group] = Judgement(_name(group), self._revisions, self._plugins)
+                judgement = self.judgements[group] = Judgement(short_name(group), self._revisions, self._plugins)
             told += _feed(judgement, tables, live=live, final=final)
         for verdict in told:
             _log.info("insitu: %s (%s)", verdict.text, verdict.state)
@@ -93,7 +102,7 @@ class Judge:
     def snapshot(self) -> Snapshot:
         """Return what is shown to Prometheus: of runs that go on, what stands and how old its latest row is."""
         goes_on = {
-            _name(group): (judgement, lag_s)
+            short_name(group): (judgement, lag_s)
             for group, judgement in self.judgements.items()
             if (lag_s := _lag_s(judgement)) is not None
         }
@@ -147,11 +156,6 @@ def _label(number: int | None) -> str:
     return "" if number is None else str(number)
 
 
-def _name(group: Group) -> str:
-    run, replica = group
-    return run[:8] if not replica else f"{run[:8]}.{replica}"
-
-
 def _feed(judgement: Judgement, tables: dict[str, pa.Table], *, live: bool, final: bool) -> list[Verdict]:
     told: list[Verdict] = []
     clock = clock_with(judgement.evidence, tables)
@@ -178,23 +182,35 @@ def _hangs(judgement: Judgement) -> bool:
 def final_verdicts(store: Store, run: str = "") -> list[Verdict]:
     """Return what stands of a store's latest run: most severe first, `healthy` alone only if nothing else stands.
 
-    run: the latest of those whose name begins so.
+    run: the latest of those whose name begins so; all its replicas.
 
-    Reads the `verdicts` table; a store that was never judged is judged here, and nothing is written.
+    Reads the `verdicts` table; a replica that was never judged is judged here, and nothing is written.
     """
-    verdicts = [Verdict.from_row(row) for row in store.table("verdicts").to_pylist()]
-    group = latest(Groups().sort({"sources": store.table("sources")}), run)
-    if group is not None:  # else a store that holds verdicts alone: those of the run judged last
-        verdicts = [verdict for verdict in verdicts if _name(group).startswith(verdict.run)]
-        return standing(verdicts or judged(store, run))
-    last = max(verdicts, key=lambda verdict: verdict.detected_unix_ns, default=None)
-    return standing([verdict for verdict in verdicts if last is not None and verdict.run == last.run])
+    told = [Verdict.from_row(row) for row in store.table("verdicts").to_pylist()]
+    groups = replicas_of_latest(Groups().sort({"sources": store.table("sources")}), run)
+    if not groups:  # a store that holds verdicts alone: those of the run judged last
+        last = max(told, key=lambda verdict: verdict.detected_unix_ns, default=None)
+        return standing([verdict for verdict in told if last is not None and verdict.run == last.run])
+    is_judged = all(of_group(told, group) for group in groups)
+    found = {} if is_judged else Groups().sort({name: store.table(name) for name in JUDGED})
+    return standing([verdict for group in groups for verdict in of_group(told, group) or _judged(group, found[group])])
+
+
+def replica_verdicts(told: Sequence[Verdict], group: Group, tables: dict[str, pa.Table]) -> list[Verdict]:
+    """Return what stands of one replica, by what was told of all; one of which nothing was is judged by its tables."""
+    return standing(of_group(told, group) or _judged(group, tables))
+
+
+def of_group(told: Sequence[Verdict], group: Group) -> list[Verdict]:
+    """Return the revisions that speak of one replica of a run."""
+    return [verdict for verdict in told if group[0].startswith(verdict.run) and verdict.replica == group[1]]
 
 
 def judged(store: Store, run: str = "") -> list[Verdict]:
     """Judge the latest run (whose name begins with `run`) from its records, a second at a time; every revision."""
     found = Groups().sort({name: store.table(name) for name in JUDGED})
-    group = latest(found, run)
-    if group is None:
-        return []
-    return _feed(Judgement(_name(group), plugins=load_plugins()), found[group], live=False, final=True)
+    return [verdict for group in replicas_of_latest(found, run) for verdict in _judged(group, found[group])]
+
+
+def _judged(group: Group, tables: dict[str, pa.Table]) -> list[Verdict]:
+    return _feed(Judgement(short_name(group), plugins=load_plugins()), tables, live=False, final=True)

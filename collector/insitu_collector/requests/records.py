@@ -93,8 +93,8 @@ def records_of_evidence(evidence: Evidence, since_ns: int) -> RequestRecords:
 def of_other_replicas(events: Columns, entries: Columns) -> set[str]:
     """Return the requests that were scheduled in a step whose row map is here and does not name them.
 
-    events: `request, event, step`; entries of row maps: `request, step`. A driver's events come to every replica of its
-    run, and step numbers repeat in each.
+    events: `request, event, step`; entries of row maps: `request, step`. Events of a driver of all replicas come to
+    each, and step numbers repeat in each.
     """
     here = set(entries["request"].tolist())
     known = (events["event"] == RequestEvent.SCHEDULED) & np.isin(events["step"], entries["step"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -233,3 +233,12 @@ def no_run(path: Path | str, run: str, found: dict[Group, dict[str, pa.Table]]) 
         return f"the store {path} holds no record of any rank; attach a probe to a model first"
     known = sorted({name for name, _ in found})
     return f"the store {path} has no run {run!r}...; it has {', '.join(known[-5:])}"
+
+
+def chosen_replica(run: str, replicas: Sequence[int], replica: int | None) -> int:
+    """Return a replica of a run that has these; None: its first. Raises NothingFound where it has none such."""
+    if replica is None:
+        return replicas[0]
+    if replica not in replicas:
+        raise NothingFound(f"run {run} has no replica {replica}; it has {', '.join(map(str, replicas))}")
+    return replica

@@ -115,6 +115,17 @@ def _is_of(rows: pa.Table, epochs: set[int]) -> pa.ChunkedArray:
     return pc.is_in(rows["epoch"], pa.array(sorted(epochs), pa.uint64()))
 
 
+def full_name(group: Group) -> str:
+    """Return what a replica of a run is called: the run, and of any but replica 0 a dot and its number."""
+    run, replica = group
+    return run if not replica else f"{run}.{replica}"
+
+
+def short_name(group: Group) -> str:
+    """Return the same with the run's first digits, as names of verdicts begin."""
+    return full_name((group[0][:8], group[1]))
+
+
 def replicas_of_latest(groups: Mapping[Group, Tables], run: str = "") -> list[Group]:
     """Return the replicas of the run that began last, of those whose name begins with `run`; none without a run."""
     begun: dict[str, int] = {}

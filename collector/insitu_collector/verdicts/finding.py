@@ -79,6 +79,12 @@ class Verdict:
         """The first digits of the run it speaks of."""
         return self.verdict.partition("-")[0].partition(".")[0]
 
+    @property
+    def replica(self) -> int:
+        """The replica of that run."""
+        number = self.verdict.partition("-")[0].partition(".")[2]
+        return int(number) if number.isdecimal() else 0
+
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as the JSON documents have it (docs/contracts.md)."""
         return {

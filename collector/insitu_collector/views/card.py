@@ -20,21 +20,29 @@ _CALM: Final = (VerdictKind.HEALTHY, VerdictKind.INCONCLUSIVE)
 
 
 def card(found: Stalls) -> str:
-    """Return the verdicts, what helps, where each rank's time went, and what is missing."""
+    """Return of each replica the verdicts, what helps and where each rank's time went; and what is missing."""
     parts = [f"<div style='font-size:85%;opacity:.75'>{escape(found.store)}, run {escape(found.run)}</div>"]
-    parts += [_verdict(verdict) for verdict in found.verdicts[:MOST_VERDICTS]]
-    if len(found.verdicts) > MOST_VERDICTS:
-        parts.append(f"<p>and {len(found.verdicts) - MOST_VERDICTS} more: <code>.verdicts</code></p>")
-    if not found.verdicts:
-        parts.append("<p>No verdict: nothing was judged yet.</p>")
-    if found.ledger is not None:
-        parts.append(_ledger(found.ledger))
+    for each in found.shown:
+        if len(found.replicas) > 1:
+            parts.append(f"<h4 style='margin:10px 0 0'>Replica {each.replica}</h4>")
+        parts += _replica(each)
     if found.missing:
         counted = ", ".join(f"{rows} ({escape(reason)})" for reason, rows in sorted(found.missing.items()))
         parts.append(f"<p><b>The record is partial</b>: rows missing: {counted}.</p>")
     if found.num_damaged:
         parts.append(f"<p><b>The record is partial</b>: files cannot be read in places ({found.num_damaged}).</p>")
     return f"<div style='{_BOX}'>{''.join(parts)}</div>"
+
+
+def _replica(found: Stalls) -> list[str]:
+    parts = [_verdict(verdict) for verdict in found.verdicts[:MOST_VERDICTS]]
+    if len(found.verdicts) > MOST_VERDICTS:
+        parts.append(f"<p>and {len(found.verdicts) - MOST_VERDICTS} more: <code>.verdicts</code></p>")
+    if not found.verdicts:
+        parts.append("<p>No verdict: nothing was judged yet.</p>")
+    if found.ledger is not None:
+        parts.append(_ledger(found.ledger))
+    return parts
 
 
 def _verdict(verdict: Verdict) -> str:

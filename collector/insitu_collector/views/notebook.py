@@ -18,7 +18,7 @@ from insitu_collector.judge.runs import final_verdicts
 from insitu_collector.ledger.window import rank_stages
 from insitu_collector.ledger.words import heading
 from insitu_collector.query.asked import Time
-from insitu_collector.rows.selection import NothingFound, Selection, as_time, select, time_of
+from insitu_collector.rows.selection import NothingFound, Selection, as_time, chosen_replica, select, time_of
 from insitu_collector.values.divergence import divergence as divergence_of
 from insitu_collector.values.expert_balance import expert_balance
 from insitu_collector.values.plugged import plugged_values
@@ -39,9 +39,12 @@ AROUND: Final = 0.15
 """Of a step's time, on either side of it, what its timeline shows too."""
 
 
-def stalls(store: Store, run: str = "") -> Stalls:
-    """Return verdicts and ledger; in a notebook it shows as a card. Raises NothingFound without a run."""
-    found = stalls_of(store, run)
+def stalls(store: Store, run: str = "", replica: int | None = None) -> Stalls:
+    """Return verdicts and ledger; in a notebook it shows as a card.
+
+    replica: of this one alone; None: of the first, with the others as its `siblings`. Raises NothingFound without such.
+    """
+    found = stalls_of(store, run, replica=replica)
     if found is None:
         select(store, run)  # says what there is instead
         raise NothingFound(f"the store {store.name} holds no record of any rank")
@@ -113,11 +116,16 @@ def divergence(store: Store, t0: Time | None = None, t1: Time | None = None, run
 
 
 def timeline(
-    store: Store, step: int | None = None, window: tuple[Time, Time] | None = None, run: str = ""
+    store: Store,
+    step: int | None = None,
+    window: tuple[Time, Time] | None = None,
+    run: str = "",
+    replica: int | None = None,
 ) -> alt.LayerChart:
     """Return what each rank did around a step, or in a window, or in the half second in which most steps began.
 
-    That half second is of what the first verdict speaks of, or else of all traffic.
+    That half second is of what the first verdict speaks of, or else of all traffic. replica: whose ranks; None: those
+    of the first.
 
     Raises NothingFound when nothing was recorded there.
     """
@@ -125,12 +133,14 @@ def timeline(
         from insitu_collector.views import charts
     if step is not None and window is not None:
         raise ValueError("a timeline is of a step or of a window, not of both")
-    chosen = _around(store, run, step, window)
-    rows = chosen.rows("intervals")
-    rows = rows.filter(pc.is_in(rows["epoch"], _epochs(chosen)))
+    whole = select(store, run)
+    replica = chosen_replica(whole.run, whole.replicas, replica)
+    chosen = _around(whole, replica, step, window)
+    epochs = whole.epochs(replica)
+    rows = _of(chosen.rows("intervals"), epochs)
     if not rows.num_rows:
         raise NothingFound(f"run {chosen.run} has no intervals there")
-    stages = rank_stages(chosen.sources.filter(pc.is_in(chosen.sources["epoch"], _epochs(chosen))), rows)
+    stages = rank_stages(_of(chosen.sources, epochs), rows)
     lanes = {rank: stages[rank] for rank in lanes_of(stages)}
     t0, t1 = chosen.line_window()
     long = f"{(t1 - t0) / 1e6:.0f} ms"
@@ -139,17 +149,17 @@ def timeline(
     if step is not None:
         of = f"{long} around step {step}; other steps are faded"
     spans = spans_of(rows, chosen.clock, stages)
-    return charts.timeline_chart(spans, lanes, (t0, t1), begin, _title(chosen.verdicts(), of), step)
+    return charts.timeline_chart(spans, lanes, (t0, t1), begin, _title(_verdicts(chosen, replica), of), step)
 
 
-def ledger_chart(store: Store, run: str = "") -> alt.LayerChart:
+def ledger_chart(store: Store, run: str = "", replica: int | None = None) -> alt.LayerChart:
     """Return where each rank's time went, in percent of the time from the first step to the last.
 
-    Raises NothingFound without traffic.
+    replica: of which; None: of the first. Raises NothingFound without traffic, or without such a replica.
     """
     with _needing("notebook"):
         from insitu_collector.views import charts
-    found = stalls(store, run)
+    found = stalls(store, run, replica)
     if found.ledger is None:
         raise NothingFound(f"run {found.run} has no steps with traffic, so no ledger")
     return charts.ledger_bars(found.ledger, _title(found.verdicts, heading(found.ledger)))
@@ -185,23 +195,23 @@ def perfetto(
         return export_trace(select(store, run, begin, end), "perfetto", Path(path), force=force).out
 
 
-def _around(store: Store, run: str, step: int | None, window: tuple[Time, Time] | None) -> Selection:
+def _around(whole: Selection, replica: int, step: int | None, window: tuple[Time, Time] | None) -> Selection:
     if window is not None:
-        return select(store, run, _unix(window[0]), _unix(window[1]))
-    whole = select(store, run)
-    begin, end = _busiest(whole) if step is None else _of_step(whole, step)
-    return select(store, whole.run, whole.clock.unix_ns(begin), whole.clock.unix_ns(end))
+        return select(whole.store, whole.run, _unix(window[0]), _unix(window[1]))
+    begin, end = _busiest(whole, replica) if step is None else _of_step(whole, replica, step)
+    return select(whole.store, whole.run, whole.clock.unix_ns(begin), whole.clock.unix_ns(end))
 
 
-def _busiest(whole: Selection) -> tuple[int, int]:
+def _busiest(whole: Selection, replica: int) -> tuple[int, int]:
     """Return the half second in which most steps began: of what the first verdict speaks of, else of all traffic."""
-    names = ("steps", "intervals", "events")
-    found = traffic_window({"sources": whole.sources, **{name: whole.rows(name) for name in names}})
+    epochs = whole.epochs(replica)
+    of_ranks = {name: _of(whole.rows(name), epochs) for name in ("steps", "intervals")}
+    found = traffic_window({"sources": whole.sources, "events": whole.rows("events"), **of_ranks})
     if found is None:
         raise NothingFound(f"run {whole.run} has no steps with traffic; name a window")
-    begun = np.unique(whole.clock.moved(whole.rows("steps"), "t0_ns"))
+    begun = np.unique(whole.clock.moved(of_ranks["steps"], "t0_ns"))
     begun = begun[(begun >= found[0]) & (begun < found[1])]
-    told = [verdict for verdict in whole.verdicts() if verdict.kind not in QUIET][:1]
+    told = [verdict for verdict in _verdicts(whole, replica) if verdict.kind not in QUIET][:1]
     for verdict in told:
         t0, t1 = (
             t - whole.clock.unix_minus_mono_ns for t in (verdict.window_start_unix_ns, verdict.window_end_unix_ns)
@@ -213,8 +223,8 @@ def _busiest(whole: Selection) -> tuple[int, int]:
     return begin, min(begin + DEFAULT_NS, found[1])
 
 
-def _of_step(whole: Selection, step: int) -> tuple[int, int]:
-    epochs = _epochs(whole)
+def _of_step(whole: Selection, replica: int, step: int) -> tuple[int, int]:
+    epochs = whole.epochs(replica)
     times: list[int] = []
     for batch in whole.scan("intervals"):
         mine = batch.filter(pc.and_(pc.equal(batch["step_id"], step), pc.is_in(batch["epoch"], epochs)))
@@ -226,8 +236,12 @@ def _of_step(whole: Selection, step: int) -> tuple[int, int]:
     return min(times) - around, max(times) + around
 
 
-def _epochs(chosen: Selection) -> pa.Array:
-    return chosen.epochs(chosen.replicas[0])
+def _of(rows: pa.Table, epochs: pa.Array) -> pa.Table:
+    return rows.filter(pc.is_in(rows["epoch"], epochs))
+
+
+def _verdicts(chosen: Selection, replica: int) -> list[Verdict]:
+    return [verdict for verdict in chosen.verdicts() if verdict.replica == replica]
 
 
 def _title(told: list[Verdict], what: str) -> tuple[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -16,37 +16,34 @@ import pyarrow.compute as pc
 
 from insitu.cli import ExitCode, StorePath
 from insitu.records import schema_of
-from insitu.segments.gaps import standing
-from insitu.segments.layout import SEALED, list_segments
-from insitu.vocabulary import ERASED, EXPIRED, NOT_LOST, DropReason
+from insitu.vocabulary import ERASED, EXPIRED
 from insitu_collector.clocks.timeline import Timeline, numbers, timeline_of
 from insitu_collector.evidence import Tables
-from insitu_collector.judge.runs import final_verdicts
+from insitu_collector.judge.runs import replica_verdicts
 from insitu_collector.ledger import bubble
-from insitu_collector.ledger import words as ledger_words
 from insitu_collector.ledger.bubble import Bubble
 from insitu_collector.ledger.window import Ledger, rank_ledger
 from insitu_collector.opening import opened
-from insitu_collector.requests import report as request_report
 from insitu_collector.requests.records import records_of_tables
-from insitu_collector.requests.report import NoSuchRequest, RequestReport
+from insitu_collector.requests.report import NoSuchRequest, RequestReport, request_report
 from insitu_collector.rows.row_maps import entries
-from insitu_collector.rows.slices import JUDGED, Groups, latest
+from insitu_collector.rows.selection import NothingFound, chosen_replica
+from insitu_collector.rows.slices import JUDGED, Group, Groups, replicas_of_latest
 from insitu_collector.steps import delay_words
 from insitu_collector.steps.delay_matrix import DelayMatrix
 from insitu_collector.verdicts.finding import Verdict, num_revised
+from insitu_collector.views.row_counts import gone_rows, missing_rows, stored_rows
+from insitu_collector.views.stalls_words import to_json, to_text
 from insitu_collector.whatif.changes import NoPrediction, parse_changes
 from insitu_collector.whatif.report import Asked, Unrecorded, ask
 
 if TYPE_CHECKING:
     from insitu_collector.store import Store
 
-SCHEMA: Final = "insitu.stalls/1"
-
 
 @dataclass(frozen=True, slots=True)
 class Stalls:
-    """What a store says of its latest run."""
+    """What a store says of its latest run: of one replica, and beside it (`siblings`) of the others."""
 
     store: str
     run: str
@@ -75,11 +72,21 @@ class Stalls:
     """Where requests' time went; None where none is on record."""
     num_damaged: int = 0
     """Stretches of the store's files that could not be read, of whichever run they were."""
+    replica: int = 0
+    replicas: tuple[int, ...] = (0,)
+    """All that the run has."""
+    siblings: tuple[Stalls, ...] = ()
+    """The same of the run's other replicas; none where one alone was asked for. What is of the run they say too."""
 
     def _repr_html_(self) -> str:
         from insitu_collector.views.card import card
 
         return card(self)
+
+    @property
+    def shown(self) -> tuple[Stalls, ...]:
+        """This one and its siblings."""
+        return (self, *self.siblings)
 
     @property
     def window_unix_ns(self) -> list[int] | None:
@@ -115,177 +122,121 @@ def traffic_window(tables: Tables) -> tuple[int, int] | None:
 
 
 def stalls_of(
-    store: Store, run: str = "", changes: Sequence[str] = (), *, matrix: bool = False, request: str = ""
+    store: Store,
+    run: str = "",
+    changes: Sequence[str] = (),
+    *,
+    matrix: bool = False,
+    request: str = "",
+    replica: int | None = None,
 ) -> Stalls | None:
     """Return what a store says of its latest run (of those whose name begins with `run`), or None when it has none.
 
-    changes: what is to be predicted, as `insitu_collector.whatif.changes.parse_changes` reads it; raises NoPrediction.
-    matrix: work out the delay matrix too. request: report on it in particular; raises NoSuchRequest.
+    replica: of this one alone; raises NothingFound where the run has none such. None: of the first, with the others
+    as its siblings.
+    changes: what is to be predicted, as `insitu_collector.whatif.changes.parse_changes` reads it; raises NoPrediction
+    (of several replicas each says why not instead).
+    matrix: work out the delay matrix too. request: report on it in particular; raises NoSuchRequest where no replica
+    that is shown knows it.
     """
     read = {name: store.table(name) for name in JUDGED}
-    found = Groups().sort(read)
-    group = latest(found, run)
-    if group is None:
+    groups = Groups().sort(read)
+    of_run = replicas_of_latest(groups, run)
+    if not of_run:
         return None
-    tables = found[group]
+    name, replicas = of_run[0][0], [number for _, number in of_run]
+    shown = of_run if replica is None else [(name, chosen_replica(name, replicas, replica))]
+    told = [Verdict.from_row(row) for row in store.table("verdicts").to_pylist()]
+    whole = _of_run(store, groups, of_run, told, read["sources"])
+    each = [
+        _of_replica(
+            replace(whole, verdicts=replica_verdicts(told, group, groups[group]), replica=group[1]),
+            groups[group],
+            prediction=_predicted(groups[group], changes, is_alone=len(shown) == 1) if changes else None,
+            matrix=matrix,
+            request=request,
+        )
+        for group in shown
+    ]
+    if request and all(found.requests is None or found.requests.asked is None for found in each):
+        raise NoSuchRequest(f"no request {request!r} in this run")
+    return replace(each[0], siblings=tuple(each[1:]))
+
+
+def _of_run(
+    store: Store,
+    groups: Mapping[Group, dict[str, pa.Table]],
+    of_run: Sequence[Group],
+    told: Sequence[Verdict],
+    sources: pa.Table,
+) -> Stalls:
+    """Return what is said of the run, whichever replica is shown; the first's timeline stands in."""
+    run, first = of_run[0][0], groups[of_run[0]]
+    empty = schema_of("health").empty_table()
+    health = pa.concat_tables([groups[group].get("health", empty) for group in of_run])
+    stored, hidden = stored_rows(store, run, sources)
+    return Stalls(
+        store=store.name,
+        run=run,
+        others=sorted({name for name, _ in groups} - {run}),
+        verdicts=[],
+        ledger=None,
+        timeline=timeline_of(first["sources"], first.get("clocks")),
+        missing=missing_rows({"health": health}, store.table("gaps")),
+        stored=stored,
+        expired=gone_rows(store, run, sources, EXPIRED),
+        erased=dict(Counter(gone_rows(store, run, sources, ERASED)) + hidden),
+        revised=num_revised(told, run),
+        replicas=tuple(number for _, number in of_run),
+        num_damaged=store.num_damaged,  # every segment was read by now
+    )
+
+
+def _of_replica(whole: Stalls, tables: Tables, *, prediction: Asked | str | None, matrix: bool, request: str) -> Stalls:
+    clock = timeline_of(tables["sources"], tables.get("clocks"))
     window = traffic_window(tables)
     ledger = delays = None
     waited: tuple[Bubble, ...] = ()
     if window is not None:
         intervals, health = (tables.get(name, schema_of(name).empty_table()) for name in ("intervals", "health"))
         ledger = rank_ledger(intervals, health, tables["sources"], *window, clocks=tables.get("clocks"))
-        clock = timeline_of(tables["sources"], tables.get("clocks"))
         waited = bubble.bubbles(ledger, bubble.mean_in_flight(intervals, clock, *window))
         delays = delay_words.matrix_of(intervals, tables["sources"], *window) if matrix else None
-    stored, hidden = stored_rows(store, group[0], read["sources"])
-    erased = Counter(gone_rows(store, group[0], read["sources"], ERASED)) + hidden
-    return Stalls(
-        store=store.name,
-        run=group[0],
-        others=sorted({name for name, _ in found} - {group[0]}),
-        verdicts=final_verdicts(store, group[0]),
+    return replace(
+        whole,
         ledger=ledger,
-        bubbles=waited,
-        timeline=timeline_of(tables["sources"], tables.get("clocks")),
-        missing=missing_rows(tables, store.table("gaps")),
-        stored=stored,
-        expired=gone_rows(store, group[0], read["sources"], EXPIRED),
-        erased=dict(erased),
-        revised=num_revised([Verdict.from_row(row) for row in store.table("verdicts").to_pylist()], group[0]),
-        prediction=_predicted(tables, changes) if changes else None,
+        timeline=clock,
+        prediction=prediction,
         delays=delays,
-        requests=request_report.request_report(records_of_tables(tables), request),
-        num_damaged=store.num_damaged,  # every segment was read by now
+        bubbles=waited,
+        requests=_requests(tables, request),
     )
 
 
-def _predicted(tables: Tables, changes: Sequence[str]) -> Asked | str:
+def _requests(tables: Tables, request: str) -> RequestReport | None:
+    records = records_of_tables(tables)
+    try:
+        return request_report(records, request)
+    except NoSuchRequest:  # another replica may know it
+        return request_report(records)
+
+
+def _predicted(tables: Tables, changes: Sequence[str], *, is_alone: bool) -> Asked | str:
     try:
         return ask(tables, changes)
     except Unrecorded as error:
         return str(error)
-
-
-def stored_rows(store: Store, run: str, sources: pa.Table) -> tuple[dict[str, int], Counter[str]]:
-    """Return the rows of a run by table, read from every segment, and those of them that are erased and still there.
-
-    Rows of no known run count too.
-    """
-    others = sources.filter(pc.not_equal(sources["run"], run))["epoch"]
-    strangers = set(others.to_pylist())
-    counted, hidden = {}, Counter[str]()
-    for name in store.tables():
-        rows = store.table(name)
-        counted[name] = rows.num_rows - (pc.sum(pc.is_in(rows["epoch"], others)).as_py() or 0)
-        hidden[name] += sum(num for (_, epoch), num in store.hidden.items() if epoch not in strangers)
-    return counted, hidden
-
-
-def gone_rows(store: Store, run: str, sources: pa.Table, why: str) -> dict[str, int]:
-    """Return the rows of a run by table that have expired, or were erased (`why`).
-
-    A file told to have gone may still be there: not counted.
-    """
-    epochs = set(sources.filter(pc.equal(sources["run"], run))["epoch"].to_pylist())
-    there = {name.file for name in list_segments(store.path, SEALED)}
-    gone: dict[tuple[str, int], tuple[str, int]] = {}
-    for row in store.table("gaps").to_pylist():
-        if row["reason"] == why and row["source_epoch"] in epochs and row["file"] not in there:
-            gone[row["file"], row["source_epoch"]] = row["table"], row["num_rows"] or 0
-    counted: dict[str, int] = {}
-    for table, num_rows in gone.values():
-        counted[table] = counted.get(table, 0) + num_rows
-    return counted
-
-
-def missing_rows(tables: Tables, gaps: pa.Table) -> dict[str, int]:
-    """Return how many rows are known to be missing, by reason: dropped at a probe, or lost in the store."""
-    missing: dict[str, int] = {}
-    last: dict[int, dict[str, Any]] = {}
-    health = tables.get("health", schema_of("health").empty_table())
-    for row in health.select(["epoch", "t_ns", "dropped"]).to_pylist():
-        if row["epoch"] not in last or row["t_ns"] >= last[row["epoch"]]["t_ns"]:
-            last[row["epoch"]] = row
-    drops = [(drop["reason"], drop["rows"]) for row in last.values() for drop in row["dropped"] or ()]
-    lost = standing(gaps.to_pylist())
-    drops += [(row["reason"] or str(DropReason.TORN_TAIL), row["num_rows"] or 0) for row in lost]
-    for reason, num_rows in drops:
-        if num_rows and reason not in NOT_LOST:
-            missing[reason] = missing.get(reason, 0) + num_rows
-    return missing
-
-
-def to_json(found: Stalls) -> dict[str, Any]:
-    """Return the document `insitu.stalls/1`."""
-    rows = found.ledger.rows if found.ledger else ()
-    return {
-        "schema": SCHEMA,
-        "store": found.store,
-        "run": found.run,
-        "other_runs": found.others,
-        "verdicts": [{**verdict.to_json(), "state": verdict.state} for verdict in found.verdicts],
-        "ledger_window_unix_ns": found.window_unix_ns,
-        "ledger": [
-            {"stage": r.stage, "rank": r.rank, "class": str(r.cls), "seconds": r.seconds, "on_rank": r.on_rank}
-            for r in rows
-        ],
-        "overlap_ns": {str(rank): ns for rank, ns in found.ledger.overlap_ns.items()} if found.ledger else {},
-        "unattributed_ns": {str(rank): ns for rank, ns in found.ledger.unattributed_ns.items()} if found.ledger else {},
-        "bubble": [each.to_json() for each in found.bubbles],
-        "missing": found.missing,
-        "num_damaged": found.num_damaged,
-        "records": {"stored": found.stored, "expired": found.expired, "erased": found.erased},
-        "revised": found.revised,
-        "prediction": found.prediction.to_json() if isinstance(found.prediction, Asked) else None,
-        "no_prediction": found.prediction if isinstance(found.prediction, str) else None,
-        "requests": None if found.requests is None else request_report.to_json(found.requests, found.timeline),
-        **({} if found.delays is None else {"delay_matrix": delay_words.to_json(found.delays)}),
-    }
-
-
-def to_text(found: Stalls) -> str:
-    """Return the same for people."""
-    lines = [f"{found.store}, run {found.run}"]
-    if found.others:
-        lines.append(f"Other runs are in it too (--run): {', '.join(found.others[-5:])}")
-    lines.append("")
-    for verdict in found.verdicts:
-        ended = " (it is over)" if verdict.state == "closed" else ""
-        many = "request" if verdict.num_requests == 1 else "requests"
-        requests = f" {verdict.num_requests} {many} affected." if verdict.num_requests else ""
-        lines += [f"- {verdict.text}{ended}{requests}", f"  What helps: {verdict.remedy}"]
-    if not found.verdicts:
-        lines.append("No verdict: nothing was judged yet.")
-    if found.prediction is not None:
-        lines += ["", *(found.prediction.to_text() if isinstance(found.prediction, Asked) else [found.prediction])]
-    if found.ledger is not None:
-        lines += ["", *ledger_words.to_lines(found.ledger)]
-    if words := bubble.to_lines(found.bubbles):
-        lines += ["", *words]
-    if found.requests is not None:
-        lines += ["", *request_report.to_lines(found.requests)]
-    if found.delays is not None:
-        lines += ["", *delay_words.to_lines(found.delays)]
-    if found.expired:
-        lines += [
-            "",
-            f"{sum(found.expired.values())} older rows of this run have expired; what is said is of the rest.",
-        ]
-    if found.erased:
-        lines += ["", f"{sum(found.erased.values())} rows of this run have been erased on demand."]
-    if found.missing:
-        counted = ", ".join(f"{rows} ({reason})" for reason, rows in sorted(found.missing.items()))
-        lines += ["", f"The record is partial: rows missing: {counted}."]
-    if found.num_damaged:
-        stretches = "stretch" if found.num_damaged == 1 else "stretches"
-        lines += ["", f"The record is partial: {found.num_damaged} {stretches} of the store's files cannot be read."]
-    return "\n".join(lines)
+    except NoPrediction as error:
+        if is_alone:
+            raise
+        return f"nothing can be predicted: {error}"
 
 
 @click.command()
 @click.argument("store", type=StorePath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (insitu.stalls/1).")
 @click.option("--run", default="", help="The run whose name begins so. [default: the one that began last]")
+@click.option("--replica", type=click.IntRange(0), metavar="N", help="This replica of it alone. [default: each]")
 @click.option(
     "--if",
     "changes",
@@ -298,7 +249,14 @@ def to_text(found: Stalls) -> str:
 @click.option("--request", default="", metavar="ID", help="Say where this request's time went.")
 @click.pass_context
 def stalls(
-    ctx: click.Context, store: Path, as_json: bool, run: str, changes: tuple[str, ...], matrix: bool, request: str
+    ctx: click.Context,
+    store: Path,
+    as_json: bool,
+    run: str,
+    replica: int | None,
+    changes: tuple[str, ...],
+    matrix: bool,
+    request: str,
 ) -> None:
     """Say what limits the latest run in STORE, where ranks' and requests' time went, and what a change would do.
 
@@ -309,14 +267,15 @@ def stalls(
     insitu stalls ./insitu-store --json | python -m json.tool
     insitu stalls ./insitu-store --if split=5,3 --if in-flight=3
     insitu stalls ./insitu-store --matrix
+    insitu stalls ./insitu-store --replica 1
     """
     try:
         parse_changes(changes)
         with opened(store) as read:
-            found = stalls_of(read, run, changes, matrix=matrix, request=request)
+            found = stalls_of(read, run, changes, matrix=matrix, request=request, replica=replica)
     except NoPrediction as error:
         raise click.UsageError(f"--if: {error}") from None
-    except NoSuchRequest as error:
+    except (NoSuchRequest, NothingFound) as error:
         raise click.ClickException(str(error)) from None
     if found is None and run:
         raise click.ClickException(f"the store {read.name} has no run {run!r}...; leave --run out to see which")
