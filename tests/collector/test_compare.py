@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from record_kit import requests
+from replica_kit import of_engines
 
 from insitu.cli import ExitCode, insitu
 from insitu.vocabulary import RequestEvent
@@ -58,6 +59,21 @@ def test_rank_against_rank_says_nothing_of_the_whole(stores: tuple[Path, Path]) 
     assert (step["rank_a"], step["rank_b"]) == (0, 1)
     assert all(figure["a"] is None for figure in found["figures"])
     assert "0 -> 1" in run(stores[0], "--ranks", "0,1").stdout
+
+
+def test_replica_against_replica_compares_ranks_of_one_place_and_what_each_is_judged(tmp_path: Path) -> None:
+    slow = Fault("slow", 0.5, 1, replica=1, ms=20.0)
+    write_store(of_engines(Scenario(seed=4, seconds=14.0, replicas=2, faults=(slow,))), str(tmp_path))
+    found = document(tmp_path, "--replica-b", 1)
+    assert [found[side].rpartition(", ")[2] for side in "ab"] == ["replica 0", "replica 1"]
+    assert [(step["rank_a"], step["rank_b"]) for step in found["steps"]] == [(0, 2), (1, 3)]
+    assert found["steps"][0]["ratio"]["high"] < 1.2 < 1.5 < found["steps"][1]["ratio"]["low"]
+    assert found["verdicts_gained"] == [{"kind": "stage_limits", "stage": 1, "rank": 3}]
+    back = document(tmp_path, "--replica-a", 1, "--replica-b", 0)
+    assert (back["verdicts_gained"], back["verdicts_lost"]) == ([], found["verdicts_gained"])
+    assert document(tmp_path, tmp_path)["a"].endswith("replica 0")
+    wrong = run(tmp_path, "--replica-b", 2)
+    assert (wrong.exit_code, "has no replica 2; it has 0, 1" in wrong.stderr) == (ExitCode.FAILURE, True)
 
 
 def test_too_little_to_tell_is_partial(stores: tuple[Path, Path]) -> None:

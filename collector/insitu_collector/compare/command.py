@@ -52,6 +52,10 @@ def _two_ranks(_: click.Context, __: click.Parameter, text: str | None) -> tuple
 @click.argument("b", type=click.Path(path_type=Path), required=False)
 @click.option("--run-a", default="", help="A's run, by how its name begins.  [default: the one that began last]")
 @click.option("--run-b", default="", help="B's run; with it B may be left out: another run of the same store.")
+@click.option("--replica-a", type=click.IntRange(0), metavar="N", help="Of A's run this replica.  [default: its first]")
+@click.option(
+    "--replica-b", type=click.IntRange(0), metavar="N", help="Of B's run; with it B may be left out: of A's run."
+)
 @click.option("--ranks", callback=_two_ranks, metavar="I,J", help="Rank I of A against rank J of B (of A without B).")
 @click.option("--at", type=float, metavar="SECONDS", help="A's traffic before this moment against the rest of it.")
 @click.option(
@@ -65,6 +69,8 @@ def command(
     b: Path | None,
     run_a: str,
     run_b: str,
+    replica_a: int | None,
+    replica_b: int | None,
     ranks: tuple[int, int] | None,
     at: float | None,
     fail_on: tuple[Condition, ...],
@@ -80,9 +86,12 @@ def command(
     insitu compare ./insitu-store ./insitu-store --fail-on verdicts
     insitu compare ./insitu-store ./insitu-store --json
     """
-    _check_use(b, run_b, ranks, at)
+    _check_use(b, run_b, replica_b, ranks, at)
     try:
-        found = _found(_recorded(a, run_a), b, run_b, ranks, at)
+        first = _recorded(a, run_a, replica_a)
+        is_other = b is not None or run_b or replica_b is not None
+        run = run_b or ("" if b is not None else first.run)
+        found = _found(first, _recorded(b or a, run, replica_b) if is_other else first, ranks, at)
     except NothingToCompare as error:
         raise click.ClickException(str(error)) from None
     outcomes = {condition: outcome(condition, found) for condition in fail_on}
@@ -93,26 +102,38 @@ def command(
         ctx.exit(ExitCode.PARTIAL)
 
 
-def _check_use(b: Path | None, run_b: str, ranks: tuple[int, int] | None, at: float | None) -> None:
-    if at is not None and (b is not None or run_b or ranks is not None):
-        raise click.UsageError("--at compares A with itself; leave B, --run-b and --ranks out")
-    if b is None and not run_b and ranks is None and at is None:
-        raise click.UsageError("what is A compared with? Give B, --run-b HEX, --ranks I,J or --at SECONDS")
+def _check_use(
+    b: Path | None, run_b: str, replica_b: int | None, ranks: tuple[int, int] | None, at: float | None
+) -> None:
+    is_other = b is not None or bool(run_b) or replica_b is not None
+    if at is not None and (is_other or ranks is not None):
+        raise click.UsageError("--at compares A with itself; leave B, --run-b, --replica-b and --ranks out")
+    if not is_other and ranks is None and at is None:
+        raise click.UsageError(
+            "what is A compared with? Give B, --run-b HEX, --replica-b N, --ranks I,J or --at SECONDS"
+        )
 
 
-def _recorded(store: Path, run: str) -> Recorded:
+def _recorded(store: Path, run: str, replica: int | None) -> Recorded:
     with opened(store) as read:
-        return Recorded(read, run)
+        return Recorded(read, run, replica)
 
 
-def _found(a: Recorded, b: Path | None, run_b: str, ranks: tuple[int, int] | None, at: float | None) -> Comparison:
+def _found(a: Recorded, b: Recorded, ranks: tuple[int, int] | None, at: float | None) -> Comparison:
     if at is not None:
         return compare(*a.split(at))
-    other = a if b is None and not run_b else _recorded(b or a.path, run_b)
     if ranks is None:
-        return compare(a.whole(), other.whole())
-    sides: tuple[Measured, Measured] = a.rank(ranks[0]), other.rank(ranks[1])
+        sides = a.whole(), b.whole()
+        return compare(*sides, pairs=_beside(*sides) if a.run == b.run else None)
+    sides = a.rank(ranks[0]), b.rank(ranks[1])
     return compare(*sides, pairs={ranks[0]: ranks[1]})
+
+
+def _beside(a: Measured, b: Measured) -> dict[int, int] | None:
+    """Return rank of A -> rank of B in the same place, whatever their numbers; None where the grids differ."""
+    places = [sorted(side.stages, key=lambda rank: (side.stages[rank], rank)) for side in (a, b)]
+    stages = [[side.stages[rank] for rank in ranks] for side, ranks in zip((a, b), places, strict=True)]
+    return dict(zip(*places, strict=True)) if stages[0] == stages[1] else None
 
 
 def to_json(found: Comparison, outcomes: dict[Condition, Outcome]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What of a store is compared: a run, one rank of it, or the part before or after a moment."""
+"""What of a store is compared: a replica of a run, one rank of it, or the part before or after a moment."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from insitu.vocabulary import NO_RANK, VerdictKind
 from insitu_collector.clocks.timeline import numbers, timeline_of
 from insitu_collector.compare.comparison import Measured
 from insitu_collector.evidence import Evidence
-from insitu_collector.judge.runs import final_verdicts
+from insitu_collector.judge.runs import replica_verdicts
 from insitu_collector.requests.latency import samples_of
-from insitu_collector.rows.slices import JUDGED, Groups, latest
+from insitu_collector.rows.selection import NothingFound, chosen_replica
+from insitu_collector.rows.slices import JUDGED, Groups, replicas_of_latest
 from insitu_collector.steps.times import step_times
 from insitu_collector.values.statistics import beside
 from insitu_collector.values.summaries import SiteStatistics, site_statistics
@@ -31,21 +32,25 @@ _WHOLE_NS: Final = 1 << 62
 
 
 class NothingToCompare(Exception):
-    """A store, run, rank or moment without steps of traffic. The message is one line."""
+    """A store, run, replica, rank or moment without steps of traffic. The message is one line."""
 
 
 class Recorded:
-    """One run of a store, read once, from which sides are cut."""
+    """One replica of a run of a store, read once, from which sides are cut."""
 
-    def __init__(self, store: Store, run: str = "") -> None:
-        """Raises NothingToCompare when the store has no such run, or the run no traffic."""
+    def __init__(self, store: Store, run: str = "", replica: int | None = None) -> None:
+        """replica: None: the run's first.
+
+        Raises NothingToCompare when the store has no such run, or the run no such replica, or that no traffic.
+        """
         found = Groups().sort({name: store.table(name) for name in (*JUDGED, "statistics")})
-        group = latest(found, run)
-        if group is None:
+        of_run = replicas_of_latest(found, run)
+        if not of_run:
             raise NothingToCompare(f"{store.name} holds no run {run + '...' if run else 'of any rank'}")
-        self.path = store.path
-        self.run, self._tables = group[0], found[group]
-        self.label = f"{store.name}, run {self.run[:8]}"
+        self.path, self.run = store.path, of_run[0][0]
+        group = self.run, _replica(self.run, [number for _, number in of_run], replica)
+        self._tables = found[group]
+        self.label = f"{store.name}, run {self.run[:8]}" + (f", replica {group[1]}" if len(of_run) > 1 else "")
         window = traffic_window(self._tables)
         if window is None:
             raise NothingToCompare(f"{self.label} has no step of traffic, only warm-up or nothing")
@@ -53,7 +58,8 @@ class Recorded:
         self._evidence = Evidence(horizon_ns=_WHOLE_NS)
         self._evidence.add(self._tables)
         self._times = {rank: steps.only(~steps.warmup) for rank, steps in step_times(self._evidence, 0).items()}
-        self._verdicts = final_verdicts(store, self.run)
+        told = [Verdict.from_row(row) for row in store.table("verdicts").to_pylist()]
+        self._verdicts = replica_verdicts(told, group, self._tables)
 
     def whole(self) -> Measured:
         """Return all traffic of the run."""
@@ -113,6 +119,13 @@ class Recorded:
 
     def _table(self, name: str) -> pa.Table:
         return self._tables.get(name, schema_of(name).empty_table())
+
+
+def _replica(run: str, replicas: list[int], replica: int | None) -> int:
+    try:
+        return chosen_replica(run, replicas, replica)
+    except NothingFound as error:
+        raise NothingToCompare(str(error)) from None
 
 
 def _alarms(verdicts: list[Verdict], begin: int, end: int) -> frozenset[tuple[str, int | None, int | None]]:
