@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from insitu.credentials import CredentialError
-from insitu_collector.rows.slices import Group, Groups
+from insitu_collector.rows.slices import Group, Groups, full_name, short_name
 from insitu_collector.store import open_store
 from insitu_dashboard.notices import Level, Notice, State
 from insitu_dashboard.picture import blank_picture, picture
@@ -40,6 +40,7 @@ PICTURE_EVERY_S: Final = 1.0
 CROWD: Final = 8
 """Open streams above which pictures are made half as often."""
 MOST_RUNS: Final = 8
+"""Each replica counts; those of the newest run are kept however many they are."""
 LIVE_NS: Final = 12_000_000_000
 """What a timeline is given when it is opened."""
 KEPT_DELTAS: Final = 64
@@ -153,19 +154,28 @@ class Hub:
             run = self._runs.setdefault(group, _Run())
             run.view.add(tables)
             self._add_delta(run, tables)
-        for (name, _), run in self._runs.items():
+        for group, run in self._runs.items():
             if verdicts is not None:
-                run.view.take_verdicts(verdicts.filter(pc.starts_with(verdicts["verdict"], name[:8])))
+                run.view.take_verdicts(verdicts.filter(pc.starts_with(verdicts["verdict"], f"{short_name(group)}-")))
             if gaps is not None:
                 run.view.take_gaps(gaps)
-        for group in self._newest_first()[MOST_RUNS:]:
+        newest = self._newest_first()
+        for group in newest[max(MOST_RUNS, self._num_replicas(newest[0][0])) :] if newest else ():
             del self._runs[group]
 
     def _newest_first(self) -> list[Group]:
-        """Return the groups by their newest record, in Unix time: one that lives comes before one that ended."""
-        views = {group: run.view for group, run in self._runs.items()}
-        last = {group: view.timeline.unix_ns(view.last_ns) if view.last_ns else 0 for group, view in views.items()}
-        return sorted(last, key=lambda group: (-last[group], group))
+        """Return the groups by the newest record of their run, in Unix time, each run's replicas in order.
+
+        A run that lives comes before one that ended.
+        """
+        last: dict[str, int] = {}
+        for (name, _), run in self._runs.items():
+            view = run.view
+            last[name] = max(view.timeline.unix_ns(view.last_ns) if view.last_ns else 0, last.get(name, 0))
+        return sorted(self._runs, key=lambda group: (-last[group[0]], group))
+
+    def _num_replicas(self, run: str) -> int:
+        return sum(name == run for name, _ in self._runs)
 
     def _add_delta(self, run: _Run, tables: Mapping[str, pa.Table]) -> None:
         if "intervals" in tables or "health" in tables:
@@ -176,15 +186,20 @@ class Hub:
     # -- what pages ask for --------------------------------------------------------------------------------------
 
     def runs(self) -> list[str]:
-        """Return the runs that can be shown, the one with the newest record first."""
+        """Return what can be shown, the run with the newest record first, each replica by its `full_name`."""
         with self._lock:
-            return list(dict.fromkeys(run for run, _ in self._newest_first()))
+            return [full_name(group) for group in self._newest_first()]
 
     def _find(self, run: str | None) -> tuple[Group, _Run] | None:
-        """Return the run whose name begins so (None: that with the newest record), or None. Under the lock."""
+        """Return the run whose name begins so (None: that with the newest record), or None. Under the lock.
+
+        Of a run its first replica, or after a dot that which is named: `5eed.1`; `.1` is of the newest run that has it.
+        """
         self._asked()
-        group = next((group for group in self._newest_first() if group[0].startswith(run or "")), None)
-        return None if group is None or group not in self._runs else (group, self._runs[group])
+        begins, _, number = (run or "").partition(".")
+        named = [group for group in self._newest_first() if group[0].startswith(begins)]
+        group = next((group for group in named if number in ("", str(group[1]))), None)
+        return None if group is None else (group, self._runs[group])
 
     @property
     def tick_s(self) -> float:
@@ -204,9 +219,16 @@ class Hub:
                 return text
             kept.view.settle()
             at_ns = None if at_unix_ns is None else at_unix_ns - kept.view.timeline.unix_minus_mono_ns
-            num_damaged = self.store.num_damaged if self.store is not None else 0
-            now = time.time_ns()
-            made = picture(kept.view, now, window_s, run=name, replica=replica, at_ns=at_ns, num_damaged=num_damaged)
+            made = picture(
+                kept.view,
+                time.time_ns(),
+                window_s,
+                run=name,
+                replica=replica,
+                num_replicas=self._num_replicas(name),
+                at_ns=at_ns,
+                num_damaged=self.store.num_damaged if self.store is not None else 0,
+            )
             made["header"] |= {"viewers": self.num_streams, "tick_s": self.tick_s}
             text = json.dumps(made)
             if at_unix_ns is None:

@@ -90,6 +90,11 @@ def _go(link: Link) -> None:
             st.query_params[name] = value
 
 
+def _run_name(name: str) -> str:
+    run, _, replica = name.partition(".")
+    return f"run {run}" + (f", replica {replica}" if replica else "")
+
+
 def _controls(page: str, hub: Hub, link: Link) -> Link:
     runs = hub.runs()
     left, right = st.columns([3, 2], vertical_alignment="center")
@@ -109,7 +114,7 @@ def _controls(page: str, hub: Hub, link: Link) -> Link:
             "Run",
             choices,
             index=choices.index(shown) if shown else None,
-            format_func=lambda name: f"run {name}{' (latest)' if runs and name == runs[0] else ''}",
+            format_func=lambda name: _run_name(name) + (" (latest)" if runs and name == runs[0] else ""),
             key=f"run-{link.run}",
             label_visibility="collapsed",
             placeholder="the latest run",

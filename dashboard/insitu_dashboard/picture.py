@@ -37,13 +37,14 @@ def picture(
     *,
     run: str,
     replica: int,
+    num_replicas: int = 1,
     at_ns: int | None = None,
     num_damaged: int = 0,
 ) -> Any:
     """Return the document that pages draw: the last `window_s` seconds of a run.
 
-    unix_ns: now. at_ns: look at this time of the run's timeline instead of its newest (a paused page).
-    num_damaged: places of the store's files that could not be read.
+    unix_ns: now. num_replicas: that the run has. num_damaged: places of the store's files that could not be read.
+    at_ns: look at this time of the run's timeline instead of its newest (a paused page).
     """
     end = at_ns if at_ns is not None else view.settled_ns
     end = end or view.last_ns or 0
@@ -51,6 +52,7 @@ def picture(
     width_ns = max(width for width in LEVELS_NS if bucket_ns % width == 0)
     times = view.times_between(end - (window_s + 1) * SECOND_NS, end, width_ns)
     header = _header(view, unix_ns)
+    header["replica"] = f"replica {replica} of {num_replicas}" if num_replicas > 1 else ""
     told = [v for v in view.verdicts if at_ns is None or v.detected_unix_ns <= view.timeline.unix_ns(at_ns)]
     return {
         "schema": SCHEMA,
@@ -88,7 +90,7 @@ def blank_picture(state: State, notice: Notice | None = None) -> dict[str, Any]:
         "end": "0",
         "run": "",
         "replica": 0,
-        "header": {**header, "model": None, "stages": 0, "ranks": 0},
+        "header": {**header, "model": None, "stages": 0, "ranks": 0, "replica": ""},
         "notice": as_json(shown),
         "verdicts": [],
         "alarms": [],

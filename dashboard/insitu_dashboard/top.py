@@ -26,9 +26,10 @@ WIDTH: Final = 120
 @click.command()
 @click.argument("store", type=StorePath())
 @click.option("--run", help="The run whose name begins so.  [default: the one with the newest record]")
+@click.option("--replica", type=click.IntRange(0), metavar="N", help="This replica of it.  [default: its first]")
 @click.option("--once", is_flag=True, help="Print it once, and end: what happens anyway where stdout is no terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print the picture as one JSON document (insitu.picture/1).")
-def top(store: Path, run: str | None, once: bool, as_json: bool) -> None:
+def top(store: Path, run: str | None, replica: int | None, once: bool, as_json: bool) -> None:
     """Show in a terminal what limits STORE's newest run, and what each rank does, each second until q; reads only.
 
     STORE is a folder, or grpc://HOST:PORT of a collector (docs/dashboard.md).
@@ -41,16 +42,17 @@ def top(store: Path, run: str | None, once: bool, as_json: bool) -> None:
         read.check()
     with contextlib.suppress(OSError):
         os.nice(max(0, NICENESS - os.nice(0)))
+    shown = run if replica is None else f"{run or ''}.{replica}"
     hub = Hub(read.name)
     try:
         if once or as_json or not sys.stdout.isatty():
             hub.poll()
-            text = hub.picture(run, DEFAULT_WINDOW_S)
+            text = hub.picture(shown, DEFAULT_WINDOW_S)
             width = shutil.get_terminal_size((WIDTH, 40)).columns
             click.echo(text if as_json else top_text.plain(json.loads(text), width))
         else:
             from insitu_dashboard.top_screen import Top
 
-            Top(hub.start(), run).run()
+            Top(hub.start(), shown).run()
     finally:
         hub.close()

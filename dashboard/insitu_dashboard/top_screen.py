@@ -12,6 +12,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Footer, Static
 
 from insitu_collector.ledger.palette import LOOKS
+from insitu_collector.rows.slices import full_name
 from insitu_dashboard import top_text
 from insitu_dashboard.hub import Hub
 from insitu_dashboard.notices import Level, State
@@ -83,7 +84,8 @@ class Top(App[None]):
         """Show the next of the store's recent runs."""
         runs = self._hub.runs()
         if runs:
-            place = runs.index(self._picture["run"]) if self._picture["run"] in runs else -1
+            shown = full_name((self._picture["run"], self._picture["replica"]))
+            place = runs.index(shown) if shown in runs else -1
             self._run = runs[(place + 1) % len(runs)]
             self._is_paused = False
             self.look()

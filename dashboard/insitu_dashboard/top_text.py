@@ -38,7 +38,7 @@ def headline(picture: Picture) -> str:
     age = "" if head["age_s"] is None else f" {length(head['age_s'])} old"
     parts = [f"{head['state'].upper()}{age}"]
     if picture["run"]:
-        parts.append(f"run {picture['run']}" + (f" replica {picture['replica']}" if picture["replica"] else ""))
+        parts.append(f"run {picture['run']} {head['replica']}".rstrip())
         parts.append(
             f"{head['model'] or 'a model'}, {_count(head['stages'], 'stage')}, {_count(head['ranks'], 'rank')}"
         )

@@ -13,14 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from access_kit import Rig
+from click.testing import CliRunner
 from proxy_kit import Proxy
 from reached_kit import Reached, collectors
+from replica_kit import of_engines
 
+from insitu_collector.judge.command import judge
 from insitu_collector.query import remote_tail
 from insitu_collector.rows.slices import seconds
 from insitu_collector.service.server import CollectorServer
-from insitu_collector.simulate import RUN, write_store
-from insitu_dashboard.hub import Hub
+from insitu_collector.simulate import RUN, Fault, Scenario, write_store
+from insitu_dashboard.hub import MOST_RUNS, Hub
 
 
 def state(hub: Hub, run: str | None = None) -> Any:
@@ -45,6 +48,46 @@ def test_a_run_that_lives_is_shown_before_one_that_began_later_and_ended(
     assert hub.runs() == [lives, ended]
     assert state(hub)["run"] == lives
     assert state(hub, ended)["run"] == ended
+    hub.close()
+
+
+def test_each_replica_is_shown_by_name_and_a_run_by_its_first_whichever_wrote_last(
+    tmp_path: Path, reached: Reached
+) -> None:
+    """Two engines write in turns; what is judged of one is not said of the other."""
+    slow = Fault("slow", 2.0, 1, replica=1, ms=20.0)
+    tables = of_engines(Scenario(seed=3, seconds=6.0, replicas=2, faults=(slow,)))
+    parts, seqs = list(seconds(tables)), dict[tuple[int, str], int]()
+    hub = Hub(reached(tmp_path))
+    for place, part in enumerate(parts):
+        held_back = 2 if place % 2 else 0  # ranks of one engine are behind by a heartbeat
+        late = {"health": part["health"].filter(pc.greater_equal(part["health"]["rank"], held_back))}
+        write_store(part | late, str(tmp_path), seqs=seqs)
+        hub.poll()
+        assert (state(hub)["replica"], hub.runs()) == (0, [RUN, f"{RUN}.1"])
+    assert CliRunner().invoke(judge, [str(tmp_path), "--once"]).exit_code == 0
+    hub.poll()
+    for name, replica, ranks, kind in (
+        (None, 0, [0, 1], "healthy"),
+        (RUN, 0, [0, 1], "healthy"),
+        (f"{RUN[:5]}.1", 1, [2, 3], "stage_limits"),
+        (".1", 1, [2, 3], "stage_limits"),
+    ):
+        found = state(hub, name)
+        assert (found["run"], found["replica"], found["header"]["replica"]) == (RUN, replica, f"replica {replica} of 2")
+        assert [cell["rank"] for cell in found["grid"]] == ranks
+        assert {each["id"].split("-")[1] for each in (*found["verdicts"], *found["alarms"])} <= {kind, "healthy"}
+        assert bool(found["alarms"]) == (kind == "stage_limits")
+    assert f"The run {RUN}.2 is not" in state(hub, f"{RUN}.2")["notice"]["text"]
+    hub.close()
+
+
+def test_all_replicas_of_the_newest_run_are_kept(tmp_path: Path) -> None:
+    num_replicas = MOST_RUNS + 2
+    write_store(of_engines(Scenario(seed=3, seconds=0.5, base_ms=(5.0,), replicas=num_replicas)), str(tmp_path))
+    hub = Hub(tmp_path)
+    hub.poll()
+    assert hub.runs() == [RUN, *(f"{RUN}.{number}" for number in range(1, num_replicas))]
     hub.close()
 
 

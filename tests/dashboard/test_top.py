@@ -11,11 +11,12 @@ import pytest
 from access_kit import Rig
 from click.testing import CliRunner
 from reached_kit import Reached, collectors
+from replica_kit import of_engines
 from textual.widgets import Static
 
 from insitu.cli import insitu
 from insitu_collector.access.roles import Role
-from insitu_collector.simulate import RUN, write_store
+from insitu_collector.simulate import RUN, Fault, Scenario, write_store
 from insitu_dashboard.hub import Hub
 from insitu_dashboard.top_screen import Top
 
@@ -37,6 +38,42 @@ def test_in_a_pipe_it_prints_once(judged_store: Path, reached: Reached) -> None:
 def test_json_is_the_picture_of_the_pages(judged_store: Path, reached: Reached) -> None:
     ran = CliRunner().invoke(insitu, ["top", reached(judged_store), "--json"])
     assert json.loads(ran.stdout)["schema"] == "insitu.picture/1"
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Path:
+    """Two engines side by side; stage 1 of the second becomes slow."""
+    slow = Fault("slow", 2.0, 1, replica=1, ms=20.0)
+    write_store(of_engines(Scenario(seed=3, seconds=6.0, replicas=2, faults=(slow,))), str(tmp_path))
+    assert CliRunner().invoke(insitu, ["judge", str(tmp_path), "--once"]).exit_code == 0
+    return tmp_path
+
+
+def test_a_replica_is_shown_that_is_asked_for(engines: Path) -> None:
+    def said(*more: str) -> str:
+        return CliRunner().invoke(insitu, ["top", str(engines), *more]).stdout
+
+    for more in ((), ("--replica", "0"), ("--run", RUN[:4])):
+        assert f"run {RUN} replica 0 of 2" in said(*more) and "rank 1" in said(*more) and "rank 3" not in said(*more)
+        assert "stage 1 limits" not in said(*more)
+    for more in (("--replica", "1"), ("--run", RUN[:4], "--replica", "1"), ("--run", f"{RUN}.1")):
+        assert f"run {RUN} replica 1 of 2" in said(*more) and "rank 3" in said(*more) and "rank 1" not in said(*more)
+        assert "stage 1 limits the pipeline" in said(*more)
+    assert "is not among the recent ones" in said("--replica", "2")
+
+
+def test_r_goes_from_replica_to_replica(engines: Path) -> None:
+    async def watch() -> None:
+        hub = Hub(engines)
+        hub.poll()
+        app = Top(hub)
+        async with app.run_test(size=(160, 40)) as pilot:
+            for replica in (0, 1, 0):
+                assert f"replica {replica} of 2" in text_of(app, "strip")
+                await pilot.press("r")
+        hub.close()
+
+    asyncio.run(watch())
 
 
 def test_no_store_is_one_line(tmp_path: Path) -> None:

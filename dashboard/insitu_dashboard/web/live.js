@@ -104,7 +104,8 @@ function section(root, className, title) {
 
 // -- verdict ----------------------------------------------------------------------------------------------------------
 
-function evidenceLink(verdict, run) {
+function evidenceLink(verdict, picture) {
+  const run = picture.replica ? `${picture.run}.${picture.replica}` : picture.run;
   const link = element("a", "insitu-link", "see it on the timeline");
   const begin = BigInt(verdict.t0);
   const end = BigInt(verdict.t1);
@@ -136,7 +137,7 @@ function drawVerdict(node, picture) {
     const count = verdict.num_requests ? ` · ${verdict.num_requests.toLocaleString("en")} ${requests} affected` : "";
     const named = verdict.requests.length ? `: ${verdict.requests.slice(0, 3).join(", ")}${verdict.num_requests > 3 ? ", …" : ""}` : "";
     facts.append(element("span", "", `since ${clockText(Number(BigInt(verdict.t0) / 1000000n))} · confidence ${percentText(verdict.confidence)}${count}${named} · `));
-    facts.append(evidenceLink(verdict, picture.run));
+    facts.append(evidenceLink(verdict, picture));
     card.append(facts);
     return card;
   });
