@@ -16,6 +16,8 @@ from vllm_served import Engines, run_data_parallel, run_experts_of_engines
 from vllm_table import differs, seen
 
 from insitu.vocabulary import RequestEvent, VerdictKind
+from insitu_collector.rows.slices import Groups
+from insitu_collector.views.stalls_words import to_json, to_text
 
 pytestmark = pytest.mark.soak
 """Three starts of vLLM: `make test-vllm ARGS="-m soak"`."""
@@ -61,12 +63,35 @@ def test_a_request_is_of_the_engine_that_was_asked(engines: Engines, engine: int
     assert {name for name, _ in found} == mine
 
 
-def test_the_judge_reads_them_as_replicas(engines: Engines) -> None:
-    found = engines.store.stalls()
+@pytest.mark.parametrize("engine", [0, 1])
+def test_each_engine_is_judged_with_its_own_scheduler_and_requests_alone(engines: Engines, engine: int) -> None:
+    found = engines.store.stalls(replica=engine)
+    assert (found.replica, found.replicas) == (engine, (0, 1))
     assert found.ledger is not None and found.ledger.ranks == [0]
-    assert found.requests is not None and found.requests.num_requests == len(engines.answered[0])
+    assert found.requests is not None and found.requests.num_requests == len(engines.answered[engine])
+    assert found.requests.num_unborn == found.requests.num_open == 0
     assert not found.missing
     assert VerdictKind.STUCK not in {verdict.kind for verdict in found.verdicts}
+
+
+def test_rows_of_a_scheduler_go_to_its_engine_alone(engines: Engines) -> None:
+    store = engines.store
+    found = Groups().sort({name: store.table(name) for name in ("sources", "requests", "events")})
+    of_engine = {row["epoch"]: row["replica"] for row in store.table("sources").to_pylist()}
+    assert [replica for _, replica in found] == [0, 1]
+    for (_, replica), tables in found.items():
+        for name, rows in tables.items():
+            assert {of_engine[epoch] for epoch in rows["epoch"].to_pylist()} == {replica}, name
+    assert sum(tables["requests"].num_rows for tables in found.values()) == store.table("requests").num_rows
+
+
+def test_both_engines_are_told_of_side_by_side(engines: Engines) -> None:
+    found = engines.store.stalls()
+    assert [each.replica for each in found.shown] == [0, 1]
+    text = to_text(found)
+    assert text.index("\nReplica 0\n") < text.index("\nReplica 1\n")
+    told = [part["requests"]["num_requests"] for part in to_json(found)["replicas"]]
+    assert told == [len(engines.answered[engine]) for engine in (0, 1)]
 
 
 def test_the_page_shows_what_these_engines_showed(engines: Engines) -> None:
