@@ -11,10 +11,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from browser_kit import MARKUP, Running, Viewer, browser, running, why_no_browser
+from click.testing import CliRunner
 from live_system import Process
+from replica_kit import of_engines
 from wait_kit import until
 
 from insitu.segments.shard import ShardWriter
+from insitu_collector.judge.command import judge
+from insitu_collector.simulate import RUN, Fault, Scenario, write_store
 from insitu_collector.store import open_store
 
 if TYPE_CHECKING:
@@ -264,3 +268,25 @@ def test_pages_fit_the_screen(
         page.screenshot(path=folder / f"{where or 'live'}-{name}.png", full_page=True)
         assert found.errors == []
         page.close()
+
+
+def test_a_replica_has_its_own_address_and_its_verdicts_lead_to_its_timeline(chromium: Browser, tmp_path: Path) -> None:
+    slow = Fault("slow", 4.0, 1, replica=1, ms=20.0)
+    write_store(of_engines(Scenario(seed=3, seconds=10.0, replicas=2, faults=(slow,))), str(tmp_path))
+    assert CliRunner().invoke(judge, [str(tmp_path), "--once"]).exit_code == 0
+    dashboard = Process(["-m", "insitu", "dashboard", str(tmp_path), "--port", "0"])
+    try:
+        url = dashboard.wait_for(r"dashboard on (http://\S+)")[1]
+        viewer = Viewer(chromium.new_page()).open(f"{url}/?run={RUN}.1")
+        viewer.wait("insituRoot().textContent.includes('replica 1 of 2')")
+        assert "rank 3" in viewer.spoken() and "rank 1" not in viewer.spoken()
+        link = viewer.page.get_by_role("link", name="see it on the timeline").first
+        assert parse_qs(urlsplit(link.get_attribute("href") or "").query)["run"] == [f"{RUN}.1"]
+        link.click()
+        viewer.page.wait_for_url(f"**/pipeline?run={RUN}.1**")
+        viewer.wait("insituRoot()?.textContent.includes('replica 1 of 2')")
+        assert f"run {RUN}, replica 1" in viewer.spoken()
+        assert viewer.errors == []
+        viewer.page.close()
+    finally:
+        dashboard.stop()

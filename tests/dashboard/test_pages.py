@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from reached_kit import Reached
+from replica_kit import of_engines
 from streamlit.testing.v1 import AppTest
 
 from insitu.records import schema_of
 from insitu_collector.clocks.timeline import timeline_of
-from insitu_collector.simulate import write_store
+from insitu_collector.simulate import RUN, Scenario, write_store
 from insitu_collector.views.spans import CLASSES
 from insitu_dashboard import pages
 from insitu_dashboard.hub import Hub
@@ -136,6 +137,21 @@ def test_ended(page: str, tables: dict[str, pa.Table], hub_of: HubOf) -> None:
     picture = given(opened(page, hub_of(tables | {"health": health})))["picture"]
     assert picture["header"]["state"] == "ended"
     assert picture["notice"] is None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_replica_of_a_run_can_be_chosen_and_has_its_address(page: str, hub_of: HubOf) -> None:
+    hub = hub_of(of_engines(Scenario(seed=3, seconds=3.0, replicas=2)))
+    for name, replica, ranks in ((None, 0, [0, 1]), (f"{RUN}.1", 1, [2, 3])):
+        test = opened(page, hub, **({"run": name} if name else {}))
+        data = given(test)
+        assert [cell["rank"] for cell in data["picture"]["grid"]] == ranks
+        assert data["picture"]["header"]["replica"] == f"replica {replica} of 2"
+        assert (f"run={RUN}.1" in data["stream"]) == bool(replica)
+        (choice,) = (box for box in test.selectbox if box.label == "Run")
+        assert choice.options == [f"run {RUN} (latest)", f"run {RUN}, replica 1"]
+    choice.select(RUN).run()
+    assert [cell["rank"] for cell in given(test)["picture"]["grid"]] == [0, 1]
 
 
 def test_an_unknown_run_says_which_are_here(hub: Hub) -> None:

@@ -68,7 +68,8 @@ function createStrip(root, { onPause }) {
     chips.state.dataset.state = state;
     setText(chips.state, `${sign} ${word} ${isPaused ? "" : ageText(age)}`.trim());
     chips.state.title = "Age of the newest record of any rank";
-    setText(chips.run, header.model ? `${header.model} · ${countText(header.stages, "stage")} · ${countText(header.ranks, "rank")}${header.replica ? ` · ${header.replica}` : ""}` : "no model yet");
+    const model = header.model ? `${header.model} · ${countText(header.stages, "stage")} · ${countText(header.ranks, "rank")}` : "no model yet";
+    setText(chips.run, header.replica ? `${model} · ${header.replica}` : model);
     setText(chips.clock, header.clock ? `clock: ${header.clock}` : "");
     chips.clock.title = "Processes of one host share one clock; hosts are compared by their wall clocks";
     setText(chips.drops, header.drops ? `▲ ${header.drops.toLocaleString("en")} rows missing` : "drops 0");
