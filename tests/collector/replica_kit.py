@@ -35,10 +35,11 @@ def _of_driver(name: str, rows: pa.Table, replica: int) -> pa.Table:
         other = pc.match_substring_regex(rows["request"], r"-r\d+-")
         mine = pc.match_substring(rows["request"], f"-r{replica}-") if replica else pc.invert(other)
         rows = rows.filter(mine)
-    changed = {"epoch": DRIVER_EPOCH + replica, "row_seq": np.arange(rows.num_rows)}
-    changed |= {"replica": replica} if name == "sources" else {}
+    changed = {"epoch": np.full(rows.num_rows, DRIVER_EPOCH + replica), "row_seq": np.arange(rows.num_rows)}
+    if name == "sources":
+        changed["replica"] = np.full(rows.num_rows, replica)
     for column, values in changed.items():
         field = rows.schema.field(column)
-        array = pa.array(np.broadcast_to(values, rows.num_rows)).cast(field.type)
+        array = pa.array(values).cast(field.type)
         rows = rows.set_column(rows.schema.get_field_index(column), field, array)
     return rows

@@ -53,12 +53,15 @@ def test_a_replica_is_shown_that_is_asked_for(engines: Path) -> None:
     def said(*more: str) -> str:
         return CliRunner().invoke(insitu, ["top", str(engines), *more]).stdout
 
-    for more in ((), ("--replica", "0"), ("--run", RUN[:4])):
-        assert f"run {RUN} replica 0 of 2" in said(*more) and "rank 1" in said(*more) and "rank 3" not in said(*more)
-        assert "stage 1 limits" not in said(*more)
-    for more in (("--replica", "1"), ("--run", RUN[:4], "--replica", "1"), ("--run", f"{RUN}.1")):
-        assert f"run {RUN} replica 1 of 2" in said(*more) and "rank 3" in said(*more) and "rank 1" not in said(*more)
-        assert "stage 1 limits the pipeline" in said(*more)
+    asked: dict[int, list[str]] = {
+        0: ["", "--replica 0", f"--run {RUN[:4]}"],
+        1: ["--replica 1", f"--run {RUN[:4]} --replica 1", f"--run {RUN}.1"],
+    }
+    for replica, words in asked.items():
+        for text in (said(*more.split()) for more in words):
+            assert f"run {RUN} replica {replica} of 2" in text
+            assert [f"rank {rank}" in text for rank in (1, 3)] == [replica == 0, replica == 1]
+            assert ("stage 1 limits the pipeline" in text) == (replica == 1)
     assert "is not among the recent ones" in said("--replica", "2")
 
 

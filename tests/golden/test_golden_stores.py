@@ -21,7 +21,8 @@ from insitu.records import TABLES, VERSION, schema_of, versions_of
 from insitu.segments.layout import OPEN, QUARANTINE, SEALED, list_segments
 from insitu_collector.service.server import CollectorServer
 from insitu_collector.store import Store, open_store
-from insitu_collector.views.stalls import stalls_of, to_json
+from insitu_collector.views.stalls import stalls_of
+from insitu_collector.views.stalls_words import to_json
 
 STORES: Final = Path(__file__).parent / "stores"
 VERSIONS: Final = sorted(folder.name for folder in STORES.iterdir())
