@@ -465,3 +465,13 @@ def test_a_destination_that_cannot_be_written_is_one_line(program: Program) -> N
     assert (done.returncode, done.stdout) == (0, "served\n")
     assert [line.partition(" of process")[0] for line in done.stderr.splitlines()] == ["insitu: no model"]
     assert "Error" not in done.stderr
+
+
+def test_a_rank_that_is_none_is_one_line_and_the_program_serves_on(program: Program) -> None:
+    program.write("model = Net().eval()\nmodel(x)\nmodel(x)\nprint('served')\n")
+    done = program.run(RANK="5", WORLD_SIZE="2")
+    assert (done.returncode, done.stdout) == (0, "served\n")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("insitu: no model of process ")
+    assert "RANK: '5' is no rank where WORLD_SIZE is 2; write a whole number from 0 to 1" in line
+    assert not program.store.exists()

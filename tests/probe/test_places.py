@@ -7,8 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
+import insitu
+from insitu.config import ConfigError
 from insitu.run.places import Place, claim_replica, global_rank, place_of
+from insitu.testing import Recording
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
 
@@ -24,12 +29,48 @@ def run() -> str:
         (TORCHRUN, 3),
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 1),
         ({"RANK": "3"}, None),
-        ({"RANK": "high", "WORLD_SIZE": "2"}, None),
+        ({"RANK": "high"}, None),
+        ({"RANK": "3", "WORLD_SIZE": ""}, None),
+        ({"WORLD_SIZE": "2"}, None),
+        ({"RANK": "", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 1),
         ({}, None),
     ],
 )
 def test_a_rank_is_what_a_launcher_says(environment: dict[str, str], rank: int | None) -> None:
     assert global_rank(environment) == rank
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "high", "WORLD_SIZE": "2"}, "RANK: 'high' is no rank where WORLD_SIZE is 2; write a whole number"),
+        (
+            {"RANK": "5", "WORLD_SIZE": "2"},
+            "RANK: '5' is no rank where WORLD_SIZE is 2; write a whole number from 0 to 1",
+        ),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK: '-1' is no rank"),
+        ({"RANK": "1.0", "WORLD_SIZE": "2"}, "RANK: '1.0' is no rank"),
+        ({"RANK": "40000", "WORLD_SIZE": "50000"}, "RANK: '40000' is no rank where WORLD_SIZE is 50000; .* to 32767"),
+        ({"LOCAL_RANK": "2", "WORLD_SIZE": "2"}, "LOCAL_RANK: '2' is no rank"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is no count; write a whole number from 1, as your"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: '0' is no count"),
+    ],
+)
+def test_what_is_no_rank_is_a_line_at_attach_and_the_model_is_as_it_was(
+    environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, insitu_records: Recording
+) -> None:
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    model = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match=f"^{said}") as raised:
+        insitu.attach(model, to=insitu_records)
+    assert "\n" not in str(raised.value)
+    assert type(model) is nn.Linear
+    with insitu.attach(model, to=insitu_records, rank=0):
+        model(torch.ones(1, 2))
+    assert len(insitu_records.rows("steps")) == 1, "a rank that code says is asked of no launcher"
 
 
 @pytest.mark.parametrize(

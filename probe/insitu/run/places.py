@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
-from insitu.config import STAGE_VARIABLE
+from insitu.config import STAGE_VARIABLE, ConfigError
+from insitu.setting_values import as_count
+from insitu.vocabulary import HIGHEST_RANK
 
 EACH_RANK: Final = "rank"
 _RANKS: Final = ("RANK", "LOCAL_RANK")
@@ -38,7 +40,7 @@ def place_of(nth: int, run: str, environment: Mapping[str, str] | None = None) -
     """Return the place of this process's nth model, from 0.
 
     Ranks that were started together run the same models in the same order: the nth of each is one replica. Processes
-    that know of no other are replicas of each other, numbered on this host as they come.
+    that know of no other are replicas of each other, numbered on this host as they come. Raises as `global_rank`.
     """
     environment = os.environ if environment is None else environment
     wanted, rank = environment.get(STAGE_VARIABLE, ""), global_rank(environment)
@@ -49,14 +51,35 @@ def place_of(nth: int, run: str, environment: Mapping[str, str] | None = None) -
 
 
 def global_rank(environment: Mapping[str, str]) -> int | None:
-    """Return the rank among all processes as torch.distributed or the launcher says it; None where there is none."""
+    """Return the rank among all processes as torch.distributed or the launcher says it; None where there is none.
+
+    Raises ConfigError, one line, where a variable of the launcher holds what it cannot: ranks would be taken for one.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_rank())
-    if "WORLD_SIZE" not in environment:
+    if not environment.get("WORLD_SIZE"):
         return None
-    told = (environment[name] for name in _RANKS if environment.get(name, "").isdecimal())
-    return next((int(text) for text in told), None)
+    try:
+        num_ranks = as_count(environment["WORLD_SIZE"])
+    except ValueError as error:
+        raise ConfigError(f"WORLD_SIZE: {error}, as your launcher does, or unset it") from None
+    told = ((name, environment[name]) for name in _RANKS if environment.get(name))
+    return next((_rank(name, text, num_ranks) for name, text in told), None)
+
+
+def _rank(name: str, text: str, num_ranks: int) -> int:
+    most = min(num_ranks - 1, HIGHEST_RANK)
+    try:
+        rank = int(text)
+    except ValueError:
+        rank = -1
+    if not 0 <= rank <= most:
+        raise ConfigError(
+            f"{name}: {text!r:.80} is no rank where WORLD_SIZE is {num_ranks}; "
+            f"write a whole number from 0 to {most}, as your launcher does, or unset it"
+        )
+    return rank
 
 
 def claim_replica(run: str, stage: int) -> int:
