@@ -11,12 +11,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from insitu.config import FILE, SETTINGS, ConfigError
+from insitu.config import SETTINGS, ConfigError
 from insitu.identity import Source
 from insitu.records import schema_of
 from insitu.rules.rule import Rule, RuleError
 from insitu.session.row_map import check_text
 from insitu.setting_values import as_run
+from insitu.settings_file import FILE
 from insitu.vocabulary import HIGHEST_RANK, NO_RANK, Role
 
 MOST: Final = HIGHEST_RANK

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from insitu import settings_file
 from insitu.credentials import Credentials
 from insitu.destinations import scheme_of
 from insitu.flight.settings import Flight, flight_text, parse_flight
@@ -32,6 +33,7 @@ from insitu.setting_values import (
     without_secret,
     without_secrets,
 )
+from insitu.settings_file import SettingsFile
 
 if TYPE_CHECKING:
     from insitu.exporters import Exporter
@@ -43,8 +45,6 @@ STAGE_VARIABLE: Final = "INSITU_CHILD_STAGE"
 """How `insitu run --stage` reaches the processes it starts: a number, or "rank"."""
 MODEL_VARIABLE: Final = "INSITU_CHILD_MODEL"
 """And `--model`: a glob of class names."""
-FILE: Final = "insitu.toml"
-PROJECT: Final = "pyproject.toml"
 DEFAULT_TO: Final = "file://./insitu-store"
 DEFAULT_MAX_ROWS: Final = 2048
 DEFAULT_BUDGET: Final = 0.01
@@ -273,6 +273,8 @@ class Config:
     """The file that was read."""
     unknown: tuple[str, ...] = ()
     """`INSITU_*` variables that mean nothing."""
+    unread: str = ""
+    """What is wrong with a `pyproject.toml` that may have settings of ours; empty: nothing."""
 
     @property
     def keep(self) -> Keep:
@@ -289,9 +291,10 @@ class Config:
         return self.origins.get(name, Origin.DEFAULT)
 
     def warnings(self) -> list[str]:
-        """Return one line for each variable that means nothing."""
+        """Return one line for each variable that means nothing, and for a file that sets nothing."""
         known = ", ".join(sorted(setting.variable for setting in SETTINGS if setting.variable))
-        return [f"the variable {name} means nothing to insitu; those that do are {known}" for name in self.unknown]
+        lines = [f"the variable {name} means nothing to insitu; those that do are {known}" for name in self.unknown]
+        return [*lines, self.unread] if self.unread else lines
 
 
 def load(folder: Path | None = None, environment: Mapping[str, str] | None = None, **arguments: Any) -> Config:
@@ -300,20 +303,24 @@ def load(folder: Path | None = None, environment: Mapping[str, str] | None = Non
     Raises ConfigError for an unknown key in the file, and for a value that cannot be used.
     """
     environment = os.environ if environment is None else environment
-    path, table = read_file(folder or Path())
+    try:
+        file = _checked(settings_file.read(folder or Path()))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     for setting in SETTINGS:
-        found = _find(setting, arguments, environment, table)
+        found = _find(setting, arguments, environment, file.table)
         if found is not None:
             origins[setting.name], raw = found
-            values[setting.name] = _value(setting, origins[setting.name], raw, path)
+            values[setting.name] = _value(setting, origins[setting.name], raw, file.path)
     is_off = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     if is_off and scheme_of(values.get("to")) == "otlp":
         values["disabled"], origins["disabled"] = True, Origin.ENVIRONMENT
     known = {setting.variable for setting in SETTINGS}
-    unknown = (name for name in environment if name.startswith(PREFIX) and not name.startswith(NOT_FOR_PEOPLE))
-    return Config(**values, origins=origins, file=path, unknown=tuple(sorted(set(unknown) - known)))
+    ours = {name for name in environment if name.startswith(PREFIX) and not name.startswith(NOT_FOR_PEOPLE)}
+    unknown = tuple(sorted(ours - known))
+    return Config(**values, origins=origins, file=file.path, unread=file.unread, unknown=unknown)
 
 
 def _find(
@@ -340,43 +347,10 @@ def _value(setting: Setting, origin: Origin, raw: Any, path: Path | None) -> Any
         raise ConfigError(f"{where}: {error}") from None
 
 
-def read_file(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
-    """Return the settings of `insitu.toml`, or where there is none of `[tool.insitu]` in `pyproject.toml`.
-
-    Raises ConfigError when it cannot be read or has a key that is no setting.
-    """
-    path = folder / FILE
-    table = _parse(path)
-    if table is None:
-        path = folder / PROJECT
-        tools = (_parse(path) or {}).get("tool")
-        table = tools.get("insitu") if isinstance(tools, dict) else None
-    if table is None:
-        return None, {}
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: tool.insitu is no table; write [tool.insitu] above its settings")
+def _checked(found: SettingsFile) -> SettingsFile:
+    """Return a file as it is. Raises ConfigError where it has a key that is no setting."""
     keys = [setting.key for setting in SETTINGS if setting.key]
-    for key in table:
+    for key in found.table:
         if key not in keys:
-            raise ConfigError(f"{path}: no setting {key!r}; the settings are {', '.join(keys)}")
-    return path, table
-
-
-def _parse(path: Path) -> dict[str, Any] | None:
-    try:
-        text = path.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no UTF-8; write it anew, or take it away") from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"{path} cannot be read: {reason}; see that it is a file, and yours") from None
-    import tomllib
-
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        if path.name == PROJECT:  # somebody else's file: its own tools will say so
-            return None
-        raise ConfigError(f"{path} is no TOML: {error}; mend it there, or take the file away") from None
+            raise ConfigError(f"{found.path}: no setting {key!r}; the settings are {', '.join(keys)}")
+    return found

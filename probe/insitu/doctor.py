@@ -25,11 +25,12 @@ from typing import Any, Final
 import click
 
 from insitu.cli import ExitCode
-from insitu.config import FILE, Config, ConfigError, load
+from insitu.config import Config, ConfigError, load
 from insitu.credentials import NONE, CredentialError, Credentials
 from insitu.destinations import scheme_of
 from insitu.identity import boot_id, package_version
 from insitu.setting_values import is_on
+from insitu.settings_file import FILE
 
 SCHEMA: Final = "insitu.doctor/1"
 COLLECTOR_PORT: Final = 4317

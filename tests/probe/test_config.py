@@ -97,8 +97,42 @@ def test_pyproject_speaks_where_there_is_no_file_of_ours(folder: Path) -> None:
 def test_somebody_elses_pyproject_is_no_matter(folder: Path) -> None:
     (folder / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     assert load(folder, {}).file is None
-    (folder / "pyproject.toml").write_text("no toml")
-    assert load(folder, {}).file is None
+    for broken in (b"no toml", b"[tool.mypy\nplugins = ['insitu']\n# [tool.insitu]", b"name = '\xff'"):
+        (folder / "pyproject.toml").write_bytes(broken)
+        found = load(folder, {})
+        assert (found.file, found.warnings()) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"[project]\nname = x\n[tool.insitu]\nmax_rows = 5\n", "no TOML: Invalid value (at line 2, column 8)"),
+        (b"a = 1\n  [ tool . 'insitu'\n", "no TOML: Expected ']' at the end of a table declaration (at line 2,"),
+        (b"tool.insitu.to =\n", "no TOML: Invalid value (at line 1,"),
+        (b"[tool.insitu.axes]\n\nlogits = '\xff'\n", "no UTF-8 (at line 3)"),
+    ],
+)
+def test_a_broken_pyproject_with_settings_of_ours_is_a_warning_line_that_says_where(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: bytes, why: str
+) -> None:
+    (folder / "pyproject.toml").write_bytes(text)
+    ran = CliRunner().invoke(command, ["config", "show"])
+    assert ran.exit_code == 0
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"insitu: pyproject.toml is {why}")
+    assert line.endswith(", so no [tool.insitu] in it sets anything; mend it there, or write insitu.toml beside it")
+    monkeypatch.setattr("insitu.settled._said", set())
+    for _ in range(2):
+        insitu.start(to="memory://here").close()
+    assert [message for message in caplog.messages if "pyproject" in message] == [line], "once"
+    (folder / "insitu.toml").write_text("max_rows = 9\n")
+    assert (load(folder, {}).max_rows, load(folder, {}).warnings()) == (9, []), "what is not read is no matter"
+
+
+def test_a_pyproject_that_cannot_be_read_stops_nobody(folder: Path) -> None:
+    (folder / "pyproject.toml").mkdir()
+    (line,) = load(folder, {}).warnings()
+    assert line.startswith(f"{folder}/pyproject.toml cannot be read: is a directory, so no [tool.insitu] in it sets")
 
 
 @pytest.mark.parametrize(

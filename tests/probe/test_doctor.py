@@ -127,7 +127,7 @@ def test_a_collector_is_the_one_that_is_named_or_where_records_go(
         ("insitu.toml", "to = [", "{} is no TOML: Invalid value (at end of document)", "mend it there, or take"),
         ("insitu.toml", "too = 1", "{}: no setting 'too'", "the settings are to, "),
         ("insitu.toml", "to = 3", "to in {}: 3 is no destination", "write a URL like file://./insitu-store"),
-        ("insitu.toml", b"\xff\xfe", "{} is no UTF-8", "write it anew, or take it away"),
+        ("insitu.toml", b"\xff\xfe", "{} is no UTF-8 (at line 1)", "write it anew, or take it away"),
         ("insitu.toml/x", "", "{} cannot be read: is a directory", "see that it is a file, and yours"),
         ("pyproject.toml", "[tool]\ninsitu = 3", "{}: tool.insitu is no table", "write [tool.insitu] above its"),
     ],
@@ -152,6 +152,9 @@ def test_settings_are_told_with_their_file_and_variables_that_mean_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert doctor.check_settings(tmp_path)[0] == Check("settings", Status.OK, "no insitu.toml; variables and defaults")
+    (tmp_path / "pyproject.toml").write_text("[tool.insitu\n")
+    found, _ = doctor.check_settings(tmp_path)
+    assert (found.status, found.fix) == (Status.WARN, "mend it there, or write insitu.toml beside it")
     (tmp_path / "insitu.toml").write_text("max_rows = 8")
     found, config = doctor.check_settings(tmp_path)
     assert (found.status, found.why) == (Status.OK, str(tmp_path / "insitu.toml"))
