@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from disk_kit import fill, small_disk
+from disk_kit import fill, read_only, small_disk
 
+import insitu
 from insitu.exporters import Batch, Level, Refused, Retry, open_exporter
 from insitu.exporters.file import FileExporter
 from insitu.identity import Source
@@ -107,6 +108,33 @@ def test_a_store_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         open_exporter(f"file://{tmp_path}/file/store", Source())
+
+
+def test_a_store_that_became_read_only_is_one_line_at_the_end_and_what_is_lost_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = insitu.start(to=f"file://{tmp_path}")
+    session.event("incident", "before")
+    assert session.flush().pending == 0
+    with read_only(tmp_path):
+        session.event("incident", "after")
+        report = session.close()
+    assert report.dropped
+    assert caplog.messages == [
+        f"insitu: store {tmp_path} takes no records: read-only file system; see that it is there and may be written",
+        f"insitu: {report.dropped} rows were not durable at exit and are counted as dropped",
+    ]
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_closing_on_a_read_only_disk_is_said_where_nothing_was_said_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = FileExporter(str(tmp_path), Source())
+    exporter.export(events(0))
+    with read_only(tmp_path):
+        exporter.close(1)
+    assert len(caplog.messages) == 1 and "takes no records: read-only file system; see" in caplog.text
 
 
 def test_a_batch_whose_sync_failed_is_refused_and_never_called_durable(

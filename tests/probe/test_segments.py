@@ -42,6 +42,10 @@ def events(first: int, num_rows: int, *, seq: int = 0, epoch: int = 7, text: str
     return Batch(epoch, seq, pa.RecordBatch.from_pylist(rows, schema=schema_of("events")), "events")
 
 
+def empty(table: str) -> Batch:
+    return Batch(7, 0, pa.RecordBatch.from_pylist([], schema=schema_of(table)), table)
+
+
 def read_all(store: Path, table: str = "events") -> list[Batch]:
     batches: list[Batch] = []
     names = sorted({*list_segments(store, "open", table), *list_segments(store, "sealed", table)})
@@ -195,6 +199,42 @@ def test_a_store_that_is_removed_meanwhile_is_said_in_a_line_and_begun_anew(
     writer.append(events(1, 1, seq=1))
     writer.close()
     assert [batch.seq for batch in read_all(store)] == [1]
+
+
+@pytest.mark.parametrize("in_place", ["nothing", "a file"])
+def test_files_that_went_together_are_one_line_not_one_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, in_place: str
+) -> None:
+    store = tmp_path / "store"
+    writer = ShardWriter(store, "a")
+    for table in ("events", "requests", "steps"):
+        writer.append(empty(table))
+    writer.sync()
+    shutil.rmtree(store)
+    if in_place == "a file":
+        store.touch()
+    writer.close()
+    (line,) = caplog.messages
+    assert line.startswith(f"insitu: {store}/v1/open/events/a-0000000000.arrow has gone while it was written")
+    assert line.endswith("and start it again (so it is with 2 more files)")
+
+
+def test_files_that_cannot_be_synced_are_one_line_for_one_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = ShardWriter(tmp_path, "a")
+    writer.append(empty("events"))
+    writer.append(empty("steps"))
+
+    def broken(fd: int) -> None:  # a disk that fails cannot be had here
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", broken)
+        assert len(writer.sync().failed) == 2
+    said = "events/a-0000000000.arrow could not be synced (input/output error); a new file is begun"
+    assert caplog.messages == [f"insitu: {said} (so it is with 1 more file)"]
+    writer.close()
 
 
 def test_a_batch_with_other_columns_is_refused_before_it_touches_the_file(tmp_path: Path) -> None:

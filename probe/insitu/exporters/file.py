@@ -11,8 +11,10 @@ from typing import Final
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.identity import Source
 from insitu.segments.expiry import Expiry, Tell
+from insitu.segments.layout import is_full
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, Limits, ShardLocked, ShardWriter, StoreFull, shard_name
+from insitu.segments.troubles import reason
 from insitu.vocabulary import EXPIRED, DropReason
 
 COMMIT_S: Final = 0.05
@@ -140,11 +142,15 @@ class FileExporter:
         return not any(self._pending.values())
 
     def close(self, timeout_s: float) -> None:
-        """Commit, seal and let go of the shard."""
+        """Commit, seal and let go of the shard. What a disk that fails then does not take is not durable."""
         if self._is_closed or self._is_foreign:
             return
         self._is_closed = True
-        done = self._writer.close()
+        try:
+            done = self._writer.close()
+        except OSError as error:
+            self._note_failure(error)
+            return
         self._settle(done.durable, done.failed)
 
     @property
@@ -182,5 +188,6 @@ class FileExporter:
 
     def _note_failure(self, error: OSError) -> None:
         if not self._is_failing:
-            _log.warning("insitu: store %s takes no records: %s; make room there", self._path, error.strerror)
+            remedy = "make room there" if is_full(error) else "see that it is there and may be written"
+            _log.warning("insitu: store %s takes no records: %s; %s", self._path, reason(error), remedy)
             self._is_failing = True

@@ -24,6 +24,8 @@ REPLACING: Final = "replacing"
 
 _FILE_NAME: Final = re.compile(r"(?P<shard>.+)-(?P<number>\d{10})\.(?:arrow|json|parquet)")
 _NOT_IN_SHARD: Final = re.compile(r"[^A-Za-z0-9._-]+")
+GONE: Final = (FileNotFoundError, NotADirectoryError)
+"""What a file is whose store was removed, or has a file in its place."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -225,7 +227,7 @@ def is_there(path: Path) -> bool:
 
 def remove(path: Path) -> None:
     """Unlink a file, if it is there."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(*GONE):
         disk.unlink(path)
 
 

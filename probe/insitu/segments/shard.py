@@ -21,6 +21,7 @@ from insitu.segments import disk
 from insitu.segments.claims import Claims
 from insitu.segments.file import Limits, OpenSegment
 from insitu.segments.layout import (
+    GONE,
     OPEN,
     Key,
     Reserve,
@@ -39,6 +40,7 @@ from insitu.segments.layout import (
 from insitu.segments.reader import Damage, TailReader
 from insitu.segments.recovery import Recovery, recover_segment, recover_shard
 from insitu.segments.retention import Busy
+from insitu.segments.troubles import Troubles, reason
 
 __all__ = [
     "Damage",
@@ -57,8 +59,10 @@ __all__ = [
 
 SLACK_BYTES: Final = 64 << 10
 """Room beyond a batch that must be free before it is written: its head, and rounding to whole blocks."""
-
-_log = logging.getLogger("insitu")
+_GONE: Final = (
+    "has gone while it was written, and its rows with it; end what writes a store before you remove it, and start it "
+    "again"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ class ShardWriter:
         self._to_recover: dict[SegmentName, frozenset[Key]] = {}
         """To be copied into sealed ones, without these batches: they are sent again."""
         self._unsynced_bytes = 0
+        self._troubles = Troubles()
         self._is_closed = False
         self.claims = Claims()
         """Sealed segments that somebody is about to remove or to replace."""
@@ -207,22 +212,28 @@ class ShardWriter:
 
     def sync(self) -> Synced:
         """Make everything appended before this call durable, and seal what is large, old or idle."""
-        done = Synced()
         with self._sync_lock:
-            with self._lock:
-                self._retire_due()
-                retiring, torn = list(self._retiring), list(self._torn)
-                segments = [*self._open.values(), *retiring, *torn]
-                self._unsynced_bytes = 0
-                appended = [(segment, self._take_unsynced(segment)) for segment in segments if segment.unsynced]
-            for segment, keys in appended:
-                self._sync_segment(segment, keys, done)
-            for segment in retiring:
-                self._seal(segment)
-            with self._lock:
-                self._retiring = [segment for segment in self._retiring if segment not in retiring]
-                self._torn = [segment for segment in self._torn if segment not in torn]
-            self._copy_torn(torn)
+            try:
+                return self._sync()
+            finally:
+                self._troubles.tell()
+
+    def _sync(self) -> Synced:
+        done = Synced()
+        with self._lock:
+            self._retire_due()
+            retiring, torn = list(self._retiring), list(self._torn)
+            segments = [*self._open.values(), *retiring, *torn]
+            self._unsynced_bytes = 0
+            appended = [(segment, self._take_unsynced(segment)) for segment in segments if segment.unsynced]
+        for segment, keys in appended:
+            self._sync_segment(segment, keys, done)
+        for segment in retiring:
+            self._seal(segment)
+        with self._lock:
+            self._retiring = [segment for segment in self._retiring if segment not in retiring]
+            self._torn = [segment for segment in self._torn if segment not in torn]
+        self._copy_torn(torn)
         return done
 
     def _retire_due(self) -> None:
@@ -240,7 +251,8 @@ class ShardWriter:
             segment.sync()
             done.durable.extend(keys)
         except OSError as error:
-            _log.error("insitu: %s could not be synced (%s); a new file is begun", segment.name, error)
+            what = f"could not be synced ({reason(error)}); a new file is begun"
+            self._troubles.note(logging.ERROR, segment.name, what)
             with self._lock:
                 failed = keys + self._take_unsynced(segment)
                 if self._open.get(segment.name.table) is segment:
@@ -255,15 +267,11 @@ class ShardWriter:
             return
         try:
             segment.seal()
-        except FileNotFoundError:
+        except GONE:
             segment.close()
-            _log.error(
-                "insitu: %s has gone while it was written, and its rows with it; end what writes a store before you "
-                "remove it, and start it again",
-                segment.name.path(self.store, OPEN),
-            )
+            self._troubles.note(logging.ERROR, segment.name.path(self.store, OPEN), _GONE)
         except OSError as error:
-            _log.warning("insitu: %s stays open for now (%s)", segment.name, error)
+            self._troubles.note(logging.WARNING, segment.name, f"stays open for now ({reason(error)})")
             segment.close()
             self._to_recover[segment.name] = frozenset()
 
@@ -281,7 +289,8 @@ class ShardWriter:
                 else:
                     self._to_recover[name] = failed
             except OSError as error:
-                _log.warning("insitu: %s stays open until the next start (%s)", name, error)
+                what = f"stays open until the next start ({reason(error)})"
+                self._troubles.note(logging.WARNING, name, what)
 
     def close(self) -> Synced:
         """Sync and seal everything, let go of the shard, also where that raises. Safe to call twice."""
