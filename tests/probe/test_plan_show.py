@@ -212,6 +212,21 @@ def test_bad_rules_are_one_line(folder: Path, args: list[str], message: str) -> 
     assert result.output.count("\n") == 1
 
 
+def test_an_axis_of_no_site_is_refused_with_the_nearest_and_one_of_the_file_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(folder, "--axis", "logit=samples")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: --axis: no site matches 'logit'; the nearest are logits")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "insitu.toml").write_text('[axes]\n"logit" = "samples"\n')
+    result = run(folder)
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("insitu: axes in insitu.toml: no site matches 'logit'; the nearest are logits")
+
+
 def test_rules_come_from_a_file_and_then_from_the_line(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "rules.toml"
     file.write_text('[[rules]]\nsites = "L0.*"\nrequests = 0.25\n')

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from insitu.config import Origin
 from insitu.config_show import load_for_command
 from insitu.plan.estimate import GIB_AN_HOUR, PHASES, Line, Traffic, always_bytes, forms_of, lines_of, per_s
 from insitu.rules.options import BadRules, read_axes, read_rules, rule_options
@@ -19,6 +20,7 @@ from insitu.sites.command import meta_model
 if TYPE_CHECKING:
     from insitu.config import Config
     from insitu.row_forms import RowForm
+    from insitu.sites.catalogue import Catalogue
     from insitu.sites.site import Site
 
 SCHEMA: Final = "insitu.plan/1"
@@ -51,6 +53,7 @@ def look(model: str, rules: Sequence[Rule], traffic: Traffic, config: Config) ->
 
     built = meta_model(model)
     found = catalogue(built, config.axes)
+    _check_axes(config, found)
     try:
         check_fit(rules, config.max_rows)
         sites = tapped(found.plan([rule.sites for rule in rules]), rules, config.t0)
@@ -70,6 +73,14 @@ def look(model: str, rules: Sequence[Rule], traffic: Traffic, config: Config) ->
         without_canary(sites, config.t0),
         config.overhead_budget,
     )
+
+
+def _check_axes(config: Config, found: Catalogue) -> None:
+    """Raise BadRules for an `--axis` that means no site; of a file, which is read for all models, say it."""
+    for error in found.not_axes(config.axes):
+        if config.origin("axes") is Origin.ARGUMENT:
+            raise BadRules(f"--axis: {error}")
+        click.echo(f"insitu: axes in {config.file}: {error}", err=True)
 
 
 def memory_of(found: Found) -> dict[str, int]:

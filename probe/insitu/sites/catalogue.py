@@ -45,11 +45,18 @@ class Catalogue:
             raise SiteError(f"no site matches {glob!r}{self._why(glob)}; the nearest are {self._nearest(glob)}")
         return found
 
-    def check_axis(self, glob: str) -> None:
-        """Raise SiteError where a glob of `axes` means no site, not even one that waits for a rule."""
+    def not_axes(self, globs: Iterable[str]) -> list[str]:
+        """Return an error for each glob of `axes` that means no site, not even one that waits for a rule."""
+        return [error for glob in globs if (error := self._axis_error(glob))]
+
+    def _axis_error(self, glob: str) -> str:
         sites = (*self.sites, *self.modules.values())
-        if not any(matches(glob, site.name, site.fqn) for site in sites):
-            self.find(glob)
+        try:
+            if not any(matches(glob, site.name, site.fqn) for site in sites):
+                self.find(glob)
+        except SiteError as error:
+            return str(error)
+        return ""
 
     def plan(self, globs: Sequence[str] = ()) -> tuple[Site, ...]:
         """Return the sites to tap, numbered: those that always are, and those the globs mean. Raises SiteError."""

@@ -110,13 +110,10 @@ def observed(
 
 def _check_axes(config: Config, sites: Catalogue) -> None:
     """Raise SiteError for a glob of the argument `axes` that means no site; of a file, read for all models, say it."""
-    for glob in config.axes:
-        try:
-            sites.check_axis(glob)
-        except SiteError as error:
-            if config.origin("axes") is Origin.ARGUMENT:
-                raise SiteError(f"axes: {error}") from None
-            logger.warning("insitu: axes in %s: %s", config.file, error)
+    for error in sites.not_axes(config.axes):
+        if config.origin("axes") is Origin.ARGUMENT:
+            raise SiteError(f"axes: {error}")
+        logger.warning("insitu: axes in %s: %s", config.file, error)
 
 
 def _say_unfollowed(plan: Plan, rules: Sequence[Rule], flight: Flight | None) -> None:
