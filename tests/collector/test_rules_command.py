@@ -136,6 +136,21 @@ def test_rules_for_a_time_are_given_to_a_rank_that_comes_later_too(server: Colle
     assert [(session.rules().version, session.rules().rules) for session in ranks.sessions] == [(3, ())] * 3
 
 
+def test_a_rule_that_earlier_ones_hide_on_every_rank_is_a_warning_line(
+    server: CollectorServer, ranks: Ranks, caplog: pytest.LogCaptureFixture
+) -> None:
+    hidden = "rule 2 (output,rows=last) takes nothing: earlier rules of its kind name all its sites"
+    result = rules(server, "set", "--rule", "*", "--rule", "output,rows=last")
+    assert (result.exit_code, result.stderr.splitlines()) == (0, [f"insitu: {hidden}"])
+    assert caplog.messages.count(f"insitu: {hidden}") == 2, "each rank says so, as at attach"
+    caplog.clear()
+    result = rules(server, "set", "--rule", "0", "--rule", "[01]")
+    assert (result.exit_code, result.stderr) == (0, ""), "rank 1 has a site of its own"
+    assert len(caplog.messages) == 1, "rank 0 has not"
+    ranks.sessions[0].set_rules([insitu.Rule(sites="*"), insitu.Rule(sites="output", rows="last")])
+    assert caplog.messages[1:] == [f"insitu: {hidden}"], "and in the process itself"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -41,8 +41,10 @@ def _follow(question: Rules, changes: RuleChanges | None, report: RulesReport) -
     rules = parse_toml(question.toml)
     if changes is None:
         report.unnamed.update(dict.fromkeys(range(len(rules)), NO_MODEL))
-    elif question.only_check:
-        report.unnamed.update(changes.unnamed(rules))
+        return
+    report.unnamed.update(changes.unnamed(rules))
+    report.unfollowed.update(changes.never_followed(rules))
+    if question.only_check:
         changes.check(rules)
     elif question.version:
         for_s = question.for_ms / 1e3 if question.for_ms else None

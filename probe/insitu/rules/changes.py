@@ -6,6 +6,7 @@ for rows and statistics is made on the thread that sets the rules; the step thre
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from insitu.flight.settings import FlightRule
+from insitu.rules.first_match import never_followed
 from insitu.rules.in_force import InForce, Shapes
 from insitu.rules.rule import ROWS, SUMMARY, Rule, RuleError, Standing, check_fit, check_time
 from insitu.rules.text import rule_text
@@ -22,6 +24,8 @@ from insitu.slabs.rows import ROW_BUDGET_BYTES, slab_bytes_of
 
 if TYPE_CHECKING:
     from insitu.session.step import StepRecord
+
+logger = logging.getLogger("insitu")
 
 BY_ATTACH: Final = "attach"
 """Who set version 0."""
@@ -152,6 +156,10 @@ class RuleChanges:
                 found[number] = f"{error}; only sites that were attached can be named (attach takes them as rules)"
         return found
 
+    def never_followed(self, rules: Sequence[Rule]) -> dict[int, str]:
+        """Return, by place, a line about each rule that takes nothing here behind earlier ones."""
+        return never_followed(rules, self._base.rules.plan.sites)
+
     def check(self, rules: Sequence[Rule]) -> InForce:
         """Return the rules as they would be at work, without memory for rows. Raises RuleError.
 
@@ -193,6 +201,8 @@ class RuleChanges:
                 return self._last_version
             fresh = self.check(rules)
             fresh.version = self._last_version + 1 if version is None else version
+            for line in self.never_followed(rules).values():
+                logger.warning("insitu: %s", line)
             if self._shapes is not None:
                 fresh.learn(self._shapes)
                 fresh.statistics_ns = self._calibrate(fresh)

@@ -161,7 +161,18 @@ def _set(
     order = RulesOrder(
         run=run, toml=to_toml(chosen).encode(), for_ms=0 if for_s is None else max(1, round(for_s * 1e3)), who=who
     )
-    _print(ctx, *_call(at, lambda stub: stub.SetRules(order, timeout=TIMEOUT_S)), as_json)
+    target, answer = _call(at, lambda stub: stub.SetRules(order, timeout=TIMEOUT_S))
+    for line in _never_followed(answer):
+        click.echo(f"insitu: {line}", err=True)
+    _print(ctx, target, answer, as_json)
+
+
+def _never_followed(answer: RulesAnswer) -> list[str]:
+    """Return a line about each rule that no rank of those that answered follows at a site, since earlier ones are."""
+    reports = [rank.report for run in answer.runs for rank in run.ranks if rank.HasField("report")]
+    lines = {place: line for report in reports for place, line in report.unfollowed.items()}
+    nowhere = (p for p in sorted(lines) if all(p in report.unfollowed or p in report.unnamed for report in reports))
+    return [lines[place] for place in nowhere]
 
 
 def _user() -> str:

@@ -34,10 +34,10 @@ def matches_of(rules: Sequence[Rule], sites: Sequence[Site]) -> list[Match]:
     return found
 
 
-def never_followed(rules: Sequence[Rule], sites: Sequence[Site]) -> list[str]:
-    """Return a line about each rule that takes nothing, since earlier ones are followed at all its sites."""
-    return [
-        f"rule {number} ({rule_text(match.rule)}) takes nothing: earlier rules of its kind name all its sites"
-        for number, match in enumerate(matches_of(rules, sites), 1)
-        if not match.sites
-    ]
+def never_followed(rules: Sequence[Rule], sites: Sequence[Site]) -> dict[int, str]:
+    """Return, by place, a line about each rule that takes nothing, since earlier ones are followed at all its sites."""
+    return {
+        place: f"rule {place + 1} ({rule_text(match.rule)}) takes nothing: earlier rules of its kind name all its sites"
+        for place, match in enumerate(matches_of(rules, sites))
+        if match.num_named and not match.sites
+    }

@@ -121,7 +121,7 @@ def _say_unfollowed(plan: Plan, rules: Sequence[Rule], flight: Flight | None) ->
 
     One rule takes the rows of a site, the first.
     """
-    for line in never_followed(rules, plan.sites):
+    for line in never_followed(rules, plan.sites).values():
         logger.warning("insitu: %s", line)
     glob = None if flight is None else flight.rows
     named = [site for site in plan.sites if glob is not None and is_named(glob, site)]

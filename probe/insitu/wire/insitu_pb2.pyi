@@ -190,8 +190,15 @@ class Rules(_message.Message):
     def __init__(self, version: _Optional[int] = ..., toml: _Optional[bytes] = ..., for_ms: _Optional[int] = ..., who: _Optional[str] = ..., only_check: _Optional[bool] = ..., number: _Optional[int] = ...) -> None: ...
 
 class RulesReport(_message.Message):
-    __slots__ = ("number", "version", "next_version", "toml", "left_ms", "refused", "unnamed")
+    __slots__ = ("number", "version", "next_version", "toml", "left_ms", "refused", "unnamed", "unfollowed")
     class UnnamedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
+    class UnfollowedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +212,7 @@ class RulesReport(_message.Message):
     LEFT_MS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     UNNAMED_FIELD_NUMBER: _ClassVar[int]
+    UNFOLLOWED_FIELD_NUMBER: _ClassVar[int]
     number: int
     version: int
     next_version: int
@@ -212,7 +220,8 @@ class RulesReport(_message.Message):
     left_ms: int
     refused: str
     unnamed: _containers.ScalarMap[int, str]
-    def __init__(self, number: _Optional[int] = ..., version: _Optional[int] = ..., next_version: _Optional[int] = ..., toml: _Optional[bytes] = ..., left_ms: _Optional[int] = ..., refused: _Optional[str] = ..., unnamed: _Optional[_Mapping[int, str]] = ...) -> None: ...
+    unfollowed: _containers.ScalarMap[int, str]
+    def __init__(self, number: _Optional[int] = ..., version: _Optional[int] = ..., next_version: _Optional[int] = ..., toml: _Optional[bytes] = ..., left_ms: _Optional[int] = ..., refused: _Optional[str] = ..., unnamed: _Optional[_Mapping[int, str]] = ..., unfollowed: _Optional[_Mapping[int, str]] = ...) -> None: ...
 
 class RulesQuery(_message.Message):
     __slots__ = ("run",)
