@@ -304,6 +304,32 @@ def test_row_07_a_store_that_became_read_only_takes_nothing_and_is_still_read(tm
     assert sorted(row_seqs(store)) == [0, 1, 2], "each once"
 
 
+def test_row_31_a_store_that_was_removed_is_not_made_anew_and_goes_on_once_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, away = tmp_path / "store", tmp_path / "away"
+    with watched(store) as found, exporter_to(found.server) as exporter:
+        exporter.export(events(0))
+        assert exporter.flush(20)
+        store.rename(away)
+        found.troubled_by(Trouble.STORE_GONE)
+        exporter.export(events(1))
+        until(lambda: put_off_for(exporter, events(2)) is DropReason.STORE_FAILED, "a frame that is put off")
+        assert exporter.durable(events(0).stream) == 0
+        assert not store.exists()
+        away.rename(store)
+        found.well_again()
+        ship(exporter, events(2))
+        assert exporter.flush(30)
+        found.close()
+    assert sorted(row_seqs(store)) == [0, 1, 2], "each once"
+    assert [text for text in caplog.messages if "gone" in text] == [
+        f"insitu: store {store} has gone while it was written, and its rows with it; nothing more is taken: "
+        "put it back, or start again what writes it and what that observes",
+        "insitu: not ready: the store has gone; put it back, or start again this collector and what it records",
+    ]
+
+
 # -- what is counted -------------------------------------------------------------------------------------------------
 
 

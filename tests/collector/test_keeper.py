@@ -15,7 +15,7 @@ from insitu.exporters.base import Batch
 from insitu.records import table_spec
 from insitu.segments.claims import Claims
 from insitu.segments.expiry import SWEEP_S
-from insitu.segments.layout import SEALED, SegmentName, ShardLocked, list_segments
+from insitu.segments.layout import SEALED, SegmentName, ShardLocked, StoreGone, list_segments
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Limits, ShardWriter
 from insitu.vocabulary import ERASED, NOT_LOST
@@ -185,18 +185,24 @@ def test_row_31_a_store_whose_disk_was_swapped_under_its_collector_loses_nothing
     store, away = tmp_path / "store", tmp_path / "away"
     rig = Rig(store)
     rig.writer._limits = Limits()
+    rig.ingest.health.readiness.started()
     rig.take(events(0))
     store.rename(away)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StoreGone):
         rig.take(events(1))  # nothing is mounted there: not taken, so its probe keeps it
     store.mkdir()
-    rig.take(events(1))  # another disk is: this goes on into the file that is open
-    rig.writer.seal_open()
-    with caplog.at_level(logging.ERROR, "insitu"):
-        rig.ingest.commit()
+    with caplog.at_level(logging.ERROR, "insitu"), pytest.raises(StoreGone):
+        rig.take(events(1))  # another disk is, without what tells whose rows these are
+    rig.ingest.commit()
     assert "has gone while it was written" in caplog.text
-    assert len(rows_in(away, "events")) == 6
+    assert "not ready: the store has gone; put it back, or start again this collector" in caplog.text
+    assert list(store.iterdir()) == [], "nothing is made anew"
+    assert len(rows_in(away, "events")) == 3
+    store.rmdir()
+    away.rename(store)
+    rig.take(events(1))
     rig.ingest.close()
+    assert len(rows_in(store, "events")) == 6
 
 
 MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw

@@ -27,6 +27,7 @@ from insitu.segments.shard import (
     ShardLocked,
     ShardWriter,
     StoreFull,
+    StoreGone,
     TailReader,
     list_segments,
 )
@@ -183,40 +184,59 @@ def test_a_segment_is_sealed_by_size_and_numbers_go_on_after_a_restart(tmp_path:
     assert [batch.seq for batch in read_all(tmp_path)] == [0, 1, 2, 3]
 
 
-def test_a_store_that_is_removed_meanwhile_is_said_in_a_line_and_begun_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("in_place", ["nothing", "a file", "another store"])
+def test_a_store_that_is_removed_meanwhile_is_said_in_a_line_and_takes_nothing_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, in_place: str
 ) -> None:
     store, clock = tmp_path / "store", Clock()
     writer = ShardWriter(store, "a", limits=Limits(max_idle_s=10), clock=clock)
-    writer.append(events(0, 1))
-    writer.sync()
-    shutil.rmtree(store)
-    clock.now += 10
-    writer.sync()
-    path = SegmentName("events", "a", 0).path(store, "open")
-    (line,) = caplog.messages
-    assert line.startswith(f"insitu: {path} has gone while it was written, and its rows with it; ")
-    writer.append(events(1, 1, seq=1))
-    writer.close()
-    assert [batch.seq for batch in read_all(store)] == [1]
-
-
-@pytest.mark.parametrize("in_place", ["nothing", "a file"])
-def test_files_that_went_together_are_one_line_not_one_each(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, in_place: str
-) -> None:
-    store = tmp_path / "store"
-    writer = ShardWriter(store, "a")
     for table in ("events", "requests", "steps"):
         writer.append(empty(table))
     writer.sync()
+    writer.append(events(0, 1, seq=1))
     shutil.rmtree(store)
     if in_place == "a file":
         store.touch()
-    writer.close()
+    elif in_place == "another store":
+        ShardWriter(store, "a").close()
+    with pytest.raises(StoreGone, match="has gone while it was written"):
+        writer.check()
+    assert writer.sync().failed == [Key(7, EVENTS, 1)], "what was not durable is not called so"
+    clock.now += 10
+    for use_reserve in (False, True):
+        with pytest.raises(StoreGone):
+            writer.append(events(1, 1, seq=2), use_reserve=use_reserve)
+    assert (writer.sync().durable, writer.close().durable) == ([], [])
     (line,) = caplog.messages
-    assert line.startswith(f"insitu: {store}/v1/open/events/a-0000000000.arrow has gone while it was written")
-    assert line.endswith("and start it again (so it is with 2 more files)")
+    assert line.startswith(f"insitu: store {store} has gone while it was written, and its rows with it; nothing more")
+    assert not (store / "v1" / "open").exists(), "nothing is made anew"
+
+
+def test_a_store_that_was_moved_away_and_back_goes_on_and_has_each_row_once(tmp_path: Path) -> None:
+    store, away = tmp_path / "store", tmp_path / "away"
+    writer = ShardWriter(store, "a")
+    writer.append(events(0, 1))
+    writer.sync()
+    writer.append(events(1, 1, seq=1))
+    store.rename(away)
+    assert writer.sync().failed == [Key(7, EVENTS, 1)]
+    away.rename(store)
+    writer.append(events(1, 1, seq=1))
+    writer.append(events(2, 1, seq=2))
+    writer.close()
+    assert sorted(batch.seq for batch in read_all(store)) == [0, 1, 2]
+
+
+def test_a_writer_whose_store_was_replaced_leaves_the_lock_to_the_next(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    old = ShardWriter(store, "a")
+    shutil.rmtree(store)
+    new = ShardWriter(store, "a")
+    old.close()
+    with pytest.raises(ShardLocked):
+        ShardWriter(store, "a")
+    new.append(events(0, 1))
+    assert new.close().durable
 
 
 def test_files_that_cannot_be_synced_are_one_line_for_one_cause(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from insitu.segments.layout import is_full
+from insitu.segments.layout import StoreGone, is_full
 
 BAD_SYNCS: Final = 2
 """Commits in a row that could not be synced: one costs a file, which is begun anew; the second says the disk fails."""
@@ -27,6 +27,7 @@ class Trouble(StrEnum):
     READ_ONLY = "read_only"
     NO_PERMISSION = "no_permission"
     SYNC_FAILS = "sync_fails"
+    STORE_GONE = "store_gone"
     STORE_FAILED = "store_failed"
 
 
@@ -37,6 +38,7 @@ REMEDIES: Final = {
     Trouble.READ_ONLY: "the store's file system is read-only; look at the kernel's log, and mount it for writing",
     Trouble.NO_PERMISSION: "the store may not be written by this user; give its permissions back",
     Trouble.SYNC_FAILS: "the disk does not sync what was written; look at the kernel's log, and replace it",
+    Trouble.STORE_GONE: "the store has gone; put it back, or start again this collector and what it records",
     Trouble.STORE_FAILED: "the store cannot be written; look at its disk",
 }
 _BY_ERRNO: Final = {
@@ -64,6 +66,8 @@ class State:
 
 def trouble_of(error: OSError) -> Trouble:
     """Return what an error of the store means."""
+    if isinstance(error, StoreGone):
+        return Trouble.STORE_GONE
     return Trouble.DISK_FULL if is_full(error) else _BY_ERRNO.get(error.errno or 0, Trouble.STORE_FAILED)
 
 

@@ -20,7 +20,7 @@ from insitu.records import TABLES, schema_of, table_spec
 from insitu.segments.expiry import Expiry
 from insitu.segments.reader import Damage, key_of, recent_keys
 from insitu.segments.retention import Keep
-from insitu.segments.shard import Key, ShardWriter, Synced
+from insitu.segments.shard import Key, ShardWriter, StoreGone, Synced
 from insitu.vocabulary import DropReason, Role
 from insitu.wire.insitu_pb2 import Frame
 from insitu_collector.access.tenants import with_tenant
@@ -102,9 +102,9 @@ class Ingest:
         try:
             self._writer.append(batch)
         except OSError as error:
-            if not self._is_failing:
+            if not self._is_failing and not isinstance(error, StoreGone):  # its writer says that
                 _log.error(
-                    "insitu: store %s takes no records (%s); make room there: probes keep theirs and send again",
+                    "insitu: store %s takes no records (%s); probes keep theirs meanwhile, and send again",
                     self._writer.store,
                     error.strerror or error,
                 )

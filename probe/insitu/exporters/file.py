@@ -11,7 +11,7 @@ from typing import Final
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.identity import Source
 from insitu.segments.expiry import Expiry, Tell
-from insitu.segments.layout import is_full
+from insitu.segments.layout import StoreGone, is_full
 from insitu.segments.retention import Keep
 from insitu.segments.shard import Key, Limits, ShardLocked, ShardWriter, StoreFull, shard_name
 from insitu.segments.troubles import reason
@@ -187,7 +187,7 @@ class FileExporter:
         return min(pending) - 1 if pending else self._last.get(stream, -1)
 
     def _note_failure(self, error: OSError) -> None:
-        if not self._is_failing:
+        if not self._is_failing and not isinstance(error, StoreGone):  # that was said where it was seen
             remedy = "make room there" if is_full(error) else "see that it is there and may be written"
             _log.warning("insitu: store %s takes no records: %s; %s", self._path, reason(error), remedy)
-            self._is_failing = True
+        self._is_failing = True

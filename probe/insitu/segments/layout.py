@@ -41,6 +41,10 @@ class StoreFull(OSError):
     """The disk has no room. Nothing of the batch was kept; what was durable stays."""
 
 
+class StoreGone(OSError):
+    """The store's folder was removed, or another is in its place, while it was written. Nothing more is taken."""
+
+
 class ShardLocked(OSError):
     """Another live process writes this shard."""
 
@@ -300,11 +304,24 @@ class ShardLock:
         disk.close(fd)
         return None
 
+    def has_gone(self) -> bool:
+        """Return whether the file is no longer the one that is held: its store was removed, or replaced.
+
+        False where a disk does not say: what is written there will.
+        """
+        if self._fd is None:
+            return False
+        try:
+            return not os.path.samestat(disk.fstat(self._fd), disk.stat(self.path))
+        except OSError as error:
+            return isinstance(error, GONE)
+
     def release(self) -> None:
-        """Let go and remove the file. Safe to call twice."""
+        """Let go and remove the file, unless it is another's meanwhile. Safe to call twice."""
         if self._fd is not None:
             try:
-                remove(self.path)
+                if not self.has_gone():
+                    remove(self.path)
             finally:
                 disk.close(self._fd)
                 self._fd = None

@@ -29,6 +29,7 @@ from insitu.segments.layout import (
     ShardLock,
     ShardLocked,
     StoreFull,
+    StoreGone,
     first_free_number,
     free_bytes,
     is_full,
@@ -51,6 +52,7 @@ __all__ = [
     "ShardLocked",
     "ShardWriter",
     "StoreFull",
+    "StoreGone",
     "Synced",
     "TailReader",
     "list_segments",
@@ -60,8 +62,8 @@ __all__ = [
 SLACK_BYTES: Final = 64 << 10
 """Room beyond a batch that must be free before it is written: its head, and rounding to whole blocks."""
 _GONE: Final = (
-    "has gone while it was written, and its rows with it; end what writes a store before you remove it, and start it "
-    "again"
+    "has gone while it was written, and its rows with it; nothing more is taken: put it back, or start again what "
+    "writes it and what that observes"
 )
 
 
@@ -104,6 +106,8 @@ class ShardWriter:
         self._to_recover: dict[SegmentName, frozenset[Key]] = {}
         """To be copied into sealed ones, without these batches: they are sent again."""
         self._unsynced_bytes = 0
+        self._is_gone = False
+        """Whether the last sync found no store any more."""
         self._troubles = Troubles()
         self._is_closed = False
         self.claims = Claims()
@@ -144,6 +148,7 @@ class ShardWriter:
         with self._lock:
             if self._is_closed:
                 raise OSError(errno.ESHUTDOWN, "this shard is closed", str(self.store))
+            self._check_there()
             if not use_reserve:
                 self._check_room(num_bytes + SLACK_BYTES)
             elif free_bytes(self.store) < num_bytes + SLACK_BYTES:
@@ -152,9 +157,14 @@ class ShardWriter:
             self._unsynced_bytes += num_bytes
 
     def check(self) -> None:
-        """Look whether batches could be written now. Raises StoreFull or OSError when not."""
+        """Look whether batches could be written now. Raises StoreFull, StoreGone or another OSError when not."""
         with self._lock:
+            self._check_there()
             self._check_room(SLACK_BYTES)
+
+    def _check_there(self) -> None:
+        if self._shard_lock.has_gone():  # a folder made anew would be without what tells whose rows these are
+            raise StoreGone(errno.ENOENT, "it has gone while it was written", str(self.store))
 
     def _check_room(self, num_bytes: int) -> None:
         if is_read_only(self.store):  # files that are open may still take bytes, and can never be sealed
@@ -204,7 +214,8 @@ class ShardWriter:
 
     def _make_room(self) -> None:
         """Give back the reserve, so that the next sync can seal every open file."""
-        self._reserve.release()
+        if not self._shard_lock.has_gone():
+            self._reserve.release()
         self._retire_all()
 
     def _no_room(self) -> StoreFull:
@@ -226,6 +237,12 @@ class ShardWriter:
             segments = [*self._open.values(), *retiring, *torn]
             self._unsynced_bytes = 0
             appended = [(segment, self._take_unsynced(segment)) for segment in segments if segment.unsynced]
+        was_gone, self._is_gone = self._is_gone, self._shard_lock.has_gone()
+        if self._is_gone:
+            self._let_go_of(segments, dict(appended), done)
+            if not was_gone:
+                self._troubles.note(logging.ERROR, f"store {self.store}", _GONE)
+            return done
         for segment, keys in appended:
             self._sync_segment(segment, keys, done)
         for segment in retiring:
@@ -253,14 +270,27 @@ class ShardWriter:
         except OSError as error:
             what = f"could not be synced ({reason(error)}); a new file is begun"
             self._troubles.note(logging.ERROR, segment.name, what)
-            with self._lock:
-                failed = keys + self._take_unsynced(segment)
-                if self._open.get(segment.name.table) is segment:
-                    del self._open[segment.name.table]
-            segment.cut_unsynced()
-            segment.close()
-            done.failed.extend(failed)
-            self._to_recover[segment.name] = frozenset(failed)
+            self._fail(segment, keys, done)
+
+    def _fail(self, segment: OpenSegment, keys: list[Key], done: Synced) -> None:
+        """Leave a file as it was synced last."""
+        with self._lock:
+            failed = keys + self._take_unsynced(segment)
+            if self._open.get(segment.name.table) is segment:
+                del self._open[segment.name.table]
+        segment.cut_unsynced()
+        segment.close()
+        done.failed.extend(failed)
+        self._to_recover[segment.name] = frozenset(failed)
+
+    def _let_go_of(self, segments: list[OpenSegment], unsynced: dict[OpenSegment, list[Key]], done: Synced) -> None:
+        """Leave files whose store has gone; should it come back, what was durable is there, and is sealed."""
+        for segment in segments:
+            if not segment.is_closed:
+                self._fail(segment, unsynced.get(segment, []), done)
+        with self._lock:
+            self._retiring = [segment for segment in self._retiring if segment not in segments]
+            self._torn = [segment for segment in self._torn if segment not in segments]
 
     def _seal(self, segment: OpenSegment) -> None:
         if segment.is_closed:
