@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from disk_kit import fill, read_only, small_disk
 
 import insitu
+from insitu.cli import ExitCode
+from insitu.cli import insitu as command
 from insitu.exporters import Batch, Level, Refused, Retry, open_exporter
 from insitu.exporters.file import FileExporter
 from insitu.identity import Source
@@ -213,3 +216,35 @@ def test_a_forked_child_writes_a_shard_of_its_own(tmp_path: Path) -> None:
     assert len(shards) == 2
     assert f"h-{os.getpid()}" in shards
     assert sorted(stored_seqs(tmp_path)) == [0, 1, 5]
+
+
+@pytest.mark.parametrize("to", ["file", "spool"])
+def test_the_record_says_at_its_end_what_a_full_disk_cost_though_heartbeats_were_dropped_too(
+    tmp_path: Path, to: str
+) -> None:
+    from insitu_collector.store import open_store
+
+    with small_disk(tmp_path / "disk", 4 << 20) as disk:
+        store = disk / "store"
+        spool = str(store) if to == "spool" else None
+        session = insitu.start(rank=0, to="grpc://127.0.0.1:9" if spool else f"file://{store}", spool=spool)
+        with session.step(0):
+            pass
+        session.flush()
+        fill(disk)
+        for step in range(1, 400):
+            with session.step(step):
+                pass
+        report = session.close(timeout_s=1)
+        stats = session.stats()
+        reason = "disk_full" if to == "file" else "spool_full"
+        lost = {table: reasons.get(reason, 0) for table, reasons in stats.dropped.items()}
+        assert sum(lost.values()) == report.dropped >= 399
+        last = open_store(store).table("health").to_pylist()[-1]
+        assert last["closing"]
+        assert {drop["table"]: drop["rows"] for drop in last["dropped"]} == lost
+        said = CliRunner().invoke(command, ["stalls", str(store)])
+        assert said.exit_code == ExitCode.PARTIAL
+        assert f"The record is partial: rows missing: {report.dropped} ({reason})." in said.output
+    for table, num_rows in stats.produced.items():
+        assert num_rows == stats.durable.get(table, 0) + sum(stats.dropped.get(table, {}).values()), table

@@ -26,6 +26,7 @@ BATCH_BYTES: Final = 1 << 20
 """Aim of one frame; larger batches are cut by rows."""
 FOR_THE_DRAIN: Final = 4
 """One part in so many of the bound is left to rows that are in no batch yet."""
+_FULL: Final = (DropReason.DISK_FULL, DropReason.SPOOL_FULL)
 
 
 class _Unacknowledged(NamedTuple):
@@ -160,6 +161,21 @@ class Outbox:
                 return
             if self._queue:
                 time.sleep(min(left, max(0.0, min(0.05, self._retry_at - self._clock()))))
+
+    def give_up_on_full_disk(self) -> int:
+        """Give up what is queued where a disk has no room for it; return how many rows. Then few more may find some.
+
+        None of it was taken, so what comes after has its numbers: no stream has a hole.
+        """
+        if self._is_abandoned or self.blocked_by not in _FULL:
+            return 0
+        given_up, self._queue = self._queue, deque()
+        for batch in reversed(given_up):
+            self._streams[batch.table].next_seq = batch.seq
+            self.num_bytes -= len(batch.body)
+            self.drop(batch.table, self.blocked_by, batch.num_rows)
+        self._retry_at = 0.0
+        return sum(batch.num_rows for batch in given_up)
 
     def close(self, timeout_s: float) -> int:
         """Let the exporter go within the deadline; return how many rows were then given up, by it or here."""

@@ -207,6 +207,7 @@ class Drain:
             self._try(self.ship)
             self._settle(errand.until)
             if errand.is_last:
+                num_unread += self._say_what_is_lost()
                 self.num_given_up = num_unread + self._outbox.close(max(0.1, errand.until - time.monotonic()))
         except Exception as error:
             self.guard.contain(error)
@@ -215,6 +216,20 @@ class Drain:
                 self._stopping.set()
             errand.counts = self._outbox.counts
             errand.is_done.set()
+
+    def _say_what_is_lost(self) -> int:
+        """Give up what a full disk has no room for, and let a last heartbeat say so; return how many rows.
+
+        Without it the record would say of none that it is missing: heartbeats were among them.
+        """
+        num_rows = self._outbox.give_up_on_full_disk()
+        if num_rows:
+            self._try(self._beat_last)
+        return num_rows
+
+    def _beat_last(self) -> None:
+        self._batches.put("health", [self._heartbeat(closing=True)])
+        self._outbox.ship()
 
     def _try(self, work: Callable[[], None]) -> None:
         """Do a part of a look: where it fails, the others go on."""
@@ -323,11 +338,14 @@ class Drain:
 
     def beat(self, *, closing: bool) -> None:
         """Append what there is to say, and one `health` row: the heartbeat."""
-        observer, inlet = self._observer(), self._inlet
-        for kind, text in self.notices.look(observer, inlet.num_concurrent, self._spent()):
+        for kind, text in self.notices.look(self._observer(), self._inlet.num_concurrent, self._spent()):
             row = {"t_ns": time.monotonic_ns(), "kind": kind, "step_id": -1, "text": text}
             self._rows.setdefault("events", []).append(row)
-        row = heartbeat(
+        self._rows.setdefault("health", []).append(self._heartbeat(closing=closing))
+
+    def _heartbeat(self, *, closing: bool) -> dict[str, Any]:
+        observer, inlet = self._observer(), self._inlet
+        return heartbeat(
             inlet.step_thread,
             self._recorder.open,
             self.produced,
@@ -337,7 +355,6 @@ class Drain:
             drain_cpu_ns=self.cpu_ns,
             closing=closing,
         )
-        self._rows.setdefault("health", []).append(row)
 
     def _spent(self) -> Spent:
         return Spent(self._inlet.enter_ns, self._inlet.step_ns, self.cpu_ns, self._batches.full_ns())

@@ -114,9 +114,11 @@ class FileExporter:
     def _append(self, batch: Batch) -> None:
         try:
             self._writer.append(batch)
-        except OSError:
+        except OSError as error:
             self._commit()  # seals what is open, which makes room for what comes later
-            raise
+            if not (is_full(error) and _is_last_heartbeat(batch)):
+                raise
+            self._writer.append(batch, use_reserve=True)
 
     def durable(self, stream: int) -> int:
         """Return the highest seq up to which everything is durable, or -1. Refused batches count once reported."""
@@ -191,3 +193,8 @@ class FileExporter:
             remedy = "make room there" if is_full(error) else "see that it is there and may be written"
             _log.warning("insitu: store %s takes no records: %s; %s", self._path, reason(error), remedy)
         self._is_failing = True
+
+
+def _is_last_heartbeat(batch: Batch) -> bool:
+    """Return whether a batch says what a process has lost up to its end: a full disk keeps some room for that."""
+    return batch.table == "health" and True in batch.data["closing"].to_pylist()
