@@ -43,6 +43,11 @@ def wrapped(model: nn.Module, backend: Any = "eager") -> Any:
     return torch.compile(model, backend=backend, fullgraph=True)
 
 
+def in_mode(model: nn.Module, mode: str | None, dynamic: bool | None = None) -> Any:
+    """dynamic: at once for any size, since to compile twice takes long."""
+    return model if mode is None else torch.compile(model, backend=mode, fullgraph=True, dynamic=dynamic)
+
+
 def compiled_itself(model: nn.Module, backend: Any = "eager") -> nn.Module:
     model.compile(backend=backend, fullgraph=True)
     return model

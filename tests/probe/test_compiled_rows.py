@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
+from compiled_kit import in_mode
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import insitu
-from insitu.testing import Recording, expect
-
-
-def in_mode(model: nn.Module, mode: str | None, dynamic: bool | None = None) -> Any:
-    """dynamic: at once for any size, since to compile twice takes long."""
-    return model if mode is None else torch.compile(model, backend=mode, fullgraph=True, dynamic=dynamic)
+from insitu.testing import Recording
 
 
 class Echo(nn.Module):
@@ -151,56 +143,3 @@ def test_taps_of_views_and_of_values_nobody_uses_are_no_dead_code(insitu_records
                 rows = [r for r in insitu_records.rows("captures", step_id=step) if names[r["site"]] == name]
                 found = np.stack([np.frombuffer(r["data"], np.float32) for r in rows])
                 assert np.allclose(found, expected.numpy(), 1e-5, 1e-6), name
-
-
-def llama(dtype: torch.dtype) -> nn.Module:
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    model: nn.Module = LlamaForCausalLM(config).to(dtype).eval()
-    return model
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("mode", "dtype"),
-    [
-        ("eager", torch.float32),
-        pytest.param("aot_eager", torch.float32, marks=pytest.mark.soak),
-        pytest.param("inductor", torch.bfloat16, marks=pytest.mark.soak),
-        pytest.param("inductor", torch.float32, marks=pytest.mark.soak),
-    ],
-)
-def test_outputs_are_the_same_bits_attached_and_detached(
-    insitu_records: Recording, mode: str, dtype: torch.dtype
-) -> None:
-    bare = llama(dtype)
-    model = copy.deepcopy(bare)
-    batches = [torch.randint(48, (n, 5)) for n in (2, 2, 3, 4)]
-    with torch.inference_mode(), insitu.attach(model, to=insitu_records, rules=[insitu.Rule(sites="L*.resid_post")]):
-        plain, observed = (in_mode(each, mode, dynamic=True) for each in (bare, model))
-        for batch in batches:
-            ids = {"input_ids": batch, "use_cache": False}
-            assert torch.equal(plain(**ids).logits, observed(**ids).logits)
-    assert len({row["step_id"] for row in insitu_records.rows("summaries")}) == len(batches)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-def test_a_compiler_that_fuses_may_round_otherwise_and_it_is_said(
-    insitu_records: Recording, caplog: pytest.LogCaptureFixture
-) -> None:
-    ids = {"input_ids": torch.randint(48, (2, 5)), "use_cache": False}
-    for mode in ("eager", "aot_eager", "inductor"):
-        expect(insitu_records).no_row("events", kind="compiled_fused")
-        model = llama(torch.float32)
-        with torch.inference_mode(), insitu.attach(model, to=insitu_records):
-            in_mode(model, mode, dynamic=True)(**ids)
-    text = expect(insitu_records).row("events", kind="compiled_fused")["text"]
-    assert "outputs may differ in their last bits" in text and text in caplog.text

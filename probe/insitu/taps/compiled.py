@@ -44,7 +44,7 @@ NUM_KEPT: Final = 2
 FUSED: Final = "compiled_fused"
 _FUSED: Final = (
     "Inductor makes kernels of the model and its taps together: outputs may differ in their last bits from those of "
-    "the model compiled without taps, as it rounds some sums, sines and cosines otherwise in other kernels"
+    "the model compiled without taps, as it rounds what it stores between kernels and not what stays in one"
 )
 _ENTRIES: Final = count()
 
@@ -60,9 +60,11 @@ def _entry(
     """Return the function that is compiled: `entry(module, control, ...)`. rows, measured: see `Sheet`."""
     number, axis = (root.number, root.axis) if root is not None else (-1, "tokens")
 
-    def entry(module: nn.Module, control: torch.Tensor, /, *args: Any, **kwargs: Any) -> Any:
+    # `self`, as a model's forward has it: Dynamo names floats by where they are, and which of those names became
+    # constants it remembers for all that it compiles after. By another name here other kernels may come out.
+    def entry(self: nn.Module, control: torch.Tensor, /, *args: Any, **kwargs: Any) -> Any:
         sheet = desk.sheet = Sheet(desk, control, rows, measured)
-        output = inner(module, *args, **kwargs)
+        output = inner(self, *args, **kwargs)
         first = output[0] if isinstance(output, (tuple, list)) and output else output
         if number >= 0 and isinstance(first, torch.Tensor):
             sheet.note(number, axis, found_in(first, 0))
