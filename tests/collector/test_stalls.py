@@ -263,8 +263,10 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_replica_has_its_section_with_its_verdicts_and_requests(engines: Path) -> None:
     text = run(engines).stdout
-    head, first, second = re.split(r"^Replica \d$", text, flags=re.MULTILINE)
+    head, *sections = re.split(r"^Replica (\d)$", text, flags=re.MULTILINE)
     assert head == f"{engines}, run {RUN}, 2 replicas\n\n"
+    slow, second, even, first = sections
+    assert (slow, even) == ("1", "0"), "what is worst comes first"
     assert "stage 1 limits the pipeline" in second and "stage 1 limits the pipeline" not in first
     for section, ranks in ((first, (0, 1)), (second, (2, 3))):
         assert "Where requests' time went" in section

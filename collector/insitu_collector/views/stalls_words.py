@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from insitu.vocabulary import VerdictKind, severity
 from insitu_collector.ledger import bubble
 from insitu_collector.ledger import words as ledger_words
 from insitu_collector.requests import report as request_report
@@ -61,9 +62,13 @@ def to_text(found: Stalls) -> str:
     lines = [f"{found.store}, run {found.run}{_which(found)}"]
     if found.others:
         lines.append(f"Other runs are in it too (--run): {', '.join(found.others[-5:])}")
-    for each in found.shown:
+    for each in sorted(found.shown, key=_worst):
         lines += ["", *([f"Replica {each.replica}", ""] if found.siblings else []), *_replica_lines(each)]
     return "\n".join([*lines, *_rows_gone(found), *_rows_missing(found)])
+
+
+def _worst(found: Stalls) -> int:
+    return min((severity(verdict.kind) for verdict in found.verdicts), default=severity(VerdictKind.INCONCLUSIVE))
 
 
 def _which(found: Stalls) -> str:
