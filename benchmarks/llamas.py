@@ -22,6 +22,14 @@ LARGE: Final = LlamaConfig(
     vocab_size=8192,
 )
 """119 M parameters. The vocabulary is small so that the layers are what a step is made of."""
+SMALL: Final = LlamaConfig(
+    hidden_size=256,
+    intermediate_size=688,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    vocab_size=2048,
+)
+"""7.4 M parameters, about as long a step as that of the shipped checkpoint takes."""
 LEAST: Final = LlamaConfig(
     hidden_size=64,
     intermediate_size=128,
@@ -31,7 +39,7 @@ LEAST: Final = LlamaConfig(
     vocab_size=256,
 )
 """For the tests of benchmarks: a step of a millisecond says nothing about cost."""
-RANDOM: Final = {"100m": LARGE, "least": LEAST}
+RANDOM: Final = {"100m": LARGE, "small": SMALL, "least": LEAST}
 NAMES: Final = ("tiny", *RANDOM)
 
 

@@ -106,7 +106,8 @@ class Stage(nn.Module):
         super().__init__()
         self.is_first, self.is_last = rank == 0, rank == 1
         self.inlined = inlined
-        half = range(rank * LAYERS // 2, (rank + 1) * LAYERS // 2)
+        num_layers = len(whole.model.layers)
+        half = range(rank * num_layers // 2, (rank + 1) * num_layers // 2)
         self.model = nn.Module()
         if self.is_first:
             self.model.embed_tokens = whole.model.embed_tokens

@@ -21,6 +21,7 @@ MODEL: Final = TESTS.parent / "examples" / "models" / "tiny-llama"
 SECTIONS: Final[Mapping[str, str]] = {
     "probe": "probe",
     "gpu": "probe",
+    "test_integration_cost.py": "probe",
     "test_overhead_bench.py": "probe",
     "test_vllm_look.py": "probe",
     "vllm": "vllm",
