@@ -6,7 +6,8 @@ python benchmarks/integration_cost.py --quick                          # each on
 
 Two copies of a model that are not attached (what a pair of equals comes to) and one that is, with the rules it has by
 default and `overhead_budget=1.0`, so that no governor hides the price; it writes a store in a folder. Ways take turns
-in random order. Printed are the medians of ratios of the same round with their bootstrap 95 % intervals. Torch has one
+in random order. Printed are the medians of ratios of the same round with their bootstrap 95 % intervals, of wall time
+and of the CPU time of the process that runs the model (of ranks the first), which others change less. Torch has one
 thread in each process: two ranks, or a server and its client, are all that two cores hold, and the probe's own threads
 share these. What a turn left is flushed after it, outside of the clock, and the time of that is printed beside it (a
 session that is not asked to ships once a second). A server cannot be flushed: there a turn is several requests.

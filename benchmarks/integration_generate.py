@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 import torch
-from integration_turns import AGAIN, ATTACHED, DETACHED, Job, Measured, in_turns, model_of
+from integration_turns import AGAIN, ATTACHED, DETACHED, Job, Measured, flushed_turns, model_of
 from llamas import twin
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
@@ -34,7 +34,7 @@ def generate(job: Job) -> Measured:
         models = {DETACHED: model, AGAIN: twin(model), ATTACHED: twin(model), NOBODY: twin(model)}
         sessions = {name: attached(models[name], job, opened) for name in (ATTACHED, NOBODY)}
         sessions[NOBODY].follow(lambda *_: NOTHING)
-        taken = in_turns(job, {name: run(each) for name, each in models.items()}, sessions)
+        taken = flushed_turns(job, {name: run(each) for name, each in models.items()}, sessions)
     return Measured(f"generate, batch {job.batch}", "step", job.steps, *taken)
 
 
@@ -67,7 +67,7 @@ def generate_batch(job: Job) -> Measured:
         sessions = {ATTACHED: attached(models[ATTACHED], job, opened)}
         for each in models.values():
             opened.callback(each.destroy_cached_continuous_batching_manager)
-        taken = in_turns(job, {name: run(each) for name, each in models.items()}, sessions)
+        taken = flushed_turns(job, {name: run(each) for name, each in models.items()}, sessions)
     return Measured(f"generate_batch, {job.batch} prompts", "step", job.steps, *taken)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from integration_generate import attached, prompts
-from integration_turns import AGAIN, ATTACHED, DETACHED, Job, Measured, in_turns, model_of
+from integration_turns import AGAIN, ATTACHED, DETACHED, Job, Measured, flushed_turns, model_of
 from torch.distributed import barrier, destroy_process_group, get_rank, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -33,7 +33,7 @@ NUM_RANKS: Final = 2
 MOST_MICRO_BATCHES: Final = 4
 RUN_S: Final = 300.0
 TAKEN: Final = "taken.json"
-"""Seconds of turns by way, and of a flush, as rank 0 saw them."""
+"""Wall and CPU-seconds of turns by way, and seconds of a flush, as rank 0 saw them."""
 
 Made = tuple[Any, Callable[[], None]]
 """What is attached to, and a step."""
@@ -88,10 +88,11 @@ def measured(case: str, job: Job) -> Measured:
         raise
     if ranks.returncode:
         raise RuntimeError(f"{case}: torchrun ended with {ranks.returncode}: {said[-2000:]}")
-    wall, flush_s = json.loads((job.folder / TAKEN).read_text())
+    *times, flush_s = json.loads((job.folder / TAKEN).read_text())
     unit = f"batch of {min(MOST_MICRO_BATCHES, job.batch)} micro-batches" if case == "PipelineStage" else "step"
     name = f"{case}, batch {job.batch}"
-    return Measured(name, unit, job.steps, {way: np.asarray(each) for way, each in wall.items()}, flush_s)
+    wall, cpu = ({way: np.asarray(each) for way, each in taken.items()} for taken in times)
+    return Measured(name, unit, job.steps, wall, cpu, flush_s)
 
 
 def rank(case: str, job: Job) -> None:
@@ -109,10 +110,12 @@ def rank(case: str, job: Job) -> None:
 
     with ExitStack() as opened, torch.no_grad():
         sessions = {ATTACHED: attached(made[ATTACHED][0], job, opened)}
-        wall, flush_s = in_turns(job, {name: turn(step) for name, (_, step) in made.items()}, sessions, meet=barrier)
+        wall, cpu, flush_s = flushed_turns(
+            job, {name: turn(step) for name, (_, step) in made.items()}, sessions, meet=barrier
+        )
         assert sessions[ATTACHED].coverage().fired, "nothing was observed"
     if get_rank() == 0:
-        taken = {name: each.tolist() for name, each in wall.items()}, flush_s
+        taken = [*({name: each.tolist() for name, each in times.items()} for times in (wall, cpu)), flush_s]
         (job.folder / TAKEN).write_text(json.dumps(taken))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -19,8 +18,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
-from integration_turns import AGAIN, ATTACHED, DETACHED, WARM_UP, Job, Measured, model_of
-from interleaving import interleaved
+from integration_turns import AGAIN, ATTACHED, DETACHED, Job, Measured, in_turns, model_of
 from llamas import TINY
 
 from insitu_collector.store import open_store
@@ -36,7 +34,7 @@ class Server:
     """One `transformers serve` of one model."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, model: Path, log: Path) -> None:
-        self._process, self._log = process, log
+        self._process, self._log, self.pid = process, log, process.pid
         self._url, self._model = f"http://127.0.0.1:{port}/v1/completions", str(model)
 
     def complete(self, num_tokens: int) -> None:
@@ -83,11 +81,11 @@ def served(job: Job, *, is_continuous: bool) -> Measured:
             return turn
 
         ways = {name: ask(server) for name, server in servers.items()}
-        wall, _ = interleaved(ways, job.rounds, random.Random(job.seed), warm_up=WARM_UP)
+        taken = in_turns(job, ways, {name: server.pid for name, server in servers.items()})
     num_steps = open_store(job.folder / "store").table("steps").num_rows
     assert num_steps >= job.rounds * REQUESTS * job.steps, f"{num_steps} steps were observed"
     name = "transformers serve" + (" --continuous-batching" if is_continuous else "")
-    return Measured(f"{name}, {job.steps} tokens", "request", REQUESTS, wall)
+    return Measured(f"{name}, {job.steps} tokens", "request", REQUESTS, *taken)
 
 
 def checkpoint(job: Job) -> Path:
