@@ -31,7 +31,7 @@ def generate(job: Job) -> Measured:
 
     with ExitStack() as opened:
         model = model_of(job)
-        models = {DETACHED: model, AGAIN: twin(model), ATTACHED: twin(model), NOBODY: twin(model)}
+        models = {name: twin(model) for name in (DETACHED, AGAIN, ATTACHED, NOBODY)}
         sessions = {name: attached(models[name], job, opened) for name in (ATTACHED, NOBODY)}
         sessions[NOBODY].follow(lambda *_: NOTHING)
         taken = flushed_turns(job, {name: run(each) for name, each in models.items()}, sessions)
@@ -63,7 +63,7 @@ def generate_batch(job: Job) -> Measured:
 
     with ExitStack() as opened:
         model = model_of(job)
-        models = {DETACHED: model, AGAIN: twin(model), ATTACHED: twin(model)}
+        models = {name: twin(model) for name in (DETACHED, AGAIN, ATTACHED)}
         sessions = {ATTACHED: attached(models[ATTACHED], job, opened)}
         for each in models.values():
             opened.callback(each.destroy_cached_continuous_batching_manager)
