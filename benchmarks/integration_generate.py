@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
@@ -39,12 +38,10 @@ def generate(job: Job) -> Measured:
 
 
 def generate_batch(job: Job) -> Measured:
-    """Measure calls of `model.generate_batch` that keep their manager: to start one takes as long as many steps."""
+    """Measure steps of continuous batching, by a manager that runs: `generate_batch` takes long to start one."""
     asked = prompts(job).tolist()
     num_blocks = job.batch * (PROMPT + job.steps + 16) // 16
-    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it warns that a manager is kept
     options = {
-        "persistent_manager": True,
         "generation_config": GenerationConfig(
             max_new_tokens=job.steps, do_sample=False, eos_token_id=-1, pad_token_id=0
         ),
@@ -53,11 +50,16 @@ def generate_batch(job: Job) -> Measured:
         ),
     }
 
-    def run(model: Any) -> Callable[[], None]:
+    def run(manager: Any) -> Callable[[], None]:
         def call() -> None:
-            found = model.generate_batch(asked, **options)
-            lengths = [len(each.generated_tokens) for each in found.values()]
-            assert lengths == [job.steps] * job.batch, lengths
+            waited = set(manager.add_requests(inputs=asked, max_new_tokens=job.steps))
+            while waited:
+                found = manager.get_result(timeout=1)
+                if found is None:
+                    assert manager.is_running(), "the manager ended"
+                elif found.is_finished():
+                    assert len(found.generated_tokens) == job.steps, found
+                    waited.remove(found.request_id)
 
         return call
 
@@ -65,9 +67,11 @@ def generate_batch(job: Job) -> Measured:
         model = model_of(job)
         models = {name: twin(model) for name in (DETACHED, AGAIN, ATTACHED)}
         sessions = {ATTACHED: attached(models[ATTACHED], job, opened)}
-        for each in models.values():
-            opened.callback(each.destroy_cached_continuous_batching_manager)
-        taken = flushed_turns(job, {name: run(each) for name, each in models.items()}, sessions)
+        managers = {
+            name: opened.enter_context(each.continuous_batching_context_manager(**options))
+            for name, each in models.items()
+        }
+        taken = flushed_turns(job, {name: run(each) for name, each in managers.items()}, sessions)
     return Measured(f"generate_batch, {job.batch} prompts", "step", job.steps, *taken)
 
 

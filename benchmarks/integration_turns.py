@@ -125,4 +125,7 @@ def flushed_turns(
         meet()
 
     wall, cpu = in_turns(job, ways, dict.fromkeys(ways, os.getpid()), after)
+    for name, session in sessions.items():
+        num_steps = session.stats().produced["steps"]
+        assert num_steps >= job.rounds * job.steps, f"{name}: {num_steps} steps were observed"
     return wall, cpu, float(np.median(flushes[WARM_UP:]))
