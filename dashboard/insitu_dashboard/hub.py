@@ -240,10 +240,11 @@ class Hub:
             remedy = "Check that it is there and that you may read it; this page goes on by itself once it can be read."
             return blank_picture(State.ERROR, Notice(Level.ERROR, f"The store cannot be read: {self.error}.", remedy))
         if run and self._runs:
-            text = f"The run {run} is not among the recent ones of this store."
-            remedy = (
-                f"Here are: {', '.join(self.runs()[:5])}. Of older ones `insitu stalls {self.path} --run ...` tells."
-            )
+            name, _, replica = run.partition(".")
+            what = f"Run {name}" if not replica else f"Replica {replica} of " + (f"run {name}" if name else "a run")
+            text = f"{what} is not among the recent ones of this store."
+            here = ", ".join(self.runs()[:5])
+            remedy = f"Here are: {here}. Of older runs `insitu stalls {self.path} --run ...` tells."
             return blank_picture(State.ERROR, Notice(Level.ERROR, text, remedy))
         return blank_picture(State.EMPTY if self._loaded.is_set() else State.LOADING)
 

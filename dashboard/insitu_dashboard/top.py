@@ -17,6 +17,7 @@ from insitu_collector.opening import opened
 from insitu_dashboard import top_text
 from insitu_dashboard.dashboard import NICENESS
 from insitu_dashboard.hub import Hub
+from insitu_dashboard.notices import State
 from insitu_dashboard.picture import DEFAULT_WINDOW_S
 
 WIDTH: Final = 120
@@ -49,7 +50,12 @@ def top(store: Path, run: str | None, replica: int | None, once: bool, as_json: 
             hub.poll()
             text = hub.picture(shown, DEFAULT_WINDOW_S)
             width = shutil.get_terminal_size((WIDTH, 40)).columns
-            click.echo(text if as_json else top_text.plain(json.loads(text), width))
+            picture = json.loads(text)
+            if picture["header"]["state"] == State.ERROR and not as_json:
+                raise click.ClickException(f"{picture['notice']['text']} {picture['notice']['remedy']}")
+            click.echo(text if as_json else top_text.plain(picture, width))
+            if picture["header"]["state"] == State.ERROR:
+                raise SystemExit(1)
         else:
             from insitu_dashboard.top_screen import Top
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,15 +54,22 @@ def _of_project(path: Path) -> SettingsFile:
 
 def _may_be_ours(path: Path) -> bool:
     try:
-        return _OURS.search(path.read_text("utf-8", errors="replace")) is not None
+        text = _bytes(path).replace(b"\0", b"").decode("utf-8", errors="replace")  # UTF-16 too, as far as it is ASCII
     except OSError:
         return True
+    return _OURS.search(text.lstrip("\ufeff\ufffd")) is not None
+
+
+def _bytes(path: Path) -> bytes:
+    if path.is_fifo():  # a read would wait for who writes
+        raise OSError(errno.EINVAL, "is a pipe", str(path))
+    return path.read_bytes()
 
 
 def _text(path: Path) -> str | None:
     """Return what a file holds, None where there is none. Raises ValueError where it cannot be read."""
     try:
-        return path.read_text("utf-8")
+        return _bytes(path).decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as error:

@@ -62,7 +62,19 @@ def test_a_replica_is_shown_that_is_asked_for(engines: Path) -> None:
             assert f"run {RUN} replica {replica} of 2" in text
             assert [f"rank {rank}" in text for rank in (1, 3)] == [replica == 0, replica == 1]
             assert ("stage 1 limits the pipeline" in text) == (replica == 1)
-    assert "is not among the recent ones" in said("--replica", "2")
+
+
+def test_what_is_not_there_is_one_line_and_fails(engines: Path) -> None:
+    for words, says in (
+        (["--replica", "2"], "Replica 2 of a run is not among the recent ones"),
+        (["--run", "zz"], "Run zz is not among the recent ones"),
+        (["--run", RUN, "--replica", "9"], f"Replica 9 of run {RUN} is not among the recent ones"),
+    ):
+        ran = CliRunner().invoke(insitu, ["top", str(engines), "--once", *words])
+        assert (ran.exit_code, ran.stdout, len(ran.stderr.splitlines())) == (1, "", 1)
+        assert says in ran.stderr and f"Here are: {RUN}, {RUN}.1." in ran.stderr
+        as_json = CliRunner().invoke(insitu, ["top", str(engines), "--json", *words])
+        assert (as_json.exit_code, says in json.loads(as_json.stdout)["notice"]["text"]) == (1, True)
 
 
 def test_r_goes_from_replica_to_replica(engines: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,8 @@ def test_somebody_elses_pyproject_is_no_matter(folder: Path) -> None:
         (b"a = 1\n  [ tool . 'insitu'\n", "no TOML: Expected ']' at the end of a table declaration (at line 2,"),
         (b"tool.insitu.to =\n", "no TOML: Invalid value (at line 1,"),
         (b"[tool.insitu.axes]\n\nlogits = '\xff'\n", "no UTF-8 (at line 3)"),
+        ("\ufeff[tool.insitu]\n".encode(), "no TOML: Invalid statement (at line 1, column 1)"),
+        ("[tool.insitu]\n".encode("utf-16"), "no UTF-8 (at line 1)"),
     ],
 )
 def test_a_broken_pyproject_with_settings_of_ours_is_a_warning_line_that_says_where(
@@ -133,6 +136,16 @@ def test_a_pyproject_that_cannot_be_read_stops_nobody(folder: Path) -> None:
     (folder / "pyproject.toml").mkdir()
     (line,) = load(folder, {}).warnings()
     assert line.startswith(f"{folder}/pyproject.toml cannot be read: is a directory, so no [tool.insitu] in it sets")
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_where_a_file_of_settings_should_be_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "pyproject.toml")
+    (line,) = load(folder, {}).warnings()
+    assert "cannot be read: is a pipe" in line
+    os.mkfifo(folder / "insitu.toml")
+    with pytest.raises(ConfigError, match=r"insitu\.toml cannot be read: is a pipe; see that it is a file"):
+        load(folder, {})
 
 
 @pytest.mark.parametrize(

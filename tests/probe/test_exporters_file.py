@@ -123,11 +123,27 @@ def test_a_store_that_became_read_only_is_one_line_at_the_end_and_what_is_lost_i
         session.event("incident", "after")
         report = session.close()
     assert report.dropped
+    assert {reason for dropped in session.stats().dropped.values() for reason in dropped} == {DropReason.STORE_FAILED}
     assert caplog.messages == [
         f"insitu: store {tmp_path} takes no records: read-only file system; see that it is there and may be written",
         f"insitu: {report.dropped} rows were not durable at exit and are counted as dropped",
     ]
     assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_store_that_was_moved_away_is_no_full_disk_and_takes_records_where_it_is_again(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    exporter = FileExporter(str(store), Source())
+    exporter.export(events(0))
+    store.rename(tmp_path / "away")
+    with pytest.raises(Retry) as retry:
+        exporter.export(events(1))
+    assert retry.value.reason is DropReason.STORE_FAILED
+    (tmp_path / "away").rename(store)
+    exporter.export(events(1))
+    exporter.close(1)
+    assert exporter.refused() == [(STREAM, 0, DropReason.STORE_FAILED)], "it was not durable yet"
+    assert stored_seqs(store) == [1]
 
 
 def test_closing_on_a_read_only_disk_is_said_where_nothing_was_said_before(
@@ -157,7 +173,7 @@ def test_a_batch_whose_sync_failed_is_refused_and_never_called_durable(
     exporter.export(events(2))
     assert not exporter.flush(1)
     assert exporter.durable(STREAM) == 0
-    assert exporter.refused() == [(STREAM, 1, DropReason.DISK_FULL)]
+    assert exporter.refused() == [(STREAM, 1, DropReason.STORE_FAILED)]
     assert exporter.refused() == []
     assert exporter.flush(1)
     assert exporter.durable(STREAM) == 2

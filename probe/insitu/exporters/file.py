@@ -13,7 +13,7 @@ from insitu.identity import Source
 from insitu.segments.expiry import Expiry, Tell
 from insitu.segments.layout import StoreGone, is_full
 from insitu.segments.retention import Keep
-from insitu.segments.shard import Key, Limits, ShardLocked, ShardWriter, StoreFull, shard_name
+from insitu.segments.shard import Key, Limits, ShardLocked, ShardWriter, shard_name
 from insitu.segments.troubles import reason
 from insitu.vocabulary import EXPIRED, DropReason
 
@@ -100,7 +100,7 @@ class FileExporter:
             raise Refused(DropReason.REFUSED_INVALID, str(error)) from None
         except OSError as error:
             self._note_failure(error)
-            reason = DropReason.DISK_FULL if isinstance(error, StoreFull) else DropReason.PROBE_ERROR
+            reason = DropReason.DISK_FULL if is_full(error) else DropReason.STORE_FAILED
             raise Retry(RETRY_S, reason) from None
         self._is_failing = False
         self._pending.setdefault(batch.stream, set()).add(batch.seq)
@@ -182,7 +182,7 @@ class FileExporter:
     def _settle(self, durable: list[Key], failed: list[Key]) -> None:
         for key in durable:
             self._pending.get(key.stream, set()).discard(key.seq)
-        self._refused += [(key.stream, key.seq, DropReason.DISK_FULL) for key in failed]
+        self._refused += [(key.stream, key.seq, DropReason.STORE_FAILED) for key in failed]
 
     def _durable(self, stream: int) -> int:
         pending = self._pending.get(stream)
