@@ -235,6 +235,34 @@ def test_a_forked_child_writes_a_shard_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["file", "spool"])
+def test_a_process_that_changes_its_folder_writes_on_where_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, to: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spool = "store" if to == "spool" else None
+    session = insitu.start(rank=0, to="grpc://127.0.0.1:9" if spool else "file://./store", spool=spool)
+    with session.step(0):
+        pass
+    session.flush()
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    for step in range(1, 5):
+        with session.step(step):
+            pass
+    assert session.close().dropped == 0
+    assert stored_steps(tmp_path / "store") == [0, 1, 2, 3, 4]
+    assert list(other.iterdir()) == []
+    assert [text for text in caplog.messages if "gone" in text] == []
+
+
+def stored_steps(store: Path) -> list[int]:
+    from insitu_collector.store import open_store
+
+    return sorted(open_store(store).table("steps")["step_id"].to_pylist())
+
+
+@pytest.mark.parametrize("to", ["file", "spool"])
 def test_the_record_says_at_its_end_what_a_full_disk_cost_though_heartbeats_were_dropped_too(
     tmp_path: Path, to: str
 ) -> None:

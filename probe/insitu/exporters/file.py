@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
@@ -49,7 +50,7 @@ class FileExporter:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = path
+        self._path = str(Path(path).absolute())  # also for a forked child; either may change its folder
         self._source = source
         self._keep = keep or Keep()
         self._tell = tell or (lambda rows: None)

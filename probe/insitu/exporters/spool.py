@@ -75,7 +75,7 @@ class SpoolingExporter:
         """to: where the collector is, as people write it. tell: takes rows of `gaps`."""
         self._collector = collector
         self._to = to
-        self._store = Path(folder)
+        self._store = Path(folder).absolute()  # the process may change its folder
         self._source = source
         self._keep = keep
         self._tell = tell or (lambda rows: None)

@@ -92,7 +92,7 @@ class ShardWriter:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.store = Path(store)
+        self.store = Path(store).absolute()  # the process may change its folder
         self.shard = shard
         self._limits = limits or Limits()
         self._clock = clock
