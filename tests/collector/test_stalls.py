@@ -280,9 +280,9 @@ def test_the_document_of_several_replicas_has_a_part_for_each(engines: Path) -> 
     assert not set(OF_A_REPLICA[1:]) & set(answer), "what is of one replica stands in its part"
     assert [[v["kind"] for v in part["verdicts"]] for part in answer["replicas"]] == [["healthy"], ["stage_limits"]]
     assert [(v["kind"], v["rank"], v["replica"]) for v in answer["verdicts"]] == [
-        ("healthy", None, 0),
         ("stage_limits", 3, 1),
-    ]
+        ("healthy", None, 0),
+    ], "most severe first, whichever replica's"
     assert [sorted({row["rank"] for row in part["ledger"]}) for part in answer["replicas"]] == [[0, 1], [2, 3]]
 
 

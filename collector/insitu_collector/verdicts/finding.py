@@ -127,7 +127,12 @@ def standing(verdicts: list[Verdict]) -> list[Verdict]:
         (verdict for verdict in told if verdict.kind in _QUIET),
         key=lambda verdict: (verdict.state == OPEN, verdict.window_end_unix_ns),
     )
-    return sorted(found or rest[-1:], key=lambda v: (severity(v.kind), v.window_start_unix_ns, v.verdict))
+    return in_order(found or rest[-1:])
+
+
+def in_order(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Return verdicts as they are told: most severe first, then earliest."""
+    return sorted(verdicts, key=lambda v: (severity(v.kind), v.window_start_unix_ns, v.verdict))
 
 
 def latest_revisions(verdicts: Iterable[Verdict]) -> list[Verdict]:

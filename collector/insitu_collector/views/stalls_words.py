@@ -9,7 +9,7 @@ from insitu_collector.ledger import bubble
 from insitu_collector.ledger import words as ledger_words
 from insitu_collector.requests import report as request_report
 from insitu_collector.steps import delay_words
-from insitu_collector.verdicts.finding import Verdict
+from insitu_collector.verdicts.finding import Verdict, in_order
 from insitu_collector.whatif.report import Asked
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def to_json(found: Stalls) -> dict[str, Any]:
     if not found.siblings:
         return {**of_run, **_replica_json(found)}
     each = [_replica_json(replica) for replica in found.shown]
-    verdicts = [{**verdict, "replica": replica["replica"]} for replica in each for verdict in replica["verdicts"]]
+    told = in_order(verdict for replica in found.shown for verdict in replica.verdicts)
+    verdicts = [{**_verdict_json(verdict), "replica": verdict.replica} for verdict in told]
     return {**of_run, "verdicts": verdicts, "replicas": each}
 
 
@@ -41,7 +42,7 @@ def _replica_json(found: Stalls) -> dict[str, Any]:
     rows = found.ledger.rows if found.ledger else ()
     return {
         **({"replica": found.replica} if len(found.replicas) > 1 else {}),
-        "verdicts": [{**verdict.to_json(), "state": verdict.state} for verdict in found.verdicts],
+        "verdicts": [_verdict_json(verdict) for verdict in found.verdicts],
         "ledger_window_unix_ns": found.window_unix_ns,
         "ledger": [
             {"stage": r.stage, "rank": r.rank, "class": str(r.cls), "seconds": r.seconds, "on_rank": r.on_rank}
@@ -55,6 +56,10 @@ def _replica_json(found: Stalls) -> dict[str, Any]:
         "requests": None if found.requests is None else request_report.to_json(found.requests, found.timeline),
         **({} if found.delays is None else {"delay_matrix": delay_words.to_json(found.delays)}),
     }
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, Any]:
+    return {**verdict.to_json(), "state": verdict.state}
 
 
 def to_text(found: Stalls) -> str:
