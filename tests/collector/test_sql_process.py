@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from insitu.segments.layout import SEALED, list_segments
 from insitu.wire.insitu_pb2 import Part, SqlQuery
 from insitu.wire.insitu_pb2_grpc import QueryStub
 from insitu_collector.access.roles import Role
+from insitu_collector.query.asked import BadQuestion
 from insitu_collector.query.parts import Answer
 from insitu_collector.query.remote import RemoteStore
 from insitu_collector.query.sql import Limits, QueryFailed, QueryTooLarge
@@ -67,6 +68,10 @@ def ask(processes: SqlProcesses, store: Store, query: str, limits: Limits | None
     answer = Answer(parts(processes, store, query, limits))
     rows: list[dict[str, Any]] = pa.Table.from_batches(answer.batches(), schema=answer.schema).to_pylist()
     return rows
+
+
+def reading(server: CollectorServer) -> closing[RemoteStore]:
+    return closing(RemoteStore(f"grpc://127.0.0.1:{server.port}"))
 
 
 def server_of(collector: int) -> psutil.Process:
@@ -153,6 +158,15 @@ def test_a_query_is_no_book(processes: SqlProcesses, store: Store) -> None:
     with pytest.raises(QueryTooLarge, match="a query has at most 4,194,304 characters"):
         ask(processes, store, "select 1 --" + "\0" * (4 << 20))
     assert ask(processes, store, "select 1 as one --" + "\x1f" * (4_194_304 - 18)) == [{"one": 1}]
+    assert ask(processes, store, "select 1--" + "\U0001f600" * (4_194_304 - 10)) == [{"1": 1}]
+
+
+def test_what_is_wrong_with_a_query_reaches_who_asked_however_long_a_name_in_it_is(store: Store) -> None:
+    with CollectorServer(store.path, port=0) as server, reading(server) as remote:
+        for letter in ("x", "\U0001f600"):
+            with pytest.raises(BadQuestion, match=rf"^Catalog Error: Table with name {letter}+\.\.\.$") as error:
+                remote.sql(f'select * from "{letter * 20_000}"')
+            assert len(str(error.value)) < 510
 
 
 # -- ends ------------------------------------------------------------------------------------------------------------
@@ -264,7 +278,8 @@ def test_it_has_limits_that_the_kernel_keeps_and_none_of_what_a_collector_knows(
         assert "core file size 0 0" in limits_of(proc)
     said = limits_of(Path(f"/proc/{query.pid}"))
     assert "file size 0 0" in said
-    assert int(re.findall(r"cpu time (\d+)", said)[0]) <= 40
+    soft, hard = map(int, re.findall(r"cpu time (\d+) (\d+)", said)[0])
+    assert soft < hard <= 41, "the kernel kills at the hard one, and says why at the other"
     mapped, most = query.memory_info().vms, int(re.findall(r"address space (\d+)", said)[0])
     assert mapped <= most <= server.memory_info().vms + 768 * MIB
     files = {os.readlink(each) for each in Path(f"/proc/{query.pid}/fd").iterdir()}

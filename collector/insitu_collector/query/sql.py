@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 STRANGERS_BATCH_ROWS: Final = 2048
 """Of an answer: a row may be large, and as many are made at a time. DuckDB makes no fewer."""
+MOST_SAID: Final = 500
+"""Characters of what DuckDB says, names too: a reader's gRPC takes 8 KiB, and a character may be twelve bytes there."""
 TOO_MUCH_MEMORY: Final = "the query needs more memory than one may have here; ask for less at a time"
 _FORMAT: Final = ds.IpcFileFormat()
 _FILES: Final = LocalFileSystem()
@@ -244,4 +246,5 @@ def _one_line() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    line = str(error).strip().partition("\n")[0]
+    return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}..."

@@ -100,14 +100,15 @@ def confine(limits: Limits) -> None:
         _lower(resource.RLIMIT_AS, mapped + limits.memory_bytes + HEADROOM_BYTES)
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = used.ru_utime + used.ru_stime + limits.threads * limits.seconds
-    _lower(resource.RLIMIT_CPU, math.ceil(seconds) + CPU_MARGIN_S)
+    _lower(resource.RLIMIT_CPU, math.ceil(seconds) + CPU_MARGIN_S, more=1)
     _lower(resource.RLIMIT_FSIZE, 0)
 
 
-def _lower(limit: int, most: int) -> None:
+def _lower(limit: int, most: int, more: int = 0) -> None:
+    """more: up to the hard limit, at which a process that took its time of a processor is killed unnamed."""
     _, hard = resource.getrlimit(limit)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(limit, (most, most))
+    end = most + more if hard == resource.RLIM_INFINITY else min(most + more, hard)
+    resource.setrlimit(limit, (min(most, end), end))
 
 
 def _mapped_bytes() -> int | None:

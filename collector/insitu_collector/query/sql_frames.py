@@ -43,8 +43,8 @@ def send(to: socket.socket, kind: Kind, body: bytes = b"") -> None:
 
 
 def send_json(to: socket.socket, kind: Kind, **said: Any) -> None:
-    """Send a frame of JSON."""
-    send(to, kind, json.dumps(said).encode())
+    """Send a frame of JSON, in UTF-8: escaped, a character may be twelve bytes."""
+    send(to, kind, json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def receive(source: socket.socket) -> tuple[Kind, bytes] | None:
