@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,37 @@ def test_what_is_wrong_with_a_query_reaches_who_asked_however_long_a_name_in_it_
             with pytest.raises(BadQuestion, match=rf"^Catalog Error: Table with name {letter}+\.\.\.$") as error:
                 remote.sql(f'select * from "{letter * 20_000}"')
             assert len(str(error.value)) < 510
+
+
+def test_of_a_store_that_has_gone_nobody_is_told_that_it_holds_nothing(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = store.path.with_name("away")
+    with CollectorServer(store.path, port=0) as server, reading(server) as remote:
+        questions: list[Callable[[], object]] = [
+            lambda: remote.sql("select count(*) from steps"),
+            lambda: remote.table("steps"),
+            remote.tables,
+        ]
+        for was_open in (False, True):
+            store.path.rename(away)
+            for question in questions:
+                with pytest.raises(
+                    ConnectionError, match=r"the store of this collector has gone; ask again when it is back$"
+                ):
+                    question()
+            away.rename(store.path)
+            assert remote.table("steps").num_rows == 10, was_open
+    assert "Traceback" not in caplog.text
+
+
+def test_a_store_that_goes_before_its_process_looks_is_said_as_well(
+    processes: SqlProcesses, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.path.rename(store.path.with_name("away"))
+    with pytest.raises(QueryFailed, match="the store of this collector has gone"):
+        ask(processes, store, "select 1")
+    assert caplog.messages == []
 
 
 # -- ends ------------------------------------------------------------------------------------------------------------

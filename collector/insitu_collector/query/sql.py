@@ -32,6 +32,7 @@ STRANGERS_BATCH_ROWS: Final = 2048
 """Of an answer: a row may be large, and as many are made at a time. DuckDB makes no fewer."""
 MOST_SAID: Final = 500
 """Characters of what DuckDB says, names too: a reader's gRPC takes 8 KiB, and a character may be twelve bytes there."""
+STORE_AWAY: Final = "the store of this collector has gone; ask again when it is back"
 TOO_MUCH_MEMORY: Final = "the query needs more memory than one may have here; ask for less at a time"
 _FORMAT: Final = ds.IpcFileFormat()
 _FILES: Final = LocalFileSystem()
@@ -45,7 +46,7 @@ class QueryTooLarge(BadQuestion):
 
 
 class QueryFailed(Exception):
-    """A query ended the process it ran in; the text is one line that says how."""
+    """A query was not answered, and not by what it asks for: its process ended, or there is no store. One line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from insitu.segments.erased_file import ErasedUnreadable
 from insitu_collector.query import rows, scan
 from insitu_collector.query.asked import BadQuestion
 from insitu_collector.query.parts import Counted, parts_of
-from insitu_collector.query.sql import TOO_MUCH_MEMORY, Limits, QueryFailed, QueryTooLarge, stream
+from insitu_collector.query.sql import STORE_AWAY, TOO_MUCH_MEMORY, Limits, QueryFailed, QueryTooLarge, stream
 from insitu_collector.query.sql_frames import Kind, receive, send, send_json
 from insitu_collector.store import Store, open_store
 
@@ -32,7 +32,7 @@ HEADROOM_BYTES: Final = 256 << 20
 CPU_MARGIN_S: Final = 5
 MOST_PART_BYTES: Final = 4 << 20
 """A reader's gRPC takes no larger message. Pieces are smaller; a schema is as large as a query says."""
-ANSWERED: Final = (QueryTooLarge, BadQuestion, ErasedUnreadable)
+ANSWERED: Final = (QueryTooLarge, BadQuestion, ErasedUnreadable, QueryFailed)
 """What is told to who asked, by its class's name and its text."""
 
 
@@ -78,7 +78,10 @@ def _answered(collector: socket.socket, question: bytes) -> tuple[Store, int]:
     """Send what a question asks for; return the store it was read from, and the number of rows."""
     asked: dict[str, Any] = json.loads(question)
     limits = Limits(**asked["limits"])
-    store = open_store(Path(asked["store"]))
+    try:
+        store = open_store(Path(asked["store"]))
+    except FileNotFoundError:
+        raise QueryFailed(STORE_AWAY) from None
 
     def begins() -> None:
         confine(limits)

@@ -54,7 +54,8 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
     def Tables(self, query: TablesQuery, context: Any) -> TablesAnswer:
         """Say which tables have segments, and when one was last written."""
         self._gate.require(context, Role.READ, REMEDY)
-        store = self._opened()
+        with _told(context):
+            store = self._opened()
         return TablesAnswer(tables=store.tables(), last_written_unix_ns=store.last_written_ns())
 
     def Rows(self, query: RowsQuery, context: Any) -> Iterator[Part]:
@@ -126,10 +127,15 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
         yield end_of(counted.num_rows, self._opened().num_damaged, hidden)
 
     def _opened(self) -> Store:
-        with self._lock:
-            if self._store is None:
-                self._store = open_store(self._path)
-            return self._store
+        """Return the store. Raises QueryFailed where it has gone: no row of it would be read, and none be missed."""
+        try:
+            with self._lock:
+                if self._store is None:
+                    self._store = open_store(self._path)
+            self._store.check()
+        except FileNotFoundError:
+            raise sql.QueryFailed(sql.STORE_AWAY) from None
+        return self._store
 
 
 @contextmanager
