@@ -160,7 +160,7 @@ class Hub:
             if gaps is not None:
                 run.view.take_gaps(gaps)
         newest = self._newest_first()
-        for group in newest[max(MOST_RUNS, self._num_replicas(newest[0][0])) :] if newest else ():
+        for group in newest[max(MOST_RUNS, self._groups.num_replicas(newest[0][0])) :] if newest else ():
             del self._runs[group]
 
     def _newest_first(self) -> list[Group]:
@@ -173,9 +173,6 @@ class Hub:
             view = run.view
             last[name] = max(view.timeline.unix_ns(view.last_ns) if view.last_ns else 0, last.get(name, 0))
         return sorted(self._runs, key=lambda group: (-last[group[0]], group))
-
-    def _num_replicas(self, run: str) -> int:
-        return sum(name == run for name, _ in self._runs)
 
     def _add_delta(self, run: _Run, tables: Mapping[str, pa.Table]) -> None:
         if "intervals" in tables or "health" in tables:
@@ -225,7 +222,7 @@ class Hub:
                 window_s,
                 run=name,
                 replica=replica,
-                num_replicas=self._num_replicas(name),
+                num_replicas=self._groups.num_replicas(name),
                 at_ns=at_ns,
                 num_damaged=self.store.num_damaged if self.store is not None else 0,
             )

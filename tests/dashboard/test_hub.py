@@ -91,6 +91,19 @@ def test_all_replicas_of_the_newest_run_are_kept(tmp_path: Path) -> None:
     hub.close()
 
 
+def test_a_run_that_is_kept_in_part_says_how_many_replicas_it_has(tmp_path: Path) -> None:
+    scenario = Scenario(seed=3, seconds=0.5, base_ms=(5.0,), replicas=6)
+    newest = "ab" * 8
+    write_store(of_engines(scenario), str(tmp_path))
+    write_store(renamed(of_engines(scenario), newest, 5000), str(tmp_path))
+    hub = Hub(tmp_path)
+    hub.poll()
+    older = RUN if hub.runs()[0] == newest else newest
+    assert len([name for name in hub.runs() if name.startswith(older)]) == MOST_RUNS - 6
+    assert state(hub, older)["header"]["replica"] == "replica 0 of 6"
+    hub.close()
+
+
 def renamed(tables: dict[str, pa.Table], run: str, epochs_from: int) -> dict[str, pa.Table]:
     """Return the tables as another run's: its own epochs, and sources that were started later the more those differ."""
     found = {}

@@ -66,6 +66,10 @@ class Groups:
             for group, mine in sorted(epochs.items())
         }
 
+    def num_replicas(self, run: str) -> int:
+        """Return how many replicas with ranks a run has, so far."""
+        return len({replica for name, replica in self._of.values() if name == run})
+
     def _take_sources(self, sources: pa.Table) -> None:
         for row in sources.select(["epoch", "run", "replica", "role"]).to_pylist():
             if row["role"] == Role.RANK:
