@@ -1,7 +1,8 @@
-"""What `to` may be: one URL, or one exporter. A session has one destination, and says so before it opens any. Pure."""
+"""What `to` may be: one URL, or one exporter. A session has one destination, and says so before it opens any."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -34,4 +35,12 @@ def scheme_of(to: Any) -> str:
     try:
         return urlsplit(to).scheme if isinstance(to, str) else ""
     except ValueError:  # no URL: whoever opens it says so
+        return ""
+
+
+def folder_now() -> str:
+    """Return where a path like `./insitu-store` begins now; "" in a folder that has gone."""
+    try:
+        return os.getcwd()
+    except OSError:
         return ""

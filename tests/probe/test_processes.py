@@ -144,6 +144,30 @@ def test_forks_in_the_middle_of_the_drains_work_neither_hang_nor_lose_a_row(tmp_
     assert steps == [1] * num_children + [20 * num_children]
 
 
+@pytest.mark.parametrize("to", ["file", "spool"])
+def test_a_child_that_goes_to_another_folder_writes_into_the_same_store(tmp_path: Path, to: str) -> None:
+    script = """
+        import os, sys
+        import insitu
+
+        os.chdir(sys.argv[1])
+        os.mkdir("other")
+        spool = "store" if sys.argv[2] == "spool" else None
+        session = insitu.start(rank=0, to="grpc://127.0.0.1:9" if spool else "file://./store", spool=spool)
+        child = os.fork()
+        if child == 0:
+            os.chdir("other")
+        session.event("child" if child == 0 else "parent")
+        report = session.close()
+        assert report.pending == report.dropped == 0, report
+        if child:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """
+    run(script, tmp_path, str(tmp_path), to)
+    assert list((tmp_path / "other").iterdir()) == []
+    assert sorted(map(dict, kinds(tmp_path / "store").values()), key=str) == [{"child": 1}, {"parent": 1}]
+
+
 def test_a_child_that_records_nothing_leaves_no_trace(tmp_path: Path) -> None:
     net = nn.Linear(4, 4)
     with insitu.attach(net, to=f"file://{tmp_path}") as session:

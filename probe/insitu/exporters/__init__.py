@@ -39,6 +39,7 @@ def open_exporter(
     changes: Changes | None = None,
     spool: str | None = None,
     credentials: Credentials = NONE,
+    folder: str = "",
 ) -> Exporter:
     """Return the exporter for a destination, the URL `to`, of rows that `source` writes.
 
@@ -46,7 +47,7 @@ def open_exporter(
     `gaps` about what has gone from such a store, `clocks` about a collector on another host. traces: of the session's
     steps, for spans that link to them. asked: takes what a collector asks the flight recorder for. changes: the rules
     that a collector may change. spool: folder of a store for what a collector that is away cannot take.
-    credentials: what a collector is shown.
+    credentials: what a collector is shown. folder: where a path like `./store` begins; "": where this process is.
     Raises ValueError for a scheme nobody knows or a missing extra, and OSError when a store or spool cannot be written.
     """
     url = urlsplit(to)
@@ -61,7 +62,7 @@ def open_exporter(
             return collector
         from insitu.exporters.spool import SpoolingExporter
 
-        gaps = partial(put, "gaps") if put else None
+        gaps, spool = partial(put, "gaps") if put else None, os.path.join(folder, spool)
         with _naming("spool", spool):
             return SpoolingExporter(collector, to, spool, source, keep=keep, tell=gaps)
     if url.scheme == "file":
@@ -70,6 +71,7 @@ def open_exporter(
         path = url.netloc + url.path
         if not path or "\0" in path:
             raise ValueError(f"destination {to!a:.200} names no folder; write one like file://./insitu-store")
+        path = os.path.join(folder, path)
         with _naming(f"destination {to:.200}:", path):
             return FileExporter(path, source, keep=keep, tell=partial(put, "gaps") if put else None)
     if url.scheme == "otlp":

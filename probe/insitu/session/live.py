@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from insitu.arguments import MOST, rules_of, seconds
 from insitu.config import DEFAULT_QUEUE_BYTES
 from insitu.credentials import NONE, Credentials
+from insitu.destinations import folder_now
 from insitu.drain.inlet import Inlet
 from insitu.drain.outbox import Outbox
 from insitu.drain.thread import Drain
@@ -81,6 +82,7 @@ class Session:
         self._max_queue_bytes = max_queue_bytes
         self._spool = spool
         self._credentials = credentials
+        self._folder = folder_now()
         self._model: weakref.ref[torch.nn.Module] | None = None
         self._wait: Callable[[], None] | None = None
         """What a step waits for before it begins; only `collect` has it wait."""
@@ -132,6 +134,7 @@ class Session:
             self._changes,
             self._spool,
             self._credentials,
+            self._folder if is_child else "",  # a child may have gone elsewhere
         )
         return Deferred(open_it) if is_child else open_it()
 
