@@ -78,7 +78,7 @@ def test_each_replica_is_shown_by_name_and_a_run_by_its_first_whichever_wrote_la
         assert [cell["rank"] for cell in found["grid"]] == ranks
         assert {each["id"].split("-")[1] for each in (*found["verdicts"], *found["alarms"])} <= {kind, "healthy"}
         assert bool(found["alarms"]) == (kind == "stage_limits")
-    assert f"The run {RUN}.2 is not" in state(hub, f"{RUN}.2")["notice"]["text"]
+    assert f"Replica 2 of run {RUN} is not" in state(hub, f"{RUN}.2")["notice"]["text"]
     hub.close()
 
 
