@@ -299,7 +299,7 @@ class Store:
         from insitu_collector.query.rows import Rows
 
         sources, clocks, sites = (self._whole(name) for name in ("sources", "clocks", "sites"))
-        return Rows(self._scan, Directory(self.path, sources, clocks, sites, tenant))
+        return Rows(self._scan, Directory(self.name, sources, clocks, sites, tenant))
 
     def _whole(self, table: str) -> pa.Table:
         return pa.Table.from_batches((batch.data for batch in self._scan.batches(table)), schema=schema_of(table))

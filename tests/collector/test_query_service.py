@@ -122,6 +122,7 @@ def test_what_stands_in_a_store_can_be_asked_from_afar(remote: RemoteStore, path
         (lambda store: store.sql("copy (select 1) to '/tmp/x'"), BadQuestion, "one SELECT at a time"),
         (lambda store: store.captures(columns=["colour"]), BadQuestion, "no column 'colour'"),
         (lambda store: store.captures(run="ee"), NothingFound, "has no run 'ee'"),
+        (lambda store: store.intervals(run="ee"), NothingFound, r"the store grpc://127\.0\.0\.1:\d+ has no run 'ee'"),
         (lambda store: store.table("dreams"), KeyError, "no table 'dreams'"),
         (lambda store: store.tensor({"epoch": 7, "row_seq": 9999}), LookupError, "no captured row 9999"),
         (lambda store: store.tensors("nobody"), NothingFound, "no captured row of request 'nobody'"),

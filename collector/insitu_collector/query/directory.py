@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -49,8 +48,9 @@ class Process:
 class Directory:
     """The processes of a store, by epoch. allowed: of which tenant; empty: of all of them."""
 
-    def __init__(self, path: Path, sources: pa.Table, clocks: pa.Table, sites: pa.Table, tenant: str = "") -> None:
-        self._path = path
+    def __init__(self, store: str, sources: pa.Table, clocks: pa.Table, sites: pa.Table, tenant: str = "") -> None:
+        """store: what people call it."""
+        self._store = store
         self.tenant = tenant
         """Whose rows are shown; rows of no known process are shown to nobody in particular. Empty: everybody's."""
         self._everybody = {row["epoch"]: _process(row) for row in sources.to_pylist()}
@@ -78,7 +78,7 @@ class Directory:
         found = Groups().sort({"sources": self._sources})
         group = latest(found, run)
         if group is None:
-            raise NothingFound(no_run(self._path, run, found))
+            raise NothingFound(no_run(self._store, run, found))
         return group[0]
 
     def epochs(self, asked: Asked, *, rows_say_whose: bool = False) -> frozenset[int] | None:

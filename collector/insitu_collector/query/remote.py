@@ -147,7 +147,7 @@ class RemoteRows:
         sources, clocks, sites = (
             pa.Table.from_batches(self.stored(name), schema=schema_of(name)) for name in ("sources", "clocks", "sites")
         )
-        return Directory(Path(str(self._address)), sources, clocks, sites)
+        return Directory(str(self._address), sources, clocks, sites)
 
     def tables(self) -> TablesAnswer:
         with self._told():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -227,12 +226,12 @@ def as_time(unix_ns: int) -> str:
     return f"{np.datetime64(unix_ns // 1_000_000, 'ms')}Z"
 
 
-def no_run(path: Path | str, run: str, found: dict[Group, dict[str, pa.Table]]) -> str:
+def no_run(store: str, run: str, found: dict[Group, dict[str, pa.Table]]) -> str:
     """Return one line that says which runs a store has instead."""
     if not found:
-        return f"the store {path} holds no record of any rank; attach a probe to a model first"
+        return f"the store {store} holds no record of any rank; attach a probe to a model first"
     known = sorted({name for name, _ in found})
-    return f"the store {path} has no run {run!r}...; it has {', '.join(known[-5:])}"
+    return f"the store {store} has no run {run!r}...; it has {', '.join(known[-5:])}"
 
 
 def chosen_replica(run: str, replicas: Sequence[int], replica: int | None) -> int:

@@ -14,9 +14,11 @@ import grpc
 import pyarrow as pa
 
 from insitu.segments.erased_file import ErasedUnreadable
+from insitu.segments.layout import GONE, StoreGone
 from insitu.wire.insitu_pb2 import Look, Part, RowsQuery, SqlQuery, TablesAnswer, TablesQuery
 from insitu.wire.insitu_pb2_grpc import QueryServicer
 from insitu_collector.access.gate import Gate, Role
+from insitu_collector.health.readiness import REMEDIES, Trouble
 from insitu_collector.query import rows, sql
 from insitu_collector.query.asked import BadQuestion
 from insitu_collector.query.parts import Counted, end_of, parts_of
@@ -38,9 +40,17 @@ REMEDY: Final = "who reads the store needs the role `read`; callers on the colle
 class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base has no types
     """Answers questions about one store. Memory is bounded: an answer is made as fast as it is taken."""
 
-    def __init__(self, store: Path, gate: Gate, limits: sql.Limits | None = None) -> None:
+    def __init__(
+        self,
+        store: Path,
+        gate: Gate,
+        limits: sql.Limits | None = None,
+        has_gone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """has_gone: whether the store was removed or replaced since it is written; what is there then is no answer."""
         self.limits = limits or sql.Limits()
         self._path = store
+        self._has_gone = has_gone
         self._gate = gate
         self._store: Store | None = None
         self._processes = SqlProcesses()
@@ -54,9 +64,11 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
     def Tables(self, query: TablesQuery, context: Any) -> TablesAnswer:
         """Say which tables have segments, and when one was last written."""
         self._gate.require(context, Role.READ, REMEDY)
-        with _told(context):
+        with self._told(context):
             store = self._opened()
-        return TablesAnswer(tables=store.tables(), last_written_unix_ns=store.last_written_ns())
+            answer = TablesAnswer(tables=store.tables(), last_written_unix_ns=store.last_written_ns())
+            self._check_there()
+        return answer
 
     def Rows(self, query: RowsQuery, context: Any) -> Iterator[Part]:
         """Send rows of a table that are meant."""
@@ -70,7 +82,7 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
             over = _when_over(context)
             parts = self._processes.parts(self._opened(), tenant, query.query, self.limits, over)
             with closing(parts):
-                yield from _in_time(context, parts)
+                yield from self._sent(context, parts)
 
     def Follow(self, looks: Iterator[Look], context: Any) -> Iterator[Part]:
         """Answer look after look by what is new."""
@@ -79,11 +91,11 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
             _place(self._places, context, f"{MOST_FOLLOWERS} readers follow this store, and no more can"),
             self._gate.watched(caller, context.cancel),
             self._following(context),
-            _told(context),
+            self._told(context),
             closing(Following(self._opened(), caller.tenant)) as following,
         ):
             for look in looks:
-                yield from _in_time(context, following.answer(look))
+                yield from self._sent(context, following.answer(look))
 
     def end_followers(self) -> None:
         """End the calls that would last; who follows may come again."""
@@ -116,26 +128,47 @@ class QueryService(QueryServicer):  # type: ignore[misc]  # the generated base h
         """Give whose rows the caller sees; end the call, in one line, where it cannot be answered."""
         caller = self._gate.require(context, Role.READ, REMEDY)
         busy = f"{MOST_AT_ONCE} questions are being answered here"
-        with _place(self._turns, context, busy), _told(context):
+        with _place(self._turns, context, busy), self._told(context):
             yield caller.tenant
 
     def _answer(
         self, context: Any, schema: pa.Schema, batches: Iterator[pa.RecordBatch], hidden: Counter[int]
     ) -> Iterator[Part]:
         counted = Counted(batches)
-        yield from _in_time(context, parts_of(schema, counted))
+        yield from self._sent(context, parts_of(schema, counted))
         yield end_of(counted.num_rows, self._opened().num_damaged, hidden)
 
+    def _sent(self, context: Any, parts: Iterator[Part]) -> Iterator[Part]:
+        """Yield the messages of an answer as long as they are of the store. Raises as `_in_time`, and StoreGone."""
+        for part in _in_time(context, parts):
+            self._check_there()  # after it was read: files that have gone would be taken for none
+            yield part
+
+    def _check_there(self) -> None:
+        if self._has_gone():
+            raise StoreGone(REMEDIES[Trouble.STORE_GONE])
+
+    @contextmanager
+    def _told(self, context: Any) -> Iterator[None]:
+        """End the call, in one line, where what was asked cannot be answered."""
+        try:
+            yield
+        except (BadQuestion, sql.QueryFailed, LookupError, ErasedUnreadable, StoreGone, *GONE) as error:
+            why = StoreGone(REMEDIES[Trouble.STORE_GONE]) if self._has_gone() else error  # whatever was found of it
+            if isinstance(why, GONE):
+                raise
+            context.abort(*_refusal(why))
+
     def _opened(self) -> Store:
-        """Return the store. Raises QueryFailed where it has gone: no row of it would be read, and none be missed."""
+        """Return the store. Raises StoreGone, and QueryFailed where there is none yet."""
+        self._check_there()
         try:
             with self._lock:
                 if self._store is None:
                     self._store = open_store(self._path)
-            self._store.check()
+                return self._store
         except FileNotFoundError:
             raise sql.QueryFailed(sql.STORE_AWAY) from None
-        return self._store
 
 
 @contextmanager
@@ -149,23 +182,18 @@ def _place(places: threading.BoundedSemaphore, context: Any, full: str) -> Itera
         places.release()
 
 
-@contextmanager
-def _told(context: Any) -> Iterator[None]:
-    """End the call, in one line, where what was asked cannot be answered."""
-    try:
-        yield
-    except sql.QueryTooLarge as error:
-        context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
-    except BadQuestion as error:
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    except ErasedUnreadable as error:
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    except sql.QueryFailed as error:
-        context.abort(grpc.StatusCode.INTERNAL, str(error))
-    except LookupError as error:
-        text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-        code = grpc.StatusCode.NOT_FOUND if isinstance(error, NothingFound) else grpc.StatusCode.INVALID_ARGUMENT
-        context.abort(code, text)
+def _refusal(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return how a call ends that cannot be answered, and its one line."""
+    if isinstance(error, sql.QueryTooLarge):
+        return grpc.StatusCode.OUT_OF_RANGE, str(error)
+    if isinstance(error, BadQuestion):
+        return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+    if isinstance(error, ErasedUnreadable | StoreGone):
+        return grpc.StatusCode.FAILED_PRECONDITION, str(error)
+    if isinstance(error, sql.QueryFailed):
+        return grpc.StatusCode.INTERNAL, str(error)
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    return grpc.StatusCode.NOT_FOUND if isinstance(error, NothingFound) else grpc.StatusCode.INVALID_ARGUMENT, text
 
 
 def _in_time(context: Any, parts: Iterator[Part]) -> Iterator[Part]:

@@ -112,6 +112,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
         self._is_started = self._is_stopping = False
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
+        self._writer: ShardWriter | None = None
         self._due = Due()
         self._boot_id = boot_id()
         check_port(host, port)  # before the store is touched
@@ -140,7 +141,7 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
 
     def _recover(self, keep: Keep | None) -> ShardWriter:
         """Make the store whole, and what takes frames into it."""
-        writer = ShardWriter(self.store, SHARD)
+        writer = self._writer = ShardWriter(self.store, SHARD)
         warn_of_remote(self.store)
         try:
             max_bytes = self._admission.limits.frame
@@ -156,11 +157,14 @@ class CollectorServer(CollectorServicer):  # type: ignore[misc]  # the generated
             raise
         return writer
 
+    def _store_has_gone(self) -> bool:
+        return self._writer is not None and self._writer.has_gone()
+
     def _make_grpc(self) -> grpc.Server:
         server = make_server(self._admission.limits)
         add_CollectorServicer_to_server(self, server)
         self.health.readiness.tell(StatusService(server).on_change)
-        self._query = QueryService(self.store, self.gate)
+        self._query = QueryService(self.store, self.gate, has_gone=self._store_has_gone)
         add_QueryServicer_to_server(self._query, server)
         return server
 

@@ -162,8 +162,12 @@ class ShardWriter:
             self._check_there()
             self._check_room(SLACK_BYTES)
 
+    def has_gone(self) -> bool:
+        """Return whether the store was removed, or another is in its place; False once it is closed."""
+        return self._shard_lock.has_gone()
+
     def _check_there(self) -> None:
-        if self._shard_lock.has_gone():  # a folder made anew would be without what tells whose rows these are
+        if self.has_gone():  # a folder made anew would be without what tells whose rows these are
             raise StoreGone(errno.ENOENT, "it has gone while it was written", str(self.store))
 
     def _check_room(self, num_bytes: int) -> None:
