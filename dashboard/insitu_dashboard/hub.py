@@ -238,7 +238,8 @@ class Hub:
             return blank_picture(State.ERROR, Notice(Level.ERROR, f"The store cannot be read: {self.error}.", remedy))
         if run and self._runs:
             name, _, replica = run.partition(".")
-            what = f"Run {name}" if not replica else f"Replica {replica} of " + (f"run {name}" if name else "a run")
+            of = f"run {name}" if name else "a run"
+            what = f"Replica {replica} of {of}" if replica.isdecimal() else f"Run {run}"
             text = f"{what} is not among the recent ones of this store."
             here = ", ".join(self.runs()[:5])
             remedy = f"Here are: {here}. Of older runs `insitu stalls {self.path} --run ...` tells."
