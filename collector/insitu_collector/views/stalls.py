@@ -267,7 +267,7 @@ def stalls(
     insitu stalls ./insitu-store --json | python -m json.tool
     insitu stalls ./insitu-store --if split=5,3 --if in-flight=3
     insitu stalls ./insitu-store --matrix
-    insitu stalls ./insitu-store --replica 1
+    insitu stalls ./insitu-store --replica 0
     """
     try:
         parse_changes(changes)
