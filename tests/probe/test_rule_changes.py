@@ -240,7 +240,7 @@ def test_a_session_without_a_model_has_no_rules(insitu_records: Recording) -> No
 
 
 def test_rules_that_change_while_steps_run_lose_and_invent_nothing(insitu_records: Recording) -> None:
-    net, num_steps = net_of(2), 1500
+    net, num_steps, num_versions = net_of(2), 1500, 12
     choices = [
         [rule("0", rows="last"), rule("1", cast="bf16")],
         [rule("*", topk=2), rule("1", take="summary", every=2)],
@@ -265,15 +265,19 @@ def test_rules_that_change_while_steps_run_lose_and_invent_nothing(insitu_record
 
         thread = threading.Thread(target=change)
         thread.start()
-        for step in range(1, num_steps):
+        step, seen = 0, {0}
+        while step < num_steps or len(seen) < num_versions:  # a busy machine gives the other thread few turns
+            step += 1
             run(session, net, step)
+            seen.add(session.rules().version)
         is_over.set()
         thread.join()
+    num_steps = step + 1
     versions = [0] * num_steps
     for row in insitu_records.rows("events", kind="rules_in_force"):
         versions[row["step_id"] :] = [int(row["text"].split()[1])] * (num_steps - row["step_id"])
     found = captured(insitu_records)
-    assert len(set(versions)) > 3
+    assert seen <= set(versions)
     stats = session.stats()
     lost = sum(stats.dropped.get("captures", {}).values())
     num_wanted = 0
