@@ -54,7 +54,7 @@ matrix: $(READY)
 
 # What docs/integrations.md says of Phoenix, asked of Phoenix.
 test-phoenix: $(READY) $(PHOENIX)/.ready
-	@$(BIN)/python -m pytest -m soak tests/e2e/test_client_trace.py $(ARGS)
+	@PHOENIX=$(PHOENIX) $(BIN)/python -m pytest -m soak tests/e2e/test_client_trace.py $(ARGS)
 
 soak: $(READY)
 	@$(BIN)/python -m pytest -m soak $(ARGS)

@@ -54,17 +54,30 @@ def test_quiet_kinds_are_no_alarm() -> None:
 
 def test_the_document_is_what_the_contract_says() -> None:
     found = alert(revision=3, state="closed").to_json()
-    assert {name: found[name] for name in ("schema", "id", "incident", "state", "run")} == {
+    assert {name: found[name] for name in ("schema", "id", "incident", "state", "run", "replica")} == {
         "schema": "insitu.alert/1",
         "id": "run-stuck-r1-1#3",
         "incident": "run-stuck-r1-1",
         "state": "closed",
         "run": "run",
+        "replica": 0,
     }
     assert found["verdict"] == verdict(revision=3).to_json() | {
         name: found["verdict"][name] for name in ("window_unix_ns", "detected_unix_ns")
     }
     json.dumps(found, allow_nan=False)
+
+
+def test_the_document_names_the_replica() -> None:
+    assert alert("run.3-stuck-r1-1").to_json() | {"verdict": None} == {
+        "schema": "insitu.alert/1",
+        "id": "run.3-stuck-r1-1#0",
+        "incident": "run.3-stuck-r1-1",
+        "state": "open",
+        "run": "run",
+        "replica": 3,
+        "verdict": None,
+    }
 
 
 def test_that_something_opened_goes_stale_and_that_it_is_over_does_not() -> None:

@@ -87,6 +87,7 @@ def check(record: LogRecord, sent: Any) -> None:
         "insitu.alert": "run-stuck-r1-1#0",
         "insitu.state": "open",
         "insitu.run": "run",
+        "insitu.replica": 0,
         "insitu.kind": "stuck",
         "insitu.stage": 1,
         "insitu.rank": 1,

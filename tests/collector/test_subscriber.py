@@ -184,6 +184,7 @@ def test_verdicts_incidents_and_events_are_log_records(store: Path, receiver: Re
         "insitu.revision": 0,
         "insitu.state": "open",
         "insitu.run": "run",
+        "insitu.replica": 0,
         "insitu.kind": "stuck",
         "insitu.stage": 1,
         "insitu.rank": 1,

@@ -39,6 +39,7 @@ WRONG: dict[str, Callable[[Any], object]] = {
     "5 names no rows; give (request, site)": lambda store: store.tensor(5),
     "('r', 'L0.attn_z', 'x') names no rows": lambda store: store.tensor(("r", "L0.attn_z", "x")),
     "query: 5 is no text; write a SELECT": lambda store: store.sql(5),
+    "query: it is no Unicode text (half of a surrogate pair); write a SELECT": lambda store: store.sql("\ud800"),
 }
 
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(240)
 
 EXAMPLE: Final = ROOT / "examples/08_client_trace.py"
 PAGE: Final = ROOT / "docs/integrations.md"
-PHOENIX: Final = ROOT / ".venv-phoenix/bin/python"
+PHOENIX: Final = ROOT / os.environ.get("PHOENIX", ".venv-phoenix") / "bin/python"
 SERVE: Final = ["-m", "insitu", "serve", "--stages", "2"]
 NUM_PROMPTS: Final = 3
 NUM_TOKENS: Final = 4

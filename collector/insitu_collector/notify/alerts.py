@@ -63,6 +63,7 @@ class Alert:
             "incident": self.incident,
             "state": self.state,
             "run": self.verdict.run,
+            "replica": self.verdict.replica,
             "verdict": self.verdict.to_json(),
         }
 

@@ -113,6 +113,7 @@ def verdict_attributes(verdict: Verdict) -> dict[str, Any]:
     """Return what a verdict says of itself; names without a value are left out."""
     found = {
         names.RUN: verdict.run,
+        names.REPLICA: verdict.replica,
         names.KIND: str(verdict.kind),
         names.STAGE: verdict.on_stage,
         names.RANK: verdict.on_rank,

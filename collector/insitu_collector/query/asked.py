@@ -127,4 +127,8 @@ def checked_query(query: object) -> str:
     """Return a query of SQL. Raises BadQuestion for what is no text."""
     if not isinstance(query, str):
         raise BadQuestion(f"query: {query!r} is no text; write a SELECT")
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise BadQuestion("query: it is no Unicode text (half of a surrogate pair); write a SELECT") from None
     return query
