@@ -83,6 +83,30 @@ def test_an_open_step_has_none_of_it_and_what_runs_in_it_beside_is_observed(insi
     assert {row["step_id"] for row in insitu_records.rows("summaries")} == {0, 2}
 
 
+@pytest.mark.parametrize("is_first", [False, True], ids=["later", "first"])
+@pytest.mark.parametrize("way", [WAYS[name] for name in ("vmap", "jvp", "functionalize")])
+def test_a_part_of_the_model_of_which_no_tap_can_write_leaves_the_taps_on(
+    way: Callable[[nn.Module], Any], is_first: bool, insitu_records: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, expected = small(), way(small()[0])  # type: ignore[index]
+    with insitu.attach(model, to=insitu_records) as session:
+        if not is_first:
+            model(X)
+        for _ in range(2):
+            with session.step():
+                assert torch.equal(way(model[0]), expected)  # type: ignore[index]
+        for _ in range(2):
+            model(X)
+        num_steps = 4 if is_first else 5
+        assert steps_of(session, insitu_records) == list(range(num_steps))
+        assert session.coverage().fired == len(session.sites())
+        assert session.stats().probe_errors == 0
+    whole = [2, 3] if is_first else [0, 3, 4]
+    assert [row["step_id"] for row in insitu_records.rows("summaries")] == whole
+    [said] = [row["text"] for row in insitu_records.rows("events") if row["kind"] == "forward_transformed"]
+    assert [record.getMessage() for record in caplog.records if record.name == "insitu"] == [f"insitu: {said}"]
+
+
 def test_a_compiled_model_too(insitu_records: Recording) -> None:
     torch.compiler.reset()
     model = small()

@@ -134,6 +134,7 @@ def _enter_forward(model: nn.Module, session: Session, observer: Observer) -> Ca
     inner, root_tap = forward_of(model), observer.root_tap
     graphs, on_cuda = Graphs(type(model), inner, session, observer), observer.device.type == "cuda"
     transformed = Transformed(inner, session, observer.current)
+    observer.taps.on_transformed = transformed.say
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if is_traced() or is_exporting():  # inside of another graph, which has no place where a step could begin

@@ -34,6 +34,7 @@ from insitu.taps.forwards import forward_of, give_forward, is_observed
 from insitu.taps.fused import FusedTaps
 from insitu.taps.graph import Desk, traced_forward
 from insitu.taps.plain import can_hold, has_numbers, is_plain_dtype, plain, rows_of, valid_rows, width_of
+from insitu.taps.transforms import is_transformed
 
 _DIMS: Final = tuple(tuple(range(n)) for n in range(65))
 """All dims of a tensor, by how many it has: torch adds up at most 64."""
@@ -177,6 +178,8 @@ class Taps:
         self.desk = Desk()
         self._step_id = step_id
         self._guard = guard
+        self.on_transformed: Callable[[], None] = lambda: None
+        """Called where a tap failed under a transform of torch (`insitu.taps.transforms`)."""
         self._scratch = torch.empty(plan.max_rows, dtype=_F32, device="cpu")
         self._ones = torch.ones(plan.max_rows, dtype=torch.int32, device=step_id.device) if plan.loads else None
         self._modules: dict[str, nn.Module] = {}
@@ -290,8 +293,13 @@ class Taps:
             self.fail(site, error)
 
     def fail(self, site: Site, error: Exception) -> None:
-        """Contain the error of a tap: where it first fires the site is taken for unfit, later all taps fall silent."""
-        if self.current.learning or site.number in self.late.silent:
+        """Contain the error of a tap: where it first fires the site is taken for unfit, later all taps fall silent.
+
+        Of a module that is called under a transform there was nothing to take: its tensors stand for others.
+        """
+        if is_transformed():
+            self.on_transformed()
+        elif self.current.learning or site.number in self.late.silent:
             self._unfit.add(site.number)
             self.late.give_up(site.number)
         else:

@@ -51,10 +51,7 @@ class Transformed:
 
         `compiler` was put aside and is back in its place after it.
         """
-        if not self._is_said:
-            self._is_said = True
-            logger.warning("insitu: %s", _SAID)
-            self._session.event(FORWARD_TRANSFORMED, _SAID)
+        self.say()
         current, in_step = self._current, self._session.in_step  # taps of another thread's step go on
         thread = current.thread
         if in_step:
@@ -67,3 +64,10 @@ class Transformed:
             if in_step:
                 current.thread = thread
             put_aside(compiler)
+
+    def say(self) -> None:
+        """Say it, once."""
+        if not self._is_said:
+            self._is_said = True
+            logger.warning("insitu: %s", _SAID)
+            self._session.event(FORWARD_TRANSFORMED, _SAID)
