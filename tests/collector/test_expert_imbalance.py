@@ -117,8 +117,10 @@ def test_a_real_mixture_of_experts_with_a_collapsed_router_is_named(tmp_path: Pa
             layer.mlp.gate.weight[:, 0] = 0.0  # ... to which no router listens, ...
         model.model.layers[1].mlp.gate.weight[6, 0] = 9.0  # ... but for expert 6 of layer 1
     with insitu.attach(model, to=f"file://{tmp_path}") as session, torch.inference_mode():
-        for _ in range(700):
+        for step in range(700):
             model(torch.randint(32, (1, 16)))
+            if step % 50 == 49:
+                session.flush()
         assert session.flush().dropped == 0
     [verdict] = [v for v in judged(open_store(tmp_path)) if v.kind == VerdictKind.EXPERT_IMBALANCE][:1]
     assert (verdict.on_rank, verdict.layer, verdict.site) == (0, 1, "L1.router_logits")

@@ -15,6 +15,7 @@ from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final
 
+from insitu.drain import forks
 from insitu.drain.batches import Batches
 from insitu.drain.heartbeat import heartbeat
 from insitu.drain.inlet import Inlet, hook_ns, portions
@@ -101,6 +102,7 @@ class Drain:
         self._stopping = Event()
         self._errands: deque[_Errand] = deque()
         self._closing = False
+        self._work = forks.Work()
         self._is_quiet = True
         """Nothing but heartbeats was shipped in the last second."""
         self._thread: Thread | None = None
@@ -158,6 +160,13 @@ class Drain:
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        forks.add(self._work)
+        try:
+            self._serve()
+        finally:
+            forks.discard(self._work)
+
+    def _serve(self) -> None:
         next_beat, before_ns = time.monotonic() + SHIP_EVERY_S, self.cpu_ns
         while not self._stopping.is_set():
             is_asked = self._wake.wait(max(0.0, min(next_beat - time.monotonic(), BEAT_WHEN_OPEN_S)))
@@ -166,10 +175,7 @@ class Drain:
             is_due = time.monotonic() >= next_beat or self._long_open()
             if is_due:
                 next_beat = time.monotonic() + SHIP_EVERY_S
-            try:
-                self._look(is_due, is_asked)
-            except Exception as error:
-                self.guard.contain(error)
+            self._turn(partial(self._look, is_due, is_asked))
             self.cpu_ns = before_ns + time.thread_time_ns()
             while self._errands and not self._stopping.is_set():
                 self._do(self._errands.popleft())
@@ -202,13 +208,14 @@ class Drain:
             self._closing = errand.is_last
             if errand.is_last:
                 num_unread = self._give_up_steps()
-                self._try(self._flight.finish)
-            self._try(partial(self.beat, closing=errand.is_last))
-            self._try(self.ship)
+                self._turn(self._flight.finish)
+            self._turn(partial(self.beat, closing=errand.is_last))
+            self._turn(self.ship)
             self._settle(errand.until)
             if errand.is_last:
-                num_unread += self._say_what_is_lost()
-                self.num_given_up = num_unread + self._outbox.close(max(0.1, errand.until - time.monotonic()))
+                with self._work:
+                    num_unread += self._say_what_is_lost()
+                    self.num_given_up = num_unread + self._outbox.close(max(0.1, errand.until - time.monotonic()))
         except Exception as error:
             self.guard.contain(error)
         finally:
@@ -231,6 +238,11 @@ class Drain:
         self._batches.put("health", [self._heartbeat(closing=True)])
         self._outbox.ship()
 
+    def _turn(self, work: Callable[[], None]) -> None:
+        """As `_try`, and no fork happens meanwhile."""
+        with self._work:
+            self._try(work)
+
     def _try(self, work: Callable[[], None]) -> None:
         """Do a part of a look: where it fails, the others go on."""
         try:
@@ -246,19 +258,21 @@ class Drain:
                 return
             if time.monotonic() >= next_beat:
                 next_beat += SHIP_EVERY_S
-                self._try(partial(self._look, is_due=True, is_asked=True))
+                self._turn(partial(self._look, is_due=True, is_asked=True))
             else:
-                self._try(self.collect)
-        self._try(self.collect)
+                self._turn(self.collect)
+        self._turn(self.collect)
 
     def _settle(self, until: float) -> None:
         """Wait until everything shipped is durable, or the time is over."""
         while True:
             left_s = until - time.monotonic()
-            self._outbox.flush(max(0.0, min(left_s, SETTLE_SLICE_S)))
+            with self._work:
+                self._outbox.flush(max(0.0, min(left_s, SETTLE_SLICE_S)))
             if left_s <= SETTLE_SLICE_S or not self._outbox.num_pending:
                 return
-            self.collect()
+            with self._work:
+                self.collect()
 
     def _long_open(self) -> bool:
         top = self._recorder.open

@@ -5,11 +5,11 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 from typing import Protocol
 
 import pyarrow as pa
 
+from insitu.cached import cached
 from insitu.records import TableSpec, table_spec
 from insitu.vocabulary import DropReason
 
@@ -35,7 +35,7 @@ class Batch:
     data: pa.RecordBatch
     table: str
 
-    @cached_property
+    @cached
     def spec(self) -> TableSpec:
         """Its table's schema and numbers."""
         return table_spec(self.table)
@@ -50,12 +50,12 @@ class Batch:
         """How many rows it has."""
         return int(self.data.num_rows)
 
-    @cached_property
+    @cached
     def body(self) -> bytes:
         """The batch as one Arrow IPC message: no schema, no compression."""
         return self.data.serialize().to_pybytes()  # type: ignore[no-any-return]
 
-    @cached_property
+    @cached
     def crc32(self) -> int:
         """`zlib.crc32(body)`: the one checksum from probe to reader."""
         return zlib.crc32(self.body)

@@ -18,13 +18,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from insitu.cached import cached
 from insitu.flight.settings import FlightRule
 from insitu.rules.rule import ROWS, Rule
 from insitu.sites.site import Site, is_named
@@ -63,16 +63,16 @@ class Plan:
     def num_sites(self) -> int:
         return len(self.sites) + NUM_EXPLICIT
 
-    @cached_property
+    @cached
     def root(self) -> Site | None:
         """What the model itself returned, where that is a site."""
         return next((site for site in reversed(self.sites) if not site.fqn), None)
 
-    @cached_property
+    @cached
     def boundaries(self) -> tuple[int, ...]:
         return tuple(site.number for site in self.sites if site.boundary)
 
-    @cached_property
+    @cached
     def loads(self) -> dict[int, tuple[int, int]]:
         """Router site -> (place of its first expert in the area `load`, number of its experts)."""
         found, at = {}, 0
@@ -86,16 +86,16 @@ class Plan:
     def num_slabs(self) -> int:
         return max(8, min(MAX_SLABS, MAX_VIEWS // (2 * self.num_sites)))
 
-    @cached_property
+    @cached
     def groups(self) -> tuple[Group, ...]:
         return tuple(dict.fromkeys(group for site in self.sites if (group := self.group_of(site))))
 
-    @cached_property
+    @cached
     def row_sites(self) -> tuple[tuple[int, ...], ...]:
         """By group: the numbers of its sites."""
         return tuple(tuple(s.number for s in self.sites if self.group_of(s) == group) for group in self.groups)
 
-    @cached_property
+    @cached
     def held_sites(self) -> frozenset[int]:
         """Row sites whose rows the flight recorder holds."""
         found = zip(self.groups, self.row_sites, strict=True)
@@ -244,7 +244,7 @@ class Slabs:
         """All slabs on the device, uint8[num_slabs + 1, slab_bytes]; the last is of no step, and not read."""
         return self._memory
 
-    @cached_property
+    @cached
     def areas(self) -> dict[str, torch.Tensor]:
         """Areas of all slabs on the device: dim 0 is the place in the ring, the others those of `Readings`."""
         areas = {
