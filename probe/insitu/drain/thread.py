@@ -15,7 +15,7 @@ from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final
 
-from insitu.drain import forks
+from insitu import forks
 from insitu.drain.batches import Batches
 from insitu.drain.heartbeat import heartbeat
 from insitu.drain.inlet import Inlet, hook_ns, portions
@@ -102,7 +102,6 @@ class Drain:
         self._stopping = Event()
         self._errands: deque[_Errand] = deque()
         self._closing = False
-        self._work = forks.Work()
         self._is_quiet = True
         """Nothing but heartbeats was shipped in the last second."""
         self._thread: Thread | None = None
@@ -160,13 +159,6 @@ class Drain:
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        forks.add(self._work)
-        try:
-            self._serve()
-        finally:
-            forks.discard(self._work)
-
-    def _serve(self) -> None:
         next_beat, before_ns = time.monotonic() + SHIP_EVERY_S, self.cpu_ns
         while not self._stopping.is_set():
             is_asked = self._wake.wait(max(0.0, min(next_beat - time.monotonic(), BEAT_WHEN_OPEN_S)))
@@ -213,7 +205,7 @@ class Drain:
             self._turn(self.ship)
             self._settle(errand.until)
             if errand.is_last:
-                with self._work:
+                with forks.turn:
                     num_unread += self._say_what_is_lost()
                     self.num_given_up = num_unread + self._outbox.close(max(0.1, errand.until - time.monotonic()))
         except Exception as error:
@@ -240,7 +232,7 @@ class Drain:
 
     def _turn(self, work: Callable[[], None]) -> None:
         """As `_try`, and no fork happens meanwhile."""
-        with self._work:
+        with forks.turn:
             self._try(work)
 
     def _try(self, work: Callable[[], None]) -> None:
@@ -267,11 +259,11 @@ class Drain:
         """Wait until everything shipped is durable, or the time is over."""
         while True:
             left_s = until - time.monotonic()
-            with self._work:
+            with forks.turn:
                 self._outbox.flush(max(0.0, min(left_s, SETTLE_SLICE_S)))
             if left_s <= SETTLE_SLICE_S or not self._outbox.num_pending:
                 return
-            with self._work:
+            with forks.turn:
                 self.collect()
 
     def _long_open(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import grpc
 
+from insitu import forks
 from insitu.exporters.clock_exchange import measure
 from insitu.wire.insitu_pb2 import ClockQuery
 from insitu.wire.insitu_pb2_grpc import CollectorStub
@@ -34,11 +35,12 @@ def compare_clocks(
     is_over = False
     while not is_over:
         try:
-            row = measure(
-                lambda: stub.Clock(ClockQuery(), timeout=TIMEOUT_S, wait_for_ready=True),
-                boot_id,
-                clock,
-            )
+            with forks.turn:
+                row = measure(
+                    lambda: stub.Clock(ClockQuery(), timeout=TIMEOUT_S, wait_for_ready=True),
+                    boot_id,
+                    clock,
+                )
             if row is None:
                 return
             tell([row])

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from insitu import forks
 from insitu.credentials import NONE, CredentialError, Credentials
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.clock_exchange import EVERY_S
 from insitu.exporters.clocks import compare_clocks
+from insitu.exporters.relay import RelayedCall, RelayError
 from insitu.exporters.rules import FOLLOWS_RULES, answer
 from insitu.exporters.window import Pending, Window
 from insitu.identity import Source
@@ -118,6 +120,8 @@ class CollectorExporter:
         self._is_put_off = False
         """Whether this connection is one of which the collector said that it takes no more now."""
         self._closing = threading.Event()
+        self._is_forking = False
+        """Whether this connection is ended, or one that is being made is not begun, because somebody forks."""
         self._last_said = ""
         self._barred = ""
 
@@ -222,16 +226,25 @@ class CollectorExporter:
         while not self._closing.is_set():
             is_broken = True
             try:
-                self._connect_and_listen()
+                with forks.Turn(self._hang_up_to_fork):
+                    self._is_forking = False
+                    self._connect_and_listen()
                 is_broken = False
-                if self._away_because is None and not self._closing.is_set():
+                if self._away_because is None and not self._closing.is_set() and not self._is_forking:
                     self._say(logging.WARNING, f"collector {self._target} hung up; its records are sent again")
             except grpc.RpcError as error:
-                self._note_error(error)
+                if not self._is_forking:
+                    self._note_error(error)
             except CredentialError as error:
                 self._note_barred(str(error))
+            except OSError as error:
+                self._say(
+                    logging.WARNING, f"no process is to be had to ship for this forked one ({error}); tried again"
+                )
             except Exception:
                 _log.exception("insitu: shipping to %s failed; it is tried again", self._target)
+            if self._is_forking:
+                continue
             if self._away_because is None:  # it took something meanwhile
                 backoff_s = FIRST_BACKOFF_S
             elif self._barred:  # until somebody changes a file, asking again changes nothing
@@ -240,6 +253,12 @@ class CollectorExporter:
                 self._away_because = DropReason.COLLECTOR_UNREACHABLE
             self._closing.wait(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
+
+    def _hang_up_to_fork(self) -> None:
+        """Have the connection end, for another thread is about to fork: it is made again at once."""
+        self._is_forking = True
+        if (call := self._call) is not None:
+            call.cancel()
 
     def _connect_and_listen(self) -> None:
         """Ship until the call ends. Raises RpcError when it breaks."""
@@ -251,15 +270,17 @@ class CollectorExporter:
             self._unsent = deque(self._window.in_order())
             self._reports.clear()  # they answer the connection before
             number = self._connection
-        channel = open_channel(self._address, self._credentials, _OPTIONS)
-        call = CollectorStub(channel).Ship(self._messages(number))
-        _in_use[id(channel)] = (channel, call)
-        self._call = call
-        if self._tell is not None:
-            compare = partial(compare_clocks, channel, self._source.boot_id, self._clock, self._tell)
-            threading.Thread(
-                target=compare, args=(partial(self._rest, number),), name="insitu-clock", daemon=True
-            ).start()
+        channel: grpc.Channel | None = None
+        if forks.is_grpc_lost():
+            self._call = RelayedCall(self._address, self._credentials, _OPTIONS, self._messages(number))
+        else:
+            channel = open_channel(self._address, self._credentials, _OPTIONS)
+            self._call = CollectorStub(channel).Ship(self._messages(number))
+            self._compare_clocks(channel, number)
+        call = self._call
+        if self._is_forking:
+            call.cancel()
+        _in_use[id(call)] = (channel, call)
         try:
             for reply in call:
                 self._on_reply(reply)
@@ -268,8 +289,16 @@ class CollectorExporter:
                 self._connection += 1  # ends the sender of this one
                 self._changed.notify_all()
             call.cancel()
-            channel.close()
-            del _in_use[id(channel)]
+            if channel is not None:
+                channel.close()
+            del _in_use[id(call)]
+
+    def _compare_clocks(self, channel: grpc.Channel, number: int) -> None:
+        """Compare them as long as this connection lasts; a forked child's are those of its parent."""
+        if self._tell is None:
+            return
+        compare = partial(compare_clocks, channel, self._source.boot_id, self._clock, self._tell)
+        threading.Thread(target=compare, args=(partial(self._rest, number),), name="insitu-clock", daemon=True).start()
 
     def _messages(self, number: int) -> Iterator[ToCollector]:
         """Yield Hello, then frames as they come, until this connection is over. Runs on a thread of gRPC's."""
@@ -329,7 +358,7 @@ class CollectorExporter:
 
     def _note_error(self, error: grpc.RpcError) -> None:
         status: Any = error  # what a call raises is itself the call
-        code = status.code() if isinstance(status, grpc.Call) else None
+        code = status.code() if isinstance(status, grpc.Call | RelayError) else None
         port = self._target.rpartition(":")[2]
         if self._closing.is_set():
             return

@@ -8,8 +8,6 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from insitu.drain import forks
-
 if TYPE_CHECKING:
     from insitu.session.live import Session
 
@@ -37,10 +35,9 @@ def close_all() -> None:
 
 
 def _fork_child() -> None:
-    forks.after_in_child()
     for session in list(_LIVE):
         session._after_fork()
 
 
-os.register_at_fork(before=forks.before, after_in_parent=forks.after_in_parent, after_in_child=_fork_child)
+os.register_at_fork(after_in_child=_fork_child)
 atexit.register(close_all)

@@ -16,6 +16,7 @@ from typing import Final
 
 from opentelemetry.sdk.resources import Resource
 
+from insitu import forks
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.otlp.account import Account
 from insitu.exporters.otlp.ends import THREAD, exporter_variable, import_exporters, resource_of, target_of, unwanted
@@ -148,16 +149,8 @@ class OtlpExporter:
 
     def _run(self) -> None:
         try:
-            self._shipper = Shipper(
-                self._source,
-                resource_of(self._source, self._detected),
-                self._traces,
-                self._targets,
-                self._limits,
-                self._account,
-                self._changed,
-                self._clock,
-            )
+            with forks.turn:
+                self._shipper = self._new_shipper()
             with closing(self._shipper) as shipper:
                 self._serve(shipper)
         except Exception as error:
@@ -166,6 +159,18 @@ class OtlpExporter:
                 self._is_broken = True
                 self._give_up()
                 self._changed.notify_all()
+
+    def _new_shipper(self) -> Shipper:
+        return Shipper(
+            self._source,
+            resource_of(self._source, self._detected),
+            self._traces,
+            self._targets,
+            self._limits,
+            self._account,
+            self._changed,
+            self._clock,
+        )
 
     def _give_up(self) -> None:
         self._arrived.clear()
@@ -179,8 +184,9 @@ class OtlpExporter:
                     return
                 batches, self._arrived = self._arrived, deque()
                 hurry, self._hurry = self._hurry, False
-            shipper.take(batches)
-            shipper.ship(hurry=hurry)
+            with forks.turn:
+                shipper.take(batches)
+                shipper.ship(hurry=hurry)
             self.cpu_ns = time.thread_time_ns()
 
     def _is_asked(self) -> bool:
