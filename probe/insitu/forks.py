@@ -22,7 +22,8 @@ _GRPC: Final = frozenset({"grpc._channel", "grpc._server"})
 _changed = Condition()
 _at_work: Final = dict[int, Callable[[], None] | None]()
 """Threads in a turn, and what ends that where it is a long one."""
-_num_forking = 0
+_forking: Final = set[int]()
+"""Threads that fork, or are about to."""
 _is_grpc_lost = False
 
 
@@ -35,7 +36,7 @@ class Turn:
 
     def __enter__(self) -> None:
         with _changed:
-            _changed.wait_for(lambda: not _num_forking)
+            _changed.wait_for(lambda: not _forking)
             _at_work[get_ident()] = self._end
 
     def __exit__(
@@ -56,9 +57,8 @@ def is_grpc_lost() -> bool:
 
 def _before() -> None:
     """Let no turn begin, and wait until those of others have ended, at most `WAIT_S`."""
-    global _num_forking
     with _changed:
-        _num_forking += 1
+        _forking.add(get_ident())
         ends = [end for end in _at_work.values() if end is not None]
     for end in ends:
         end()
@@ -68,17 +68,17 @@ def _before() -> None:
 
 def _after_in_parent() -> None:
     """Let turns begin again."""
-    global _num_forking
     with _changed:
-        _num_forking -= 1
+        _forking.discard(get_ident())
         _changed.notify_all()
 
 
 def _after_in_child() -> None:
     """Forget the parent's threads."""
-    global _changed, _num_forking, _is_grpc_lost
-    _changed, _num_forking = Condition(), 0
+    global _changed, _is_grpc_lost
+    _changed = Condition()
     _at_work.clear()
+    _forking.clear()
     _is_grpc_lost = not _GRPC.isdisjoint(sys.modules)
 
 

@@ -71,7 +71,7 @@ FRESH = """
                 threading.Event().wait(random.random() * 0.004)  # into its first cycles, at any place in them
                 if not (child := os.fork()):
                     net(x)
-                    os._exit(session.close(30).dropped)
+                    os._exit(session.close(30).dropped > 0)
                 children.append(child)
             statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
             return [*statuses, session.close(30).dropped]
@@ -157,7 +157,7 @@ def test_forks_while_a_process_computes_its_first_leave_children_that_can(tmp_pa
     run(FRESH, tmp_path, f"file://{tmp_path}/store", str(num_parents))
 
 
-@pytest.mark.parametrize("num_parents", [3, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num_parents", [3, pytest.param(50, marks=pytest.mark.soak)])
 def test_row_14_children_forked_at_any_time_of_a_connection_live_and_ship_all(tmp_path: Path, num_parents: int) -> None:
     """A child of a process that has gRPC inside of it hung in its imports, or was ended by its core, one in forty."""
     with CollectorServer(tmp_path / "store", port=0) as server:

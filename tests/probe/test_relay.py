@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,23 @@ def test_a_status_comes_back_with_what_it_says() -> None:
     call.cancel()
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "127.0.0.1:9" in (raised.value.details() or "")
+
+
+def test_it_does_not_outlive_the_child_where_the_collector_ends_nothing() -> None:
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        call = call_of(f"grpc://127.0.0.1:{deaf.getsockname()[1]}", over)
+        over.set()  # nothing more comes, as where the child has died
+        with pytest.raises(grpc.RpcError) as raised:
+            list(call)
+    call.cancel()
+    assert raised.value.code() is grpc.StatusCode.CANCELLED
+
+
+def test_what_a_site_prints_at_every_start_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; print('x' * 100, flush=True); sys.stderr.write('y')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    test_a_status_comes_back_with_what_it_says()
 
 
 def test_credentials_that_cannot_be_used_are_said_as_ever(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import pyarrow as pa
 
+from insitu import forks
 from insitu.config import DEFAULT_QUEUE_BYTES
 from insitu.exporters.base import Batch, Exporter, Refused, Retry
 from insitu.records import TABLES, table_spec
@@ -152,7 +153,8 @@ class Outbox:
         deadline = self._clock() + timeout_s
         self._retry_at = 0.0
         while True:
-            self.ship()
+            with forks.turn:  # not while it waits: a fork has a collector's acknowledgements wait for a new connection
+                self.ship()
             left = deadline - self._clock()
             if left <= 0 or not self.num_pending:
                 return

@@ -207,7 +207,7 @@ class Drain:
             if errand.is_last:
                 with forks.turn:
                     num_unread += self._say_what_is_lost()
-                    self.num_given_up = num_unread + self._outbox.close(max(0.1, errand.until - time.monotonic()))
+                self.num_given_up = num_unread + self._outbox.close(max(0.1, errand.until - time.monotonic()))
         except Exception as error:
             self.guard.contain(error)
         finally:
@@ -259,8 +259,7 @@ class Drain:
         """Wait until everything shipped is durable, or the time is over."""
         while True:
             left_s = until - time.monotonic()
-            with forks.turn:
-                self._outbox.flush(max(0.0, min(left_s, SETTLE_SLICE_S)))
+            self._outbox.flush(max(0.0, min(left_s, SETTLE_SLICE_S)))
             if left_s <= SETTLE_SLICE_S or not self._outbox.num_pending:
                 return
             with forks.turn:

@@ -19,7 +19,7 @@ from insitu.credentials import NONE, CredentialError, Credentials
 from insitu.exporters.base import Ack, Batch, Level, Refused, Retry
 from insitu.exporters.clock_exchange import EVERY_S
 from insitu.exporters.clocks import compare_clocks
-from insitu.exporters.relay import RelayedCall, RelayError
+from insitu.exporters.relay import NoRelay, RelayedCall, RelayError
 from insitu.exporters.rules import FOLLOWS_RULES, answer
 from insitu.exporters.window import Pending, Window
 from insitu.identity import Source
@@ -226,8 +226,8 @@ class CollectorExporter:
         while not self._closing.is_set():
             is_broken = True
             try:
+                self._is_forking = False
                 with forks.Turn(self._hang_up_to_fork):
-                    self._is_forking = False
                     self._connect_and_listen()
                 is_broken = False
                 if self._away_because is None and not self._closing.is_set() and not self._is_forking:
@@ -237,7 +237,7 @@ class CollectorExporter:
                     self._note_error(error)
             except CredentialError as error:
                 self._note_barred(str(error))
-            except OSError as error:
+            except NoRelay as error:
                 self._say(
                     logging.WARNING, f"no process is to be had to ship for this forked one ({error}); tried again"
                 )

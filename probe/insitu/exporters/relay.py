@@ -24,6 +24,10 @@ from insitu.wire.address import Address
 from insitu.wire.insitu_pb2 import ToCollector, ToProbe
 
 
+class NoRelay(OSError):
+    """No process is to be had."""
+
+
 class RelayError(grpc.RpcError):
     """The call ended with another status than OK."""
 
@@ -41,7 +45,7 @@ class RelayError(grpc.RpcError):
 
 
 class RelayedCall:
-    """One call of `Ship`: iterate over its replies. Raises OSError where no process is to be had."""
+    """One call of `Ship`: iterate over its replies. Raises NoRelay."""
 
     def __init__(
         self,
@@ -51,13 +55,23 @@ class RelayedCall:
         messages: Iterator[ToCollector],
     ) -> None:
         found = os.pathsep.join(each for each in sys.path if each)  # what is found here; not what lies where it starts
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "insitu.exporters.relay_program"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": found},
-            start_new_session=True,  # Ctrl-C is for the child, which may have something left to say
-        )
+        ours, theirs = os.pipe()  # not its stdout, which what a site runs at every start may write to
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "insitu.exporters.relay_program", str(theirs)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs],
+                env={**os.environ, "PYTHONPATH": found},
+                start_new_session=True,  # Ctrl-C is for the child, which may have something left to say
+            )
+        except OSError as error:
+            os.close(ours)
+            raise NoRelay(str(error)) from None
+        finally:
+            os.close(theirs)
+        self._replies = os.fdopen(ours, "rb")
         asked = {"address": str(address), "credentials": asdict(credentials), "options": list(options)}
         self._messages = messages
         self._asked = json.dumps(asked).encode()
@@ -65,9 +79,8 @@ class RelayedCall:
 
     def __iter__(self) -> Iterator[ToProbe]:
         """Yield replies. Raises RpcError, or CredentialError, one line."""
-        assert self._process.stdout is not None, "it was asked for"
-        with self._process.stdout as pipe:
-            while (frame := read_frame(pipe)) is not None:  # type: ignore[arg-type]
+        with self._replies as pipe:
+            while (frame := read_frame(pipe)) is not None:
                 kind, body = frame
                 if kind is Kind.BARRED:
                     raise CredentialError(body.decode())
