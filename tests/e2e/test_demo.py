@@ -103,6 +103,7 @@ def word_of(process: psutil.Process) -> str:
     return next((word for word in words if word in ("demo", "collect", "judge", "serve", "load")), "")
 
 
+@pytest.mark.matrix  # CI runs `make demo` itself, and looks at what it says
 @pytest.mark.e2e  # a verdict is named, of a machine that nobody else uses
 def test_the_document_is_true_and_the_spec_reaches_the_engine_alone(tmp_path: Path, demos: list[Demo]) -> None:
     demo = Demo(tmp_path / "store", ["--headless", "--json", "--seconds", "14", "--seed", "3", "--inject", FAULT])

@@ -23,7 +23,7 @@ ERROR_NS = 1_000_000
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 
-@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("late", [pytest.param(0, marks=pytest.mark.matrix), 1])
 def test_the_rank_that_sleeps_is_the_straggler(late: int, tmp_path: Path) -> None:
     variables = {name: value for name, value in os.environ.items() if not name.startswith("INSITU_")}
     command = [sys.executable, str(EXAMPLE), f"--late={late}", "--ms=8", "--steps=400", f"--to=file://{tmp_path}/store"]

@@ -152,7 +152,7 @@ def test_a_fork_does_not_wait_for_an_exporter_that_hangs(tmp_path: Path) -> None
     run(EXPORTING.format(when="", answer="slow.num_taken"), tmp_path)
 
 
-@pytest.mark.parametrize("num_parents", [8, pytest.param(400, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num_parents", [3, pytest.param(400, marks=pytest.mark.soak)])
 def test_forks_while_a_process_computes_its_first_leave_children_that_can(tmp_path: Path, num_parents: int) -> None:
     run(FRESH, tmp_path, f"file://{tmp_path}/store", str(num_parents))
 
