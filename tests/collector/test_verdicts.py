@@ -40,6 +40,22 @@ def test_nothing_wrong_is_healthy_alone_with_its_detection_limit(seed: int) -> N
     assert re.search(r"stage 0 by \d+\.\d ms .* stage 1 by \d+\.\d ms", found.text)
 
 
+@pytest.mark.parametrize("base_ms", [(0.5, 0.6), (0.2, 0.1), (0.05, 0.05)])
+@pytest.mark.parametrize("noise", [0.05, 0.5])
+def test_stages_of_less_than_the_least_excess_are_healthy_with_that_limit(
+    base_ms: tuple[float, float], noise: float
+) -> None:
+    (found,) = standing(judged(replace(run(1, noise=noise), base_ms=base_ms)))
+    assert found.kind is VerdictKind.HEALTHY
+    assert re.search(r"stage 0 by 1\.0 ms \(\d\.\d\dx its 0\.\d\d ms\)", found.text)
+
+
+@pytest.mark.parametrize(("stage", "on_cpu", "ms"), [(0, False, 2.0), (1, False, 2.0), (0, True, 4.0), (1, True, 4.0)])
+def test_a_slow_one_of_stages_of_less_than_a_millisecond_is_named(stage: int, on_cpu: bool, ms: float) -> None:
+    slow = run(stage, Fault("slow", 5.0, stage, ms=ms, on_cpu=on_cpu))
+    assert named(judged(replace(slow, base_ms=(0.2, 0.1)))) == [("stage_limits", stage)]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_foreign_load_is_never_a_slow_stage(seed: int) -> None:
     found = standing(judged(replace(run(seed), bursts=((2.0, 9.0, 1.2),))))

@@ -8,7 +8,7 @@ from typing import Final
 from insitu.vocabulary import VerdictKind
 from insitu_collector.evidence import Evidence
 from insitu_collector.steps.baseline import Baseline
-from insitu_collector.steps.slow_stage import StageExcess
+from insitu_collector.steps.slow_stage import MIN_EXCESS_NS, StageExcess
 from insitu_collector.verdicts.finding import Finding
 from insitu_collector.whatif.changes import Change, NoPrediction
 from insitu_collector.whatif.predict import Prediction, WhatIf
@@ -18,7 +18,8 @@ IMBALANCE: Final = 1.10
 MIN_GAIN: Final = 0.03
 """A split that gains less is not worth the words."""
 BLIND: Final = 1.0
-"""With a detection limit above this share of a stage's time, nothing can be called healthy."""
+"""With a detection limit above this share of a stage's time, nothing can be called healthy, unless the limit is
+`MIN_EXCESS_NS`: that short a stage is known as well as one is asked for, and the limit is said."""
 RECORD_MORE: Final = "Record at least 5 s of traffic on every rank, after a warm-up."
 AFTER_LEAP: Final = (
     "See whether that host was suspended or its processes were stopped; what is recorded from a minute after is judged."
@@ -36,15 +37,15 @@ def healthy(
 
     replayed: what the gain of another split is asked of.
     """
-    worst = max(excess.threshold_ns / max(excess.expected_ns, 1.0) for excess in excesses.values())
+    blunt = any(excess.threshold_ns > max(MIN_EXCESS_NS, BLIND * excess.expected_ns) for excess in excesses.values())
     learnt = all(excess.learnt for excess in excesses.values())
-    if learnt and worst > BLIND:
+    if learnt and blunt:
         return None
     bluntest = {excess.stage: excess for excess in sorted(excesses.values(), key=lambda excess: excess.threshold_ns)}
     by_stage = [excess for _, excess in sorted(bluntest.items())]
     limits = ", ".join(
         f"stage {excess.stage} by {excess.threshold_ns / 1e6:.1f} ms ({_times(excess):.2f}x its "
-        f"{excess.expected_ns / 1e6:.1f} ms)"
+        f"{_milliseconds(excess.expected_ns)})"
         for excess in by_stage
     )
     computing = " and ".join(f"{excess.computing_limit_ns / 1e6:.1f} ms" for excess in by_stage)
@@ -73,6 +74,11 @@ def inconclusive(evidence: Evidence, reason: str, remedy: str = RECORD_MORE) -> 
         t0_ns=begin,
         t1_ns=max(begin, end),
     )
+
+
+def _milliseconds(ns: float) -> str:
+    """Return a time of which two digits are seen: stages may take far less than a millisecond."""
+    return f"{ns / 1e6:.{1 if ns >= 1e6 else 2}f} ms"
 
 
 def _times(excess: StageExcess) -> float:
