@@ -77,7 +77,7 @@ def inconclusive(evidence: Evidence, reason: str, remedy: str = RECORD_MORE) -> 
 
 
 def _milliseconds(ns: float) -> str:
-    """Return a time of which two digits are seen: stages may take far less than a millisecond."""
+    """Return a time with a digit more below a millisecond, where many stages are."""
     return f"{ns / 1e6:.{1 if ns >= 1e6 else 2}f} ms"
 
 
